@@ -1,0 +1,3 @@
+from .checkpointer import CentripetalNetCheckpointer
+
+__all__ = ["CentripetalNetCheckpointer"]

@@ -1,0 +1,94 @@
+"""Loading of weights that says no to a file that does not fit."""
+
+import os
+import pickle
+from typing import List
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+_MAX_NAMES = 10
+
+
+class CentripetalNetCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, but weights that are missing or do not fit are an error.
+
+    Detectron2 logs what it could not load and goes on with random values, which in an evaluation
+    looks like a bad model.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
+        """
+        Args:
+            model: whose weights are loaded and saved.
+            save_dir: folder of the checkpoints.
+            strict: whether every weight must be there and fit. Otherwise, to start a training from
+                another model's weights, at least one must.
+            kwargs: as for ``DetectionCheckpointer``.
+        """
+        super().__init__(model, save_dir, **kwargs)
+        self.strict = strict
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        """
+        Args:
+            path: a checkpoint file or address; empty for none.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no checkpoint, or its weights do not fit the model.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the path "
+                "of a checkpoint, or '' to start from random weights."
+            )
+        return super().load(path, *args, **kwargs)
+
+    def _torch_load(self, f):
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        # What a damaged or foreign file makes of torch.load differs with its first bytes.
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{f} is not a checkpoint that can be loaded safely: {first_line}. It must be a "
+                "file of tensors as torch.save writes it."
+            ) from error
+
+    def _load_model(self, checkpoint: dict):
+        weights = checkpoint["model"]
+        if not isinstance(weights, dict) or not weights:
+            raise ValueError(
+                "the checkpoint holds no weights: expected a dict of tensors, possibly under the "
+                f"key 'model', got {type(weights).__name__}"
+            )
+        num_weights = len(weights)
+        incompatible = super()._load_model(checkpoint)
+        missing = list(incompatible.missing_keys)
+        unexpected = list(incompatible.unexpected_keys)
+        misfits = [
+            f"{name} (checkpoint {tuple(found)}, model {tuple(wanted)})"
+            for name, found, wanted in incompatible.incorrect_shapes
+        ]
+        if self.strict:
+            fits = not (missing or unexpected or misfits)
+        else:
+            fits = len(unexpected) + len(misfits) < num_weights
+        if not fits:
+            raise ValueError(
+                "the checkpoint does not fit the model that the config describes:"
+                + _listing("not in the checkpoint", missing)
+                + _listing("of another shape", misfits)
+                + _listing("not in the model", unexpected)
+                + "\nUse the config that the checkpoint was trained with."
+            )
+        return incompatible
+
+
+def _listing(title: str, names: List[str]) -> str:
+    if not names:
+        return ""
+    more = [f"... and {len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
+    return f"\n{title} ({len(names)}):" + "".join(f"\n  {x}" for x in names[:_MAX_NAMES] + more)

@@ -1,0 +1,151 @@
+"""Every config key that this project adds to Detectron2's, with its default."""
+
+import logging
+import os
+from typing import Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+
+def add_centripetalnet_config(cfg: CfgNode) -> None:
+    """Adds the keys of CentripetalNet to ``cfg``; call it before merging a config file.
+
+    The defaults are those of the released Hourglass-104 model. Keys of Detectron2 that the project
+    needs other values of are set by ``configs/Base-CentripetalNet.yaml``.
+
+    Args:
+        cfg: what ``detectron2.config.get_cfg`` returns; changed in place.
+    """
+    # ---------------------------------------------------------------- backbone
+    cfg.MODEL.HOURGLASS = hourglass = CfgNode()
+    # Hourglasses one after the other: two make Hourglass-104, one Hourglass-52.
+    hourglass.NUM_STACKS = 2
+    # Channels of the stem's 7x7 convolution.
+    hourglass.STEM_CHANNELS = 128
+    # Channels at each resolution of an hourglass, one more than its depth. The first is the width
+    # at stride 4, each further entry halves the resolution.
+    hourglass.CHANNELS = [256, 256, 384, 384, 384, 512]
+    # Residual blocks at each of these resolutions.
+    hourglass.BLOCKS = [2, 2, 2, 2, 2, 4]
+    # Channels of the feature map that each stack gives to its head.
+    hourglass.OUT_CHANNELS = 256
+    # Norm of the backbone: "BN", "SyncBN", "FrozenBN", "GN" or any of detectron2.layers.get_norm.
+    hourglass.NORM = "BN"
+
+    # ---------------------------------------------------------------- head
+    cfg.MODEL.CENTRIPETALNET = net = CfgNode()
+    # Number of classes; must be that of the dataset.
+    net.NUM_CLASSES = 80
+    # Channels of the two branches that corner pooling takes its maxima of.
+    net.POOL_CHANNELS = 128
+    # Channels of the hidden convolution of each prediction.
+    net.HEAD_CHANNELS = 256
+    # Norm of the corner pooling module.
+    net.NORM = "BN"
+    # Initial logit of every heat-map cell; -2.19 is a probability of 0.1.
+    net.HEATMAP_BIAS = -2.19
+
+    # ---------------------------------------------------------------- targets and losses
+    # IoU that a box keeps when its corners move by the radius of the Gaussian bumps.
+    net.GAUSSIAN_MIN_OVERLAP = 0.3
+    # Exponents of the heat-map loss: alpha on the probability, beta on one minus the target.
+    net.FOCAL_ALPHA = 2.0
+    net.FOCAL_BETA = 4.0
+    # Where the smooth L1 losses turn from quadratic to linear, in their unit (cells, log cells).
+    net.SMOOTH_L1_BETA = 1.0
+    # Weights of the losses in the total.
+    net.HEATMAP_WEIGHT = 1.0
+    net.OFFSET_WEIGHT = 1.0
+    net.GUIDING_SHIFT_WEIGHT = 0.05
+    net.CENTRIPETAL_SHIFT_WEIGHT = 1.0
+
+    # ---------------------------------------------------------------- corner matching
+    # Corners of each kind kept in an image, over all classes and cells.
+    net.TOPK = 100
+    # A corner is the largest of its class in a window of so many cells (odd).
+    net.LOCAL_MAXIMUM_KERNEL = 3
+    # Boxes of more square pixels than this are large.
+    net.LARGE_AREA = 3500.0
+    # Side of the central region as a share of the box's, for large and for other boxes.
+    net.CENTRAL_REGION_LARGE = 1 / 2.1
+    net.CENTRAL_REGION_SMALL = 1 / 2.4
+    # Largest area spanned by the two pointed-to centres as a share of the central region's.
+    net.MAX_CENTER_AREA = 0.5
+    # True: multiply scores by exp(-that share), as in the paper. The released model does not.
+    net.WEIGHT_SCORES = False
+
+    # ---------------------------------------------------------------- soft-NMS
+    # Boxes of an image that enter it, the best by score; TEST.DETECTIONS_PER_IMAGE leave it.
+    net.MAX_CANDIDATES = 1000
+    net.SOFT_NMS = CfgNode()
+    # Decay of the scores: "gaussian", exp(-IoU^2 / SIGMA), or "linear", 1 - IoU over IOU_THRESHOLD.
+    net.SOFT_NMS.METHOD = "gaussian"
+    net.SOFT_NMS.SIGMA = 0.5
+    net.SOFT_NMS.IOU_THRESHOLD = 0.5
+    # Boxes whose score falls under this are dropped.
+    net.SOFT_NMS.MIN_SCORE = 0.001
+
+    # ---------------------------------------------------------------- input
+    # At test time an image lies in the middle of a canvas of size (height | BITS, width | BITS); a
+    # number one less than a power of two, so that the hourglass halves it evenly.
+    net.TEST_CANVAS_BITS = 127
+    # Training: random crop around a random centre, padded with the mean colour where it leaves the
+    # image, then resized to SIZE.
+    cfg.INPUT.CENTER_CROP_PAD = crop = CfgNode()
+    # Height and width of the training canvas in pixels.
+    crop.SIZE = [511, 511]
+    # The crop is SIZE times one of these.
+    crop.RATIOS = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
+    # The crop's centre keeps so many pixels from the image's edge, halved for small images.
+    crop.BORDER = 128
+    # Centres that are tried until one has the centre of a box inside the crop.
+    crop.MAX_TRIES = 50
+    # Training: colour distortion, each step with probability 1/2.
+    cfg.INPUT.COLOR_DISTORTION = color = CfgNode()
+    color.ENABLED = True
+    # Added to all channels, of 255.
+    color.BRIGHTNESS = 32.0
+    # Ranges that all channels, and the saturation, are multiplied by.
+    color.CONTRAST = [0.5, 1.5]
+    color.SATURATION = [0.5, 1.5]
+    # Degrees that the hue is turned by.
+    color.HUE = 18.0
+    # Random order of the channels.
+    color.SWAP_CHANNELS = True
+
+    # ---------------------------------------------------------------- test-time augmentation
+    # Scales of the image whose boxes are put together when TEST.AUG.ENABLED; with TEST.AUG.FLIP
+    # each with its mirror image. The paper's multi-scale result uses 0.6, 1, 1.2, 1.5 and 1.8.
+    cfg.TEST.AUG.SCALES = [1.0]
+
+    # ---------------------------------------------------------------- solver
+    # "ADAM" or "SGD".
+    cfg.SOLVER.OPTIMIZER = "ADAM"
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The config that a file and ``KEY VALUE`` pairs describe, not yet frozen.
+
+    Where the config asks for CUDA and there is none, ``MODEL.DEVICE`` becomes "cpu".
+
+    Args:
+        config_file: path of a yaml file.
+        opts: keys and values in turn, as on the command line.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if not os.path.isfile(config_file):
+        raise FileNotFoundError(
+            f"there is no config file {config_file!r} (seen from {os.getcwd()}); give one of "
+            "configs/*.yaml with --config-file"
+        )
+    cfg = get_cfg()
+    add_centripetalnet_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("No GPU was found: MODEL.DEVICE is set to 'cpu'.")
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg

@@ -1,0 +1,207 @@
+"""Training and evaluation: Detectron2's DefaultTrainer, also on the CPU, and its command line."""
+
+import logging
+import os
+import time
+import weakref
+from collections import OrderedDict
+from typing import Optional, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    default_setup,
+    hooks,
+)
+from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoint import CentripetalNetCheckpointer
+from .config import load_config
+from .data import CentripetalNetDatasetMapper
+from .data.dataset_check import check_coco_categories, check_num_classes
+from .modeling import CentripetalNetWithTTA
+from .solver import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class CPUAMPTrainer(SimpleTrainer):
+    """Mixed precision on the CPU: the forward pass in bfloat16 where autocast says so.
+
+    Detectron2's AMPTrainer needs CUDA. bfloat16 has the range of float32, so no gradient scaler.
+    """
+
+    def run_step(self) -> None:
+        """One iteration, see ``SimpleTrainer.run_step``."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = self.model(data)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        total.backward()
+        self._write_metrics(losses, data_time)
+        self.optimizer.step()
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with this project's data, optimizer and evaluation; on GPUs and on the CPU."""
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: see :func:`setup`.
+        """
+        # DefaultTrainer's constructor names a CUDA device for each process and a CUDA-only AMP
+        # trainer; this is the same sequence for either device.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        if on_cpu and comm.get_world_size() > 1:
+            model = DistributedDataParallel(model, broadcast_buffers=False)
+        else:
+            model = create_ddp_model(model, broadcast_buffers=False)
+        trainer_type = SimpleTrainer
+        if cfg.SOLVER.AMP.ENABLED:
+            trainer_type = CPUAMPTrainer if on_cpu else AMPTrainer
+        self._trainer = trainer_type(model, data_loader, optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = CentripetalNetCheckpointer(
+            model, cfg.OUTPUT_DIR, strict=False, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+        if cfg.TEST.AUG.ENABLED:
+            self.register_hooks(
+                [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
+            )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        _check_datasets(cfg, cfg.DATASETS.TRAIN)
+        return build_detection_train_loader(
+            cfg, mapper=CentripetalNetDatasetMapper(cfg, is_train=True)
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        _check_datasets(cfg, [dataset_name])
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=CentripetalNetDatasetMapper(cfg, is_train=False)
+        )
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> COCOEvaluator:
+        """The COCO evaluator, which is what every dataset of this project is judged by."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluates with test-time augmentation.
+
+        Args:
+            cfg: see :func:`setup`.
+            model: the trained model.
+
+        Returns:
+            As :meth:`test`, the keys with the suffix ``_TTA``.
+        """
+        logger.info("Running inference with test-time augmentation ...")
+        model = CentripetalNetWithTTA(cfg, model)
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, model, evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise KeyError(
+                f"no dataset {name!r} is registered; known are {', '.join(DatasetCatalog.list())}"
+            )
+        metadata = MetadataCatalog.get(name)
+        prepare = metadata.get("prepare")
+        if prepare is not None:
+            prepare()
+        json_file = metadata.get("json_file")
+        if json_file is not None:
+            classes = check_coco_categories(json_file)
+        else:
+            classes = metadata.get("thing_classes", [])
+        check_num_classes(name, classes, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
+
+
+def setup(args) -> CfgNode:
+    """The config that the command line describes, frozen, with logging and seeds set up.
+
+    Args:
+        args: parsed by ``detectron2.engine.default_argument_parser``.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args) -> OrderedDict:
+    """Trains, or with ``--eval-only`` evaluates; what ``train_net.py`` runs in each process.
+
+    Args:
+        args: parsed by ``detectron2.engine.default_argument_parser``.
+
+    Returns:
+        Results of the evaluation by task: ``bbox``, and with ``TEST.AUG.ENABLED`` ``bbox_TTA``.
+    """
+    cfg = setup(args)
+    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
+        # Each process would otherwise take all cores.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        CentripetalNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_tta(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()

@@ -1,0 +1,13 @@
+from .corner_pool import corner_pool, corner_pool_reference
+from .cross_star_deform_conv import CrossStarDeformConv, deform_conv3x3
+from .gaussian_focal_loss import gaussian_focal_loss
+from .soft_nms import batched_soft_nms
+
+__all__ = [
+    "CrossStarDeformConv",
+    "batched_soft_nms",
+    "corner_pool",
+    "corner_pool_reference",
+    "deform_conv3x3",
+    "gaussian_focal_loss",
+]

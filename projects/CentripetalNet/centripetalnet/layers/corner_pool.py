@@ -1,0 +1,126 @@
+"""Corner pooling: the running maximum along one axis, up to the feature map's border.
+
+N images, C channels, H x W the feature map.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["corner_pool", "corner_pool_reference"]
+
+# The compiled operator's numbers for the directions, as in csrc/corner_pool.h.
+_DIRECTIONS = {"top": 0, "bottom": 1, "left": 2, "right": 3}
+
+
+def corner_pool(input: Tensor, direction: str) -> Tensor:
+    """Replace every element by the maximum of the elements from it to one border of the map.
+
+    From a NaN on the scan stays NaN. Of equal values, the one that the scan reaches last gets the
+    gradient. Both are as in :func:`torch.cummax`. The output has the memory format of the input,
+    NCHW or channels-last. A second derivative is an error.
+
+    Args:
+        input: (N, C, H, W), of any floating point dtype with a compiled kernel: float32, float64,
+            float16, bfloat16. Autocast leaves the dtype as it is.
+        direction: where the scan runs to. "top": the maximum over rows >= the element's own,
+            "bottom": rows <=, "left": columns >=, "right": columns <=.
+
+    Returns:
+        (N, C, H, W), dtype of the input.
+
+    Raises:
+        TypeError: ``input`` is not a floating point tensor.
+        ValueError: ``input`` is not 4-d, or the direction is unknown.
+
+    Source: CornerNet, arXiv 1808.01244, section 3.4; used by CentripetalNet, arXiv 2003.09119.
+    """
+    _check_arguments(input, direction)
+    if _EXTENSION_PROBLEM is not None:
+        _warn_once(_EXTENSION_PROBLEM)
+        return corner_pool_reference(input, direction)
+    if input.device.type not in _KERNEL_DEVICES:
+        _warn_once(f"centripetalnet._C was built without kernels for {input.device.type!r}.")
+        return corner_pool_reference(input, direction)
+    return torch.ops.centripetalnet.corner_pool(input, _DIRECTIONS[direction])
+
+
+def corner_pool_reference(input: Tensor, direction: str) -> Tensor:
+    """Do what :func:`corner_pool` does, in PyTorch's own operators.
+
+    It is several times slower and keeps an index of 8 bytes per element for the backward pass.
+
+    Args:
+        input: (N, C, H, W), floating point.
+        direction: "top", "bottom", "left" or "right".
+
+    Returns:
+        (N, C, H, W), dtype of the input.
+
+    Raises:
+        TypeError: ``input`` is not a floating point tensor.
+        ValueError: ``input`` is not 4-d, or the direction is unknown.
+
+    Source: CornerNet, arXiv 1808.01244, section 3.4.
+    """
+    _check_arguments(input, direction)
+    axis = 2 if direction in ("top", "bottom") else 3
+    if direction in ("bottom", "right"):
+        return input.cummax(axis).values
+    return input.flip(axis).cummax(axis).values.flip(axis)
+
+
+def _check_arguments(input: Tensor, direction: str) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"corner_pool expects a tensor, got {type(input).__name__}")
+    if not input.is_floating_point():
+        raise TypeError(f"corner_pool expects a floating point tensor, got {input.dtype}")
+    if input.dim() != 4:
+        raise ValueError(
+            f"corner_pool expects an input of shape (N, C, H, W), got {tuple(input.shape)}"
+        )
+    if direction not in _DIRECTIONS:
+        raise ValueError(
+            f"corner_pool expects a direction out of {list(_DIRECTIONS)}, got {direction!r}"
+        )
+
+
+def _load_extension() -> str | None:
+    """Register the compiled operators; return None, or why they are not there."""
+    try:
+        importlib.import_module("centripetalnet._C")
+    except ModuleNotFoundError as error:
+        if error.name == "centripetalnet._C":
+            return "centripetalnet._C is not built."
+        return f"centripetalnet._C could not be loaded: {error}."
+    except (ImportError, OSError) as error:
+        return f"centripetalnet._C could not be loaded: {error}."
+    return None
+
+
+def _devices_with_kernels() -> frozenset[str]:
+    # A library built without CUDA is no reason to fail on a GPU.
+    return frozenset(
+        device
+        for device, key in (("cpu", "CPU"), ("cuda", "CUDA"), ("meta", "Meta"))
+        if torch._C._dispatch_has_kernel_for_dispatch_key("centripetalnet::corner_pool", key)
+    )
+
+
+@lru_cache(maxsize=None)
+def _warn_once(problem: str) -> None:
+    warnings.warn(
+        f"{problem} corner_pool runs in PyTorch's own operators, which is several times slower. "
+        "To build its kernels, run `pip install --no-build-isolation -e .` in "
+        "projects/CentripetalNet, with FORCE_CUDA=1 where there is the CUDA toolkit but no GPU.",
+        stacklevel=3,
+    )
+
+
+_EXTENSION_PROBLEM = _load_extension()
+_KERNEL_DEVICES = frozenset() if _EXTENSION_PROBLEM else _devices_with_kernels()

@@ -1,0 +1,80 @@
+"""Soft non-maximum suppression (arXiv 1704.04503), for all classes and images at once.
+
+Shapes: N images, M candidate boxes of each (padded), D boxes kept of each.
+"""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+METHODS = ("gaussian", "linear")
+
+
+def _iou_with(boxes: Tensor, areas: Tensor, taken: Tensor, taken_area: Tensor) -> Tensor:
+    """IoU of (N, M, 4) boxes with one taken box (N, 1, 4) of each image: (N, M)."""
+    top_left = torch.maximum(boxes[..., :2], taken[..., :2])
+    bottom_right = torch.minimum(boxes[..., 2:], taken[..., 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
+    union = areas + taken_area - intersection
+    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+
+
+def batched_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    max_detections: int,
+    method: str = "gaussian",
+    sigma: float = 0.5,
+    iou_threshold: float = 0.5,
+    min_score: float = 0.001,
+) -> Tuple[Tensor, Tensor]:
+    """Per-class soft-NMS over padded batches, in the order in which the boxes are taken.
+
+    Repeats: take the box with the highest current score of an image, lower the score of every box
+    of the same class that is left (by ``exp(-IoU^2 / sigma)``, or by ``1 - IoU`` where the IoU
+    exceeds ``iou_threshold``), and drop what falls under ``min_score``. Since classes do not touch
+    each other, taking the best of all classes gives each class's own order, and
+    ``max_detections`` rounds are all that is needed. The work of a round is vectorised over images and boxes.
+
+    Args:
+        boxes: (N, M, 4) x0, y0, x1, y1, absolute.
+        scores: (N, M) in [0, 1]; a negative score marks padding.
+        classes: (N, M) integers.
+        max_detections: D, at most this many boxes of an image are taken.
+        method: "gaussian" or "linear".
+        sigma: of the Gaussian decay.
+        iou_threshold: of the linear decay.
+        min_score: lower limit of a lowered score. A box that is taken first keeps its own.
+
+    Returns:
+        keep (N, min(D, M)) indices into M in the order of taking, and their lowered scores, of the
+        same shape, -1 where no box was left.
+
+    Raises:
+        ValueError: if ``method`` is unknown.
+
+    Source: arXiv 1704.04503, figure 2.
+    """
+    if method not in METHODS:
+        raise ValueError(f"soft-NMS knows the methods {METHODS}, got {method!r}")
+    num_images, num_boxes = scores.shape
+    rounds = min(max_detections, num_boxes)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    keep = classes.new_zeros((num_images, rounds), dtype=torch.long)
+    kept_scores = scores.new_full((num_images, rounds), -1)
+    for i in range(rounds):
+        best_score, best = scores.max(dim=1, keepdim=True)
+        keep[:, i], kept_scores[:, i] = best[:, 0], best_score[:, 0]
+        taken = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        iou = _iou_with(boxes, areas, taken, areas.gather(1, best))
+        if method == "gaussian":
+            decay = torch.exp(-iou.square() / sigma)
+        else:
+            decay = torch.where(iou > iou_threshold, 1 - iou, torch.ones_like(iou))
+        decay = torch.where(classes == classes.gather(1, best), decay, torch.ones_like(decay))
+        lowered = scores * decay
+        dropped = (scores < 0) | (lowered < min_score)
+        scores = lowered.masked_fill(dropped, -1).scatter(1, best, -1)
+    return keep, kept_scores.clamp(min=-1)

@@ -1,0 +1,10 @@
+from .hourglass import StackedHourglass, build_hourglass_backbone
+from .meta_arch import CentripetalNet
+from .test_time_augmentation import CentripetalNetWithTTA
+
+__all__ = [
+    "CentripetalNet",
+    "CentripetalNetWithTTA",
+    "StackedHourglass",
+    "build_hourglass_backbone",
+]

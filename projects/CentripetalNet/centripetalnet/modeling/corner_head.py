@@ -1,0 +1,139 @@
+"""Layers of the head: from one stack's feature map to the maps of both corners.
+
+Shapes: N images, C classes, H x W the feature map. "tl" and "br" are the top-left and bottom-right
+corner; both go through the same code.
+"""
+
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, get_norm
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import Tensor, nn
+
+from ..layers import CrossStarDeformConv, corner_pool
+from ..structures import CornerMaps, HeadOutput
+
+# Directions in which a corner looks for the edges of its object: vertically, then horizontally.
+POOL_DIRECTIONS = {"tl": ("top", "left"), "br": ("bottom", "right")}
+
+
+def _conv3x3(in_channels: int, out_channels: int, norm: str = "", relu: bool = True) -> Conv2d:
+    return _initialised(
+        Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size=3,
+            padding=1,
+            bias=not norm,
+            norm=get_norm(norm, out_channels),
+            activation=F.relu_ if relu else None,
+        )
+    )
+
+
+def _initialised(conv: Conv2d) -> Conv2d:
+    c2_msra_fill(conv)
+    return conv
+
+
+def _prediction_branch(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
+    """conv3x3-ReLU-conv1x1; the last keeps PyTorch's default initialisation, as released."""
+    return nn.Sequential(
+        _conv3x3(in_channels, hidden_channels), Conv2d(hidden_channels, out_channels, 1)
+    )
+
+
+class CornerPooling(nn.Module):
+    """Corner pooling module: gathers at a corner what lies along the two edges that meet there.
+
+    Source: arXiv 1808.01244, section 3.4 and figure 7.
+    """
+
+    def __init__(self, channels: int, pool_channels: int, corner: str, norm: str = "BN"):
+        """
+        Args:
+            channels: width of the feature map that comes in and goes out.
+            pool_channels: width of the two pooled branches.
+            corner: "tl" or "br".
+            norm: as in ``detectron2.layers.get_norm``.
+        """
+        super().__init__()
+        self.vertical_direction, self.horizontal_direction = POOL_DIRECTIONS[corner]
+        self.vertical = _conv3x3(channels, pool_channels, norm)
+        self.horizontal = _conv3x3(channels, pool_channels, norm)
+        self.pooled = _conv3x3(pool_channels, channels, norm, relu=False)
+        self.shortcut = _initialised(
+            Conv2d(channels, channels, 1, bias=not norm, norm=get_norm(norm, channels))
+        )
+        self.out = _conv3x3(channels, channels, norm)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, channels, H, W) to the same shape."""
+        pooled = corner_pool(self.vertical(feature), self.vertical_direction) + corner_pool(
+            self.horizontal(feature), self.horizontal_direction
+        )
+        return self.out(F.relu_(self.pooled(pooled) + self.shortcut(feature)))
+
+
+class CornerBranch(nn.Module):
+    """All layers of one corner of one stack."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        corner: str,
+        pool_channels: int,
+        hidden_channels: int,
+        heatmap_bias: float,
+        norm: str = "BN",
+    ):
+        """
+        Args:
+            channels: width of the backbone's feature map.
+            num_classes: C.
+            corner: "tl" or "br".
+            pool_channels: width of the branches of corner pooling.
+            hidden_channels: width of the hidden convolution of each prediction.
+            heatmap_bias: initial logit of every cell.
+            norm: of corner pooling, as in ``detectron2.layers.get_norm``.
+        """
+        super().__init__()
+        self.pooling = CornerPooling(channels, pool_channels, corner, norm)
+        self.heatmap = _prediction_branch(channels, hidden_channels, num_classes)
+        self.offset = _prediction_branch(channels, hidden_channels, 2)
+        self.guiding_shift = _prediction_branch(channels, hidden_channels, 2)
+        self.cross_star = CrossStarDeformConv(channels)
+        self.centripetal_shift = _prediction_branch(channels, hidden_channels, 2)
+        nn.init.constant_(self.heatmap[-1].bias, heatmap_bias)
+
+    def forward(self, feature: Tensor) -> CornerMaps:
+        """(N, channels, H, W) to the maps of this corner."""
+        pooled = self.pooling(feature)
+        guiding_shift = self.guiding_shift(pooled)
+        adapted = self.cross_star(pooled, guiding_shift)
+        return CornerMaps(
+            heatmap=self.heatmap(pooled),
+            offset=self.offset(pooled),
+            guiding_shift=guiding_shift,
+            centripetal_shift=self.centripetal_shift(adapted),
+        )
+
+
+class CornerHead(nn.Module):
+    """Head of one stack: a branch for each corner, weights not shared.
+
+    Source: arXiv 2003.09119, figure 3.
+    """
+
+    def __init__(self, **branch):
+        """
+        Args:
+            branch: what :class:`CornerBranch` takes, without ``corner``.
+        """
+        super().__init__()
+        self.tl = CornerBranch(corner="tl", **branch)
+        self.br = CornerBranch(corner="br", **branch)
+
+    def forward(self, feature: Tensor) -> HeadOutput:
+        """(N, channels, H, W) to the maps of both corners."""
+        return HeadOutput(tl=self.tl(feature), br=self.br(feature))

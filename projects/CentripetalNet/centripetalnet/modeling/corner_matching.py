@@ -1,0 +1,236 @@
+"""Maps of the last stack to scored boxes (pure functions).
+
+Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image. All
+coordinates are pixels of the canvas until the border is subtracted, then pixels of the image that
+lies on it. Sections and equations are those of arXiv 2003.09119.
+"""
+
+from dataclasses import dataclass
+from typing import Iterable, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers import batched_soft_nms
+from ..structures import Candidates, CornerMaps, Corners, HeadOutput
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """Every number that corner matching depends on; the defaults are the released model's."""
+
+    topk: int = 100
+    """K: corners of each kind kept in an image, over all classes."""
+    local_maximum_kernel: int = 3
+    """A corner is the largest in a window of so many cells."""
+    large_area: float = 3500.0
+    """Boxes of more square pixels count as large."""
+    central_region_large: float = 1 / 2.1
+    """mu, side of a large box's central region as a share of the box's."""
+    central_region_small: float = 1 / 2.4
+    """mu of the other boxes."""
+    max_center_area: float = 0.5
+    """Largest area spanned by the two pointed-to centres, as a share of the central region's."""
+    weight_scores: bool = False
+    """Multiply a score by exp(-that share), as the paper does and the released model does not."""
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """Every number that the choice of the final boxes depends on, released defaults."""
+
+    max_candidates: int = 1000
+    """Boxes of an image that enter soft-NMS, the best by score."""
+    max_detections: int = 100
+    """Boxes of an image that leave it."""
+    method: str = "gaussian"
+    """Decay of soft-NMS, "gaussian" or "linear"."""
+    sigma: float = 0.5
+    """Of the Gaussian decay."""
+    iou_threshold: float = 0.5
+    """Of the linear decay."""
+    min_score: float = 0.001
+    """Boxes whose lowered score is less are dropped."""
+
+
+def find_corners(
+    maps: CornerMaps, inwards: int, canvas_size: Tuple[int, int], options: MatchingOptions
+) -> Corners:
+    """The best corners of one kind and the centres they point to.
+
+    Args:
+        maps: of one corner.
+        inwards: +1 for top-left corners, whose centre has larger coordinates, -1 for bottom-right.
+        canvas_size: (h, w) pixels.
+        options: see :class:`MatchingOptions`.
+
+    Returns:
+        K corners of each image, K at most the number of cells times classes, best first.
+
+    Source: section 3.2, "center" of equation 2's boxes; peaks as in arXiv 1808.01244, section 4.2.
+    """
+    num_classes, height, width = maps.heatmap.shape[1:]
+    kernel = options.local_maximum_kernel
+    probability = maps.heatmap.float().sigmoid()
+    largest_around = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
+    peaks = probability * (probability == largest_around)
+    score, index = peaks.flatten(1).topk(min(options.topk, num_classes * height * width))
+    cls = torch.div(index, height * width, rounding_mode="floor")
+    index = index % (height * width)
+
+    def at_cells(shift: Tensor) -> Tensor:
+        return shift.float().flatten(2).gather(2, index[:, None].expand(-1, 2, -1)).mT
+
+    cell = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), dim=-1)
+    pixels_per_cell = score.new_tensor((canvas_size[1] / width, canvas_size[0] / height))
+    position = (cell + at_cells(maps.offset)) * pixels_per_cell
+    to_center = at_cells(maps.centripetal_shift).exp() * pixels_per_cell
+    return Corners(score, cls, position, position + inwards * to_center)
+
+
+def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> Candidates:
+    """Pairs every top-left with every bottom-right corner and tells which pairs are boxes.
+
+    A pair is a box if its corners are of one class, the box has extent, both corners point into the
+    box's central region, and the two centres lie close together for the size of that region.
+
+    Args:
+        tl, br: the best corners of both kinds.
+        border: (N, 2) left and top border of the canvas in pixels, which is subtracted.
+        options: see :class:`MatchingOptions`.
+
+    Returns:
+        K * K candidates of each image.
+
+    Source: section 3.2, equations 3 to 5.
+    """
+    border = border[:, None].to(tl.position)
+    # Negative coordinates become 0 before any area is taken, as the released model does.
+    x0y0 = (tl.position - border).clamp(min=0)[:, :, None]
+    x1y1 = (br.position - border).clamp(min=0)[:, None]
+    tl_center = (tl.center - border).clamp(min=0)[:, :, None]
+    br_center = (br.center - border).clamp(min=0)[:, None]
+
+    size = x1y1 - x0y0
+    has_extent = (size > 0).all(dim=-1)
+    mu = torch.where(
+        size.prod(dim=-1).abs() > options.large_area,
+        size.new_tensor(options.central_region_large),
+        size.new_tensor(options.central_region_small),
+    )[..., None]
+    box_center = (x0y0 + x1y1) / 2
+    region_low, region_high = box_center - mu * size / 2, box_center + mu * size / 2
+
+    def points_inside(center: Tensor) -> Tensor:
+        return ((center > region_low) & (center < region_high)).all(dim=-1)
+
+    center_area = (br_center - tl_center).prod(dim=-1).abs()
+    region_area = (region_high - region_low).prod(dim=-1).abs()
+    spread = torch.where(has_extent, center_area / region_area, torch.ones_like(region_area))
+    is_box = (
+        (tl.cls[:, :, None] == br.cls[:, None])
+        & has_extent
+        & points_inside(tl_center)
+        & points_inside(br_center)
+        & (spread <= options.max_center_area)
+    )
+    scores = (tl.score[:, :, None] + br.score[:, None]) / 2
+    if options.weight_scores:
+        scores = scores * torch.exp(-spread)
+    scores = scores.masked_fill(~is_box, -1)
+    shape = scores.shape
+    return Candidates(
+        boxes=torch.cat((x0y0.expand(*shape, 2), x1y1.expand(*shape, 2)), dim=-1).flatten(1, 2),
+        scores=scores.flatten(1),
+        classes=tl.cls[:, :, None].expand(shape).flatten(1),
+    )
+
+
+def decode(
+    output: HeadOutput, canvas_size: Tuple[int, int], border: Tensor, options: MatchingOptions
+) -> Candidates:
+    """Maps of one stack to all candidate boxes of each image.
+
+    Args:
+        output: maps of both corners.
+        canvas_size: (h, w) pixels.
+        border: (N, 2) left and top border of the canvas in pixels.
+        options: see :class:`MatchingOptions`.
+
+    Returns:
+        Candidates in pixels of the images.
+    """
+    tl = find_corners(output.tl, +1, canvas_size, options)
+    br = find_corners(output.br, -1, canvas_size, options)
+    return match_corners(tl, br, border, options)
+
+
+def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:
+    """The candidates of each image with the highest scores, best first.
+
+    Args:
+        candidates: P of each image.
+        max_candidates: at most so many are kept.
+
+    Returns:
+        min(P, max_candidates) of each image.
+    """
+    kept = min(max_candidates, candidates.scores.shape[1])
+    scores, index = candidates.scores.topk(kept, dim=1)
+    return Candidates(
+        boxes=candidates.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
+        scores=scores,
+        classes=candidates.classes.gather(1, index),
+    )
+
+
+def stack_candidates(candidates: List[Candidates]) -> Candidates:
+    """Candidates of several images to one batch, padded where there are fewer.
+
+    Args:
+        candidates: of each image, (1, P, ...) with its own P.
+
+    Returns:
+        (N, largest P, ...); padding has score -1.
+    """
+    most = max(x.scores.shape[1] for x in candidates)
+
+    def padded(tensors: Iterable[Tensor], value: float) -> Tensor:
+        rows = []
+        for x in tensors:
+            rows.append(x.new_full((1, most, *x.shape[2:]), value))
+            rows[-1][:, : x.shape[1]] = x
+        return torch.cat(rows)
+
+    boxes, scores, classes = zip(*candidates)
+    return Candidates(padded(boxes, 0), padded(scores, -1), padded(classes, 0))
+
+
+def select_detections(candidates: Candidates, options: SelectionOptions) -> Candidates:
+    """Candidates to final boxes: the best of them, then soft-NMS class by class.
+
+    Args:
+        candidates: P of each image.
+        options: see :class:`SelectionOptions`.
+
+    Returns:
+        At most ``max_detections`` of each image in the order in which soft-NMS takes them, with
+        lowered scores; -1 marks places that no box took.
+    """
+    best = best_candidates(candidates, options.max_candidates)
+    keep, scores = batched_soft_nms(
+        best.boxes,
+        best.scores,
+        best.classes,
+        options.max_detections,
+        method=options.method,
+        sigma=options.sigma,
+        iou_threshold=options.iou_threshold,
+        min_score=options.min_score,
+    )
+    return Candidates(
+        boxes=best.boxes.gather(1, keep[..., None].expand(-1, -1, 4)),
+        scores=scores,
+        classes=best.classes.gather(1, keep),
+    )

@@ -1,0 +1,130 @@
+"""Boxes to training targets: heat maps and shifts of both corners (pure functions).
+
+Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch. Of the
+shift maps only the M corner cells are ever read, so they exist as lists of M values, not as maps.
+"""
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from ..structures import BoxTargets, CornerTargets
+
+
+def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
+    """How far a corner may move while the box keeps ``min_overlap`` IoU with the true one.
+
+    The smallest root of three cases: one corner inside and one outside, both inside, both outside.
+
+    Args:
+        height, width: (M,) size of the boxes in cells.
+        min_overlap: least IoU, in (0, 1).
+
+    Returns:
+        (M,) radius in cells, float64, not below 0.
+
+    Source: arXiv 1808.01244, section 3.2, with the roots as corrected since its first code.
+    """
+    height, width = height.double(), width.double()
+    total, area = height + width, height * width
+
+    shifted = total - (total**2 - 4 * area * (1 - min_overlap) / (1 + min_overlap)).sqrt()
+    inside = 2 * total - (4 * total**2 - 16 * (1 - min_overlap) * area).sqrt()
+    outside = -2 * min_overlap * total
+    outside = outside + (outside**2 + 16 * min_overlap * (1 - min_overlap) * area).sqrt()
+    radii = torch.stack((shifted / 2, inside / 8, outside / (8 * min_overlap)))
+    return radii.amin(dim=0).clamp(min=0)
+
+
+def _gaussian_profile(size: int, cell: Tensor, radius: Tensor) -> Tensor:
+    """(M, size) one-dimensional Gaussian around each cell, 0 outside its window."""
+    distance = torch.arange(size, device=cell.device) - cell[:, None]
+    sigma = (2 * radius + 1)[:, None] / 6
+    profile = torch.exp(-distance.square() / (2 * sigma.square()))
+    return profile.masked_fill(distance.abs() > radius[:, None], 0)
+
+
+def _corner_targets(
+    corner: Tensor,
+    center: Tensor,
+    inwards: int,
+    radius: Tensor,
+    usable: Tensor,
+    classes: Tensor,
+    image_index: Tensor,
+    num_images: int,
+    num_classes: int,
+    map_size: Tuple[int, int],
+) -> CornerTargets:
+    """Targets of one corner; ``inwards`` is +1 where the centre has larger coordinates, else -1."""
+    height, width = map_size
+    last_cell = corner.new_tensor((width - 1, height - 1))
+    cell_xy = torch.minimum(corner, last_cell).clamp(min=0).floor()
+    cell_x, cell_y = cell_xy.long().unbind(dim=1)
+
+    bumps = (
+        _gaussian_profile(height, cell_y, radius)[:, :, None]
+        * _gaussian_profile(width, cell_x, radius)[:, None, :]
+        * usable[:, None, None]
+    )
+    heatmap = corner.new_zeros((num_images * num_classes, height, width))
+    plane = (image_index * num_classes + classes)[:, None, None].expand_as(bumps)
+    heatmap.scatter_reduce_(0, plane, bumps.to(heatmap.dtype), "amax")
+
+    cell = (image_index * height + cell_y) * width + cell_x
+    # Position 0 stands for "no box", so an unusable box never wins a cell.
+    order = torch.arange(1, len(cell) + 1, device=cell.device) * usable
+    winner = order.new_zeros(num_images * height * width).scatter_reduce_(0, cell, order, "amax")
+
+    # A box without extent has no logarithm; it does not count, but must not spread NaN either.
+    to_center = torch.where(usable[:, None], (center - corner) * inwards, torch.ones_like(center))
+    return CornerTargets(
+        heatmap=heatmap.view(num_images, num_classes, height, width),
+        cell=cell,
+        wins=usable & (winner[cell] == order),
+        offset=corner - cell_xy,
+        guiding_shift=(center - cell_xy) * inwards,
+        centripetal_shift=to_center.log(),
+    )
+
+
+def corner_targets(
+    boxes: Tensor,
+    classes: Tensor,
+    image_index: Tensor,
+    num_images: int,
+    num_classes: int,
+    canvas_size: Tuple[int, int],
+    map_size: Tuple[int, int],
+    min_overlap: float = 0.3,
+) -> BoxTargets:
+    """Targets of both corners for the boxes of a whole batch.
+
+    Args:
+        boxes: (M, 4) x0, y0, x1, y1 in pixels of the canvas, inside it. Boxes without positive
+            width and height give no target.
+        classes: (M,) integers in [0, C).
+        image_index: (M,) integers in [0, N): the image that each box belongs to.
+        num_images: N.
+        num_classes: C.
+        canvas_size: (h, w) pixels.
+        map_size: (H, W) cells.
+        min_overlap: IoU that sets the radius of the Gaussian bumps.
+
+    Returns:
+        Targets of both corners, on the device of ``boxes``.
+
+    Source: arXiv 2003.09119, equations 1 and 3; heat maps arXiv 1808.01244, section 3.2.
+    """
+    scale = boxes.new_tensor((map_size[1] / canvas_size[1], map_size[0] / canvas_size[0]))
+    tl, br = boxes[:, :2] * scale, boxes[:, 2:] * scale
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2 * scale
+    width, height = (br - tl).ceil().unbind(dim=1)
+    usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    radius = gaussian_radius(height, width, min_overlap).floor().to(boxes.dtype)
+    shared = (usable, classes, image_index, num_images, num_classes, map_size)
+    return BoxTargets(
+        tl=_corner_targets(tl, center, +1, radius, *shared),
+        br=_corner_targets(br, center, -1, radius, *shared),
+    )

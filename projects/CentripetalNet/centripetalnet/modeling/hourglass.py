@@ -1,0 +1,197 @@
+"""Stacked Hourglass backbone (arXiv 1603.06937, in the form of arXiv 1808.01244, section 3.5).
+
+Shapes: N images, h x w the input canvas, H x W = ceil(h / 4) x ceil(w / 4) the feature maps.
+"""
+
+from typing import Dict, List, Sequence
+
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+STRIDE = 4
+
+
+def _conv_norm(
+    in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1, relu=True
+) -> Conv2d:
+    return Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu_ if relu else None,
+    )
+
+
+class ResidualBlock(CNNBlockBase):
+    """Two 3 x 3 convolutions beside an identity (or a 1 x 1 convolution where the shape changes).
+
+    Detectron2's BasicBlock cannot stride without widening, which an hourglass does.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, norm: str = "BN"):
+        super().__init__(in_channels, out_channels, stride)
+        self.conv1 = _conv_norm(in_channels, out_channels, 3, norm, stride)
+        self.conv2 = _conv_norm(out_channels, out_channels, 3, norm, relu=False)
+        self.shortcut = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = _conv_norm(in_channels, out_channels, 1, norm, stride, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        identity = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(self.conv2(self.conv1(x)) + identity)
+
+
+def _residual_path(
+    in_channels: int, out_channels: int, num_blocks: int, norm: str, stride: int = 1
+) -> nn.Sequential:
+    """Residual blocks of which the first strides and widens."""
+    blocks = [ResidualBlock(in_channels, out_channels, stride, norm)]
+    blocks += [ResidualBlock(out_channels, out_channels, 1, norm) for _ in range(num_blocks - 1)]
+    return nn.Sequential(*blocks)
+
+
+class Hourglass(nn.Module):
+    """One hourglass: a path at full resolution beside a smaller hourglass at half of it."""
+
+    def __init__(self, channels: Sequence[int], blocks: Sequence[int], norm: str = "BN"):
+        """
+        Args:
+            channels: width at each resolution, the input's first; one more than the depth.
+            blocks: number of residual blocks at each resolution.
+            norm: of every convolution, as in ``detectron2.layers.get_norm``.
+        """
+        super().__init__()
+        outer, inner = channels[0], channels[1]
+        self.skip = _residual_path(outer, outer, blocks[0], norm)
+        self.down = _residual_path(outer, inner, blocks[0], norm, stride=2)
+        if len(channels) > 2:
+            self.inner = Hourglass(channels[1:], blocks[1:], norm)
+        else:
+            self.inner = _residual_path(inner, inner, blocks[1], norm)
+        # On the way up the last block narrows, so that the others work at the inner width.
+        self.up = nn.Sequential(
+            *(ResidualBlock(inner, inner, 1, norm) for _ in range(blocks[0] - 1)),
+            ResidualBlock(inner, outer, 1, norm),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels[0], H, W) to the same shape."""
+        skip = self.skip(x)
+        low = self.up(self.inner(self.down(x)))
+        return skip + F.interpolate(low, size=skip.shape[-2:], mode="nearest")
+
+
+class StackedHourglass(Backbone):
+    """A stem at a quarter of the resolution, then hourglasses one after the other.
+
+    Every hourglass gives one feature map; between two of them its input and output are merged.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_stacks: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        stem_channels: int,
+        out_channels: int,
+        in_channels: int = 3,
+        norm: str = "BN",
+    ):
+        """
+        Args:
+            num_stacks: number of hourglasses; Hourglass-104 has two, Hourglass-52 one.
+            channels: width at each resolution of an hourglass; one more than its depth.
+            blocks: number of residual blocks at each of these resolutions.
+            stem_channels: width of the stem's 7 x 7 convolution.
+            out_channels: width of the feature maps that come out.
+            in_channels: channels of the image.
+            norm: of every convolution, as in ``detectron2.layers.get_norm``.
+
+        Raises:
+            ValueError: if the numbers of an hourglass do not fit together.
+        """
+        super().__init__()
+        if len(channels) != len(blocks) or len(channels) < 2:
+            raise ValueError(
+                "MODEL.HOURGLASS.CHANNELS and MODEL.HOURGLASS.BLOCKS must have the same length, at "
+                f"least 2 (one entry for each resolution), got {list(channels)} and {list(blocks)}"
+            )
+        if num_stacks < 1 or min(blocks) < 1:
+            raise ValueError(
+                "MODEL.HOURGLASS.NUM_STACKS and every entry of MODEL.HOURGLASS.BLOCKS must be at "
+                f"least 1, got {num_stacks} and {list(blocks)}"
+            )
+        width = channels[0]
+        self.stem = nn.Sequential(
+            _conv_norm(in_channels, stem_channels, 7, norm, stride=2),
+            ResidualBlock(stem_channels, width, 2, norm),
+        )
+        self.hourglasses = nn.ModuleList(
+            Hourglass(channels, blocks, norm) for _ in range(num_stacks)
+        )
+        self.out_convs = nn.ModuleList(
+            _conv_norm(width, out_channels, 3, norm) for _ in range(num_stacks)
+        )
+        self.merge_in = nn.ModuleList(
+            _conv_norm(width, width, 1, norm, relu=False) for _ in range(num_stacks - 1)
+        )
+        self.merge_out = nn.ModuleList(
+            _conv_norm(out_channels, width, 1, norm, relu=False) for _ in range(num_stacks - 1)
+        )
+        self.merge = nn.ModuleList(
+            ResidualBlock(width, width, 1, norm) for _ in range(num_stacks - 1)
+        )
+        self._out_features = [f"stack{i + 1}" for i in range(num_stacks)]
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
+        self._out_feature_strides = dict.fromkeys(self._out_features, STRIDE)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec):
+        hourglass = cfg.MODEL.HOURGLASS
+        return {
+            "num_stacks": hourglass.NUM_STACKS,
+            "channels": hourglass.CHANNELS,
+            "blocks": hourglass.BLOCKS,
+            "stem_channels": hourglass.STEM_CHANNELS,
+            "out_channels": hourglass.OUT_CHANNELS,
+            "in_channels": input_shape.channels,
+            "norm": hourglass.NORM,
+        }
+
+    @property
+    def out_features(self) -> List[str]:
+        """Names of the feature maps, the last stack's (the best) last."""
+        return list(self._out_features)
+
+    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+        """
+        Args:
+            x: (N, in_channels, h, w), normalised.
+
+        Returns:
+            ``stack1``, ``stack2``, ...: (N, out_channels, H, W) each.
+        """
+        x = self.stem(x)
+        features = {}
+        for i, name in enumerate(self._out_features):
+            features[name] = self.out_convs[i](self.hourglasses[i](x))
+            if i + 1 < len(self._out_features):
+                merged = F.relu_(self.merge_in[i](x) + self.merge_out[i](features[name]))
+                x = self.merge[i](merged)
+        return features
+
+
+@BACKBONE_REGISTRY.register()
+def build_hourglass_backbone(cfg, input_shape: ShapeSpec) -> StackedHourglass:
+    """The backbone that ``MODEL.BACKBONE.NAME: build_hourglass_backbone`` asks for."""
+    return StackedHourglass(cfg, input_shape)

@@ -1,0 +1,328 @@
+"""The detector: images to losses in training, to boxes in inference.
+
+Shapes: N images, h x w the canvas, H x W the feature map, P candidate boxes of an image.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor, nn
+
+from ..structures import Candidates
+from .corner_head import CornerHead
+from .corner_losses import corner_losses
+from .corner_matching import (
+    MatchingOptions,
+    SelectionOptions,
+    best_candidates,
+    decode,
+    select_detections,
+    stack_candidates,
+)
+from .corner_targets import corner_targets
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Every number that the losses depend on; the defaults are the released model's."""
+
+    min_overlap: float = 0.3
+    focal_alpha: float = 2.0
+    focal_beta: float = 4.0
+    smooth_l1_beta: float = 1.0
+    heatmap_weight: float = 1.0
+    offset_weight: float = 1.0
+    guiding_shift_weight: float = 0.05
+    centripetal_shift_weight: float = 1.0
+
+
+@META_ARCH_REGISTRY.register()
+class CentripetalNet(nn.Module):
+    """CentripetalNet (arXiv 2003.09119): pairs corners by the centres that they point to."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        heads: Sequence[CornerHead],
+        num_classes: int,
+        losses: LossOptions,
+        matching: MatchingOptions,
+        selection: SelectionOptions,
+        canvas_bits: int,
+        pixel_mean: Tuple[float, ...],
+        pixel_std: Tuple[float, ...],
+        input_format: str = "RGB",
+        vis_period: int = 0,
+    ):
+        """
+        Args:
+            backbone: gives one feature map per stack, the best last.
+            heads: one for each of these maps.
+            num_classes: C.
+            losses, matching, selection: their numbers.
+            canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits).
+            pixel_mean, pixel_std: for each channel, in the order of ``input_format``.
+            input_format: channel order of the images, "RGB" or "BGR".
+            vis_period: iterations between two pictures of predictions in the event storage; 0 for
+                none.
+
+        Raises:
+            ValueError: if the number of heads is not that of the backbone's feature maps, or
+                ``canvas_bits`` is not one less than a power of two.
+        """
+        super().__init__()
+        names = list(backbone.output_shape())
+        if len(names) != len(heads):
+            raise ValueError(f"one head for each of the feature maps {names}, got {len(heads)}")
+        if canvas_bits < 0 or canvas_bits & (canvas_bits + 1):
+            raise ValueError(
+                "MODEL.CENTRIPETALNET.TEST_CANVAS_BITS must be one less than a power of two "
+                f"(127, say), got {canvas_bits}"
+            )
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
+        self.feature_names = names
+        self.num_classes = num_classes
+        self.loss_options = losses
+        self.matching = matching
+        self.selection = selection
+        self.canvas_bits = canvas_bits
+        self.input_format = input_format
+        self.vis_period = vis_period
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        net = cfg.MODEL.CENTRIPETALNET
+        return {
+            "backbone": backbone,
+            "heads": [
+                CornerHead(
+                    channels=shape.channels,
+                    num_classes=net.NUM_CLASSES,
+                    pool_channels=net.POOL_CHANNELS,
+                    hidden_channels=net.HEAD_CHANNELS,
+                    heatmap_bias=net.HEATMAP_BIAS,
+                    norm=net.NORM,
+                )
+                for shape in backbone.output_shape().values()
+            ],
+            "num_classes": net.NUM_CLASSES,
+            "losses": LossOptions(
+                min_overlap=net.GAUSSIAN_MIN_OVERLAP,
+                focal_alpha=net.FOCAL_ALPHA,
+                focal_beta=net.FOCAL_BETA,
+                smooth_l1_beta=net.SMOOTH_L1_BETA,
+                heatmap_weight=net.HEATMAP_WEIGHT,
+                offset_weight=net.OFFSET_WEIGHT,
+                guiding_shift_weight=net.GUIDING_SHIFT_WEIGHT,
+                centripetal_shift_weight=net.CENTRIPETAL_SHIFT_WEIGHT,
+            ),
+            "matching": MatchingOptions(
+                topk=net.TOPK,
+                local_maximum_kernel=net.LOCAL_MAXIMUM_KERNEL,
+                large_area=net.LARGE_AREA,
+                central_region_large=net.CENTRAL_REGION_LARGE,
+                central_region_small=net.CENTRAL_REGION_SMALL,
+                max_center_area=net.MAX_CENTER_AREA,
+                weight_scores=net.WEIGHT_SCORES,
+            ),
+            "selection": SelectionOptions(
+                max_candidates=net.MAX_CANDIDATES,
+                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+                method=net.SOFT_NMS.METHOD,
+                sigma=net.SOFT_NMS.SIGMA,
+                iou_threshold=net.SOFT_NMS.IOU_THRESHOLD,
+                min_score=net.SOFT_NMS.MIN_SCORE,
+            ),
+            "canvas_bits": net.TEST_CANVAS_BITS,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: List[dict]):
+        """
+        Args:
+            batched_inputs: one dict for each image, as in Detectron2's models: ``image``
+                (3, h0, w0) in [0, 255], in training ``instances`` with ``gt_boxes`` and ``gt_classes``, in
+                inference optionally the ``height`` and ``width`` that the boxes should refer to.
+
+        Returns:
+            In training the losses ``loss_heatmap``, ``loss_offset``, ``loss_guiding_shift`` and
+            ``loss_centripetal_shift``; in inference a list of ``{"instances": Instances}`` with
+            ``pred_boxes``, ``scores`` and ``pred_classes``.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self._training_canvas(batched_inputs)
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        losses = self.losses(images.tensor, instances)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self._visualize_training(batched_inputs)
+        return losses
+
+    def losses(self, images: Tensor, instances: List[Instances]) -> Dict[str, Tensor]:
+        """
+        Args:
+            images: (N, 3, h, w), normalised.
+            instances: ``gt_boxes`` in pixels of the canvas and ``gt_classes``, for each image.
+
+        Returns:
+            The weighted losses, summed over the stacks.
+        """
+        options = self.loss_options
+        features = self.backbone(images)
+        targets = corner_targets(
+            boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
+            classes=torch.cat([x.gt_classes for x in instances]),
+            image_index=torch.cat(
+                [torch.full_like(x.gt_classes, i) for i, x in enumerate(instances)]
+            ),
+            num_images=len(instances),
+            num_classes=self.num_classes,
+            canvas_size=tuple(images.shape[-2:]),
+            map_size=tuple(features[self.feature_names[-1]].shape[-2:]),
+            min_overlap=options.min_overlap,
+        )
+        stacks = [
+            corner_losses(
+                head(features[name]),
+                targets,
+                focal_alpha=options.focal_alpha,
+                focal_beta=options.focal_beta,
+                smooth_l1_beta=options.smooth_l1_beta,
+            )
+            for name, head in zip(self.feature_names, self.heads)
+        ]
+        weights = {
+            "heatmap": options.heatmap_weight,
+            "offset": options.offset_weight,
+            "guiding_shift": options.guiding_shift_weight,
+            "centripetal_shift": options.centripetal_shift_weight,
+        }
+        return {
+            f"loss_{name}": weight * sum(losses[name] for losses in stacks)
+            for name, weight in weights.items()
+        }
+
+    def inference(
+        self, batched_inputs: List[dict], do_postprocess: bool = True
+    ) -> List[Dict[str, Instances]]:
+        """
+        Args:
+            batched_inputs: see :meth:`forward`.
+            do_postprocess: whether to scale boxes to ``height`` and ``width`` and clip them.
+
+        Returns:
+            A list of ``{"instances": Instances}``, in the order of the images.
+        """
+        images = [x["image"] for x in batched_inputs]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        results = self.select(self.candidates(images), sizes)
+        if do_postprocess:
+            results = [
+                detector_postprocess(result, x.get("height", size[0]), x.get("width", size[1]))
+                for result, x, size in zip(results, batched_inputs, sizes)
+            ]
+        return [{"instances": result} for result in results]
+
+    def candidates(self, images: List[Tensor]) -> List[Candidates]:
+        """Candidate boxes of each image before soft-NMS.
+
+        Images whose canvases are equal go through the network together, others on their own, so
+        that no image's result depends on its neighbours.
+
+        Args:
+            images: (3, h0, w0) each, in [0, 255].
+
+        Returns:
+            For each image its best candidates (one row each), in pixels of the image.
+        """
+        groups: Dict[Tuple[int, int], List[int]] = {}
+        for i, image in enumerate(images):
+            groups.setdefault(self._canvas_size(image), []).append(i)
+        results: List[Candidates] = [None] * len(images)
+        for canvas_size, members in groups.items():
+            canvas = self.pixel_mean.new_zeros((len(members), len(self.pixel_mean), *canvas_size))
+            border = []
+            for row, i in enumerate(members):
+                height, width = images[i].shape[-2:]
+                # The image's centre lies on the canvas's, both rounded down.
+                top, left = canvas_size[0] // 2 - height // 2, canvas_size[1] // 2 - width // 2
+                border.append((left, top))
+                inside = canvas[row, :, top : top + height, left : left + width]
+                inside.copy_(self._normalize(images[i]))
+            feature = self.backbone(canvas)[self.feature_names[-1]]
+            found = decode(
+                self.heads[-1](feature), canvas_size, canvas.new_tensor(border), self.matching
+            )
+            found = best_candidates(found, self.selection.max_candidates)
+            for row, i in enumerate(members):
+                results[i] = Candidates(*(x[row : row + 1] for x in found))
+        return results
+
+    def select(self, candidates: List[Candidates], sizes: List[Tuple[int, int]]) -> List[Instances]:
+        """Final boxes of each image from its candidates.
+
+        Args:
+            candidates: of each image, one row each.
+            sizes: (h0, w0) pixels of each image.
+
+        Returns:
+            For each image its boxes, best first, not yet clipped.
+        """
+        detections = select_detections(stack_candidates(candidates), self.selection)
+        results = []
+        for boxes, scores, classes, size in zip(*detections, sizes):
+            kept = scores >= 0
+            results.append(
+                Instances(
+                    size,
+                    pred_boxes=Boxes(boxes[kept]),
+                    scores=scores[kept],
+                    pred_classes=classes[kept],
+                )
+            )
+        return results
+
+    def _canvas_size(self, image: Tensor) -> Tuple[int, int]:
+        return image.shape[-2] | self.canvas_bits, image.shape[-1] | self.canvas_bits
+
+    def _normalize(self, image: Tensor) -> Tensor:
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def _training_canvas(self, batched_inputs: List[dict]) -> ImageList:
+        return ImageList.from_tensors([self._normalize(x["image"]) for x in batched_inputs])
+
+    @torch.no_grad()
+    def _visualize_training(self, batched_inputs: List[dict], max_boxes: int = 20) -> None:
+        """Puts the first image with ground truth beside prediction into the event storage."""
+        x = batched_inputs[0]
+        self.eval()
+        prediction = self.inference([{"image": x["image"]}])[0]["instances"].to("cpu")
+        self.train()
+        image = convert_image_to_rgb(x["image"].permute(1, 2, 0), self.input_format)
+        truth = Visualizer(image).overlay_instances(boxes=x["instances"].gt_boxes.to("cpu"))
+        found = Visualizer(image).overlay_instances(boxes=prediction.pred_boxes[:max_boxes])
+        picture = torch.cat([torch.as_tensor(v.get_image().copy()) for v in (truth, found)], dim=1)
+        get_event_storage().put_image(
+            "Left: ground truth; right: prediction", picture.permute(2, 0, 1)
+        )

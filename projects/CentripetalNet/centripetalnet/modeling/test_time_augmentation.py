@@ -1,0 +1,141 @@
+"""Test-time augmentation: mirror images and several scales of an image, one soft-NMS over all."""
+
+from typing import List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeTransform
+from detectron2.modeling.postprocessing import detector_postprocess
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..structures import Candidates
+from .meta_arch import CentripetalNet
+
+
+class View(NamedTuple):
+    """One way to look at an image."""
+
+    image: Tensor
+    """(3, h, w) what the detector sees."""
+    scale_x: float
+    scale_y: float
+    """Size of the view over that of the image."""
+    mirrored: bool
+
+
+class CentripetalNetWithTTA(nn.Module):
+    """CentripetalNet with test-time augmentation; called like the model itself.
+
+    The candidate boxes of all views of an image are put together in the image's own frame and go
+    through soft-NMS once. Source: arXiv 2003.09119, section 4.1.
+    """
+
+    @configurable
+    def __init__(self, model: nn.Module, *, flip: bool, scales: Sequence[float]):
+        """
+        Args:
+            model: a CentripetalNet, possibly wrapped for distributed training.
+            flip: whether each view is accompanied by its mirror image.
+            scales: sizes of the views over that of the image.
+
+        Raises:
+            TypeError: if the model is another one.
+            ValueError: if a scale is not positive, or there is none.
+        """
+        super().__init__()
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if not isinstance(model, CentripetalNet):
+            raise TypeError(f"TTA here is for CentripetalNet, got a {type(model).__name__}")
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"TEST.AUG.SCALES must be positive numbers, got {list(scales)}")
+        self.model = model
+        self.flip = flip
+        self.scales = list(scales)
+
+    @classmethod
+    def from_config(cls, cfg, model: nn.Module):
+        return {"model": model, "flip": cfg.TEST.AUG.FLIP, "scales": cfg.TEST.AUG.SCALES}
+
+    def forward(self, batched_inputs: List[dict]) -> List[dict]:
+        """
+        Args:
+            batched_inputs: as for the model; ``file_name`` may stand in for ``image``.
+
+        Returns:
+            As the model's inference.
+        """
+        images = [self._image(x) for x in batched_inputs]
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        merged = [self.merged_candidates(image) for image in images]
+        results = self.model.select(merged, sizes)
+        return [
+            {
+                "instances": detector_postprocess(
+                    result, x.get("height", size[0]), x.get("width", size[1])
+                )
+            }
+            for result, x, size in zip(results, batched_inputs, sizes)
+        ]
+
+    def merged_candidates(self, image: Tensor) -> Candidates:
+        """Candidate boxes of all views of one image, in pixels of the image.
+
+        Args:
+            image: (3, h0, w0) in [0, 255].
+
+        Returns:
+            One row.
+        """
+        views = self.views(image)
+        found = self.model.candidates([view.image for view in views])
+        boxes = [self._in_image(candidates.boxes, view) for candidates, view in zip(found, views)]
+        return Candidates(
+            torch.cat(boxes, dim=1),
+            torch.cat([x.scores for x in found], dim=1),
+            torch.cat([x.classes for x in found], dim=1),
+        )
+
+    def views(self, image: Tensor) -> List[View]:
+        """
+        Args:
+            image: (3, h0, w0) in [0, 255].
+
+        Returns:
+            The image at each scale, each followed by its mirror image if ``flip`` is on.
+        """
+        height, width = image.shape[-2:]
+        views = []
+        for scale in self.scales:
+            size = max(1, round(height * scale)), max(1, round(width * scale))
+            scaled = image if size == (height, width) else _resized(image, size)
+            ratio = size[1] / width, size[0] / height
+            views.append(View(scaled, *ratio, mirrored=False))
+            if self.flip:
+                views.append(View(scaled.flip(-1), *ratio, mirrored=True))
+        return views
+
+    @staticmethod
+    def _in_image(boxes: Tensor, view: View) -> Tensor:
+        """(..., 4) boxes in pixels of a view to pixels of the image."""
+        x0, y0, x1, y1 = boxes.unbind(dim=-1)
+        if view.mirrored:
+            x0, x1 = view.image.shape[-1] - x1, view.image.shape[-1] - x0
+        return torch.stack(
+            (x0 / view.scale_x, y0 / view.scale_y, x1 / view.scale_x, y1 / view.scale_y), dim=-1
+        )
+
+    def _image(self, x: dict) -> Tensor:
+        if "image" in x:
+            return x["image"]
+        image = read_image(x["file_name"], self.model.input_format)
+        return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _resized(image: Tensor, size) -> Tensor:
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    resize = ResizeTransform(*pixels.shape[:2], *size)
+    return torch.as_tensor(np.ascontiguousarray(resize.apply_image(pixels).transpose(2, 0, 1)))

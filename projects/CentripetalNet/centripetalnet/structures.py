@@ -1,0 +1,78 @@
+"""What the parts of the detector hand to each other: plain tuples of tensors.
+
+Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch, K
+corners kept of each kind in an image, P candidate boxes of an image. "tl" and "br" are the top-left
+and the bottom-right corner.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class CornerMaps(NamedTuple):
+    """What the head says of one corner (of a batch of N images)."""
+
+    heatmap: Tensor
+    """(N, C, H, W) logits."""
+    offset: Tensor
+    """(N, 2, H, W) cells, x then y: corner minus the cell it falls in."""
+    guiding_shift: Tensor
+    """(N, 2, H, W) cells, x then y, from the corner cell inwards to the object's centre."""
+    centripetal_shift: Tensor
+    """(N, 2, H, W) natural logarithm of cells, x then y, from the corner to the centre."""
+
+
+class HeadOutput(NamedTuple):
+    """Maps of the two corners of one stack."""
+
+    tl: CornerMaps
+    br: CornerMaps
+
+
+class CornerTargets(NamedTuple):
+    """What one corner's maps should say."""
+
+    heatmap: Tensor
+    """(N, C, H, W) in [0, 1], Gaussian bumps, exactly 1 at the corner cells."""
+    cell: Tensor
+    """(M,) index of the box's corner cell into the flattened (N, H, W)."""
+    wins: Tensor
+    """(M,) True where the box is the one its cell stands for: of several on one cell the last."""
+    offset: Tensor
+    """(M, 2) cells, x then y: corner minus its cell."""
+    guiding_shift: Tensor
+    """(M, 2) cells, x then y, from the cell inwards to the box's centre."""
+    centripetal_shift: Tensor
+    """(M, 2) natural logarithm of cells, x then y, from the corner to the box's centre."""
+
+
+class BoxTargets(NamedTuple):
+    """Targets of the two corners."""
+
+    tl: CornerTargets
+    br: CornerTargets
+
+
+class Corners(NamedTuple):
+    """The best corners of one kind of each image."""
+
+    score: Tensor
+    """(N, K) in (0, 1)."""
+    cls: Tensor
+    """(N, K) integers in [0, C)."""
+    position: Tensor
+    """(N, K, 2) pixels of the canvas, x then y."""
+    center: Tensor
+    """(N, K, 2) pixels of the canvas, x then y: the object's centre that the corner points to."""
+
+
+class Candidates(NamedTuple):
+    """All pairs of corners of each image, valid or not, P of them."""
+
+    boxes: Tensor
+    """(N, P, 4) pixels of the image, x0, y0, x1, y1, not clipped to it."""
+    scores: Tensor
+    """(N, P) in [0, 1]; -1 marks a pair that is not a box."""
+    classes: Tensor
+    """(N, P) integers in [0, C)."""

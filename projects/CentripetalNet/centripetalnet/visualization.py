@@ -1,0 +1,96 @@
+"""Pictures of what the detector found, drawn by Detectron2's Visualizer."""
+
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+
+
+def draw_detections(
+    image: np.ndarray,
+    instances: Instances,
+    metadata: Optional[Metadata] = None,
+    min_score: float = 0.5,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """The boxes of one picture, with class and score.
+
+    Args:
+        image: (h0, w0, 3) RGB uint8.
+        instances: what the model gives.
+        metadata: of the dataset, for names of classes.
+        min_score: boxes with lower scores are left out.
+        scale: size of the result over that of the picture.
+
+    Returns:
+        (h0 * scale, w0 * scale, 3) RGB uint8.
+    """
+    instances = instances[instances.scores >= min_score].to("cpu")
+    drawer = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+    return drawer.draw_instance_predictions(instances).get_image()
+
+
+def draw_ground_truth(
+    image: np.ndarray, record: dict, metadata: Metadata, scale: float = 1.0
+) -> np.ndarray:
+    """The annotated boxes of one picture.
+
+    Args:
+        image: (h0, w0, 3) RGB uint8.
+        record: of the picture, in Detectron2's dataset format; its masks are not drawn.
+        metadata: of the dataset.
+        scale: size of the result over that of the picture.
+
+    Returns:
+        (h0 * scale, w0 * scale, 3) RGB uint8.
+    """
+    boxes_only = [
+        {key: value for key, value in annotation.items() if key != "segmentation"}
+        for annotation in record["annotations"]
+    ]
+    drawer = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+    return drawer.draw_dataset_dict({**record, "annotations": boxes_only}).get_image()
+
+
+def tile(
+    cells: Sequence[Tuple[np.ndarray, ...]], columns: int, gap: int = 8, background: int = 255
+) -> np.ndarray:
+    """Pictures side by side, in rows.
+
+    Args:
+        cells: groups of pictures that belong together, each (h, w, 3) uint8 of any size.
+        columns: groups in a row.
+        gap: pixels between groups, half of it between the pictures of one.
+        background: grey level around them.
+
+    Returns:
+        One picture, RGB uint8.
+    """
+    groups = [_row(group, gap // 2, background) for group in cells]
+    height = max(group.shape[0] for group in groups)
+    width = max(group.shape[1] for group in groups)
+    groups = [_placed(group, height, width, background) for group in groups]
+    while len(groups) % columns:
+        groups.append(np.full((height, width, 3), background, np.uint8))
+    rows: List[np.ndarray] = []
+    for start in range(0, len(groups), columns):
+        rows.append(_row(groups[start : start + columns], gap, background))
+        rows.append(np.full((gap, rows[0].shape[1], 3), background, np.uint8))
+    return np.concatenate(rows[:-1])
+
+
+def _row(pictures: Sequence[np.ndarray], gap: int, background: int) -> np.ndarray:
+    height = max(picture.shape[0] for picture in pictures)
+    parts: List[np.ndarray] = []
+    for picture in pictures:
+        parts.append(_placed(picture, height, picture.shape[1], background))
+        parts.append(np.full((height, gap, 3), background, np.uint8))
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def _placed(picture: np.ndarray, height: int, width: int, background: int) -> np.ndarray:
+    canvas = np.full((height, width, 3), background, np.uint8)
+    canvas[: picture.shape[0], : picture.shape[1]] = picture
+    return canvas

@@ -1,0 +1,374 @@
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from centripetalnet.layers import corner_pool, corner_pool_reference
+
+try:
+    from torch.library import opcheck
+except ImportError:  # torch < 2.4
+    from torch.testing._internal.optests import opcheck
+
+# The package exports the function under the module's name.
+module = importlib.import_module("centripetalnet.layers.corner_pool")
+
+DIRECTIONS = ("top", "bottom", "left", "right")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DEVICES = (
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
+    ),
+)
+GOLDEN = Path(__file__).parents[1] / "data" / "corner_pool.pt"
+CSRC = Path(module.__file__).parent / "csrc"
+
+
+def pool_with_grad(pool, input, direction, grad_output):
+    input = input.detach().requires_grad_()
+    output = pool(input, direction)
+    output.backward(grad_output)
+    return output.detach(), input.grad
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", ["random", "ties"])
+def test_matches_the_reference_implementation(case, direction, device):
+    golden = torch.load(GOLDEN, weights_only=True)
+    expected = golden[direction] if case == "random" else golden["ties"][direction]
+    input = golden["input"] if case == "random" else golden["ties"]["input"]
+
+    output, grad_input = pool_with_grad(
+        corner_pool, input.to(device), direction, golden["grad_output"].to(device)
+    )
+
+    assert_equal(output.cpu(), expected["output"])
+    torch.testing.assert_close(grad_input.cpu(), expected["grad_input"], rtol=1e-5, atol=1e-6)
+
+
+def arrange(values, layout):
+    """The same values with the strides that the name stands for."""
+    if layout == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        return torch.stack([values, torch.full_like(values, 9)], dim=-1)[..., 0]
+    if layout == "sliced channels_last":
+        wide = torch.cat([values, torch.full_like(values, 9)], dim=1)
+        return wide.contiguous(memory_format=torch.channels_last)[:, : values.shape[1]]
+    if layout == "transposed":
+        return values.mT.contiguous().mT
+    if layout == "expanded":
+        return values[:1, :, :1].expand_as(values)
+    return values.contiguous()
+
+
+LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "sliced",
+    "sliced channels_last",
+    "transposed",
+    "expanded",
+)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
+    dtype=st.sampled_from(DTYPES),
+    direction=st.sampled_from(DIRECTIONS),
+    input_layout=st.sampled_from(LAYOUTS),
+    grad_layout=st.sampled_from(LAYOUTS),
+    spread=st.integers(1, 1000),
+    specials=st.sampled_from([0, 0.05, 0.5]),
+    seed=st.integers(0, 2**32 - 1),
+)
+# More positions than a thread block's tile, and more lanes than a block of the CPU kernel.
+@example((1, 3, 2, 300), torch.float32, "left", "contiguous", "contiguous", 9, 0.05, 0)
+@example((1, 3, 300, 2), torch.float64, "top", "contiguous", "contiguous", 9, 0.05, 1)
+@example((1, 3, 300, 2), torch.bfloat16, "bottom", "channels_last", "contiguous", 9, 0.05, 2)
+@example((1, 100, 3, 25), torch.bfloat16, "top", "channels_last", "channels_last", 9, 0.05, 3)
+def test_agrees_with_cummax_in_value_and_gradient(
+    device, shape, dtype, direction, input_layout, grad_layout, spread, specials, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low, high):
+        return torch.randint(low, high + 1, shape, generator=generator).double()
+
+    # In few integers there are ties, and sums of them are exact in every order.
+    values = integers(-spread, spread).to(dtype).double()
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0]).double()
+    chosen = torch.rand(shape, generator=generator) < specials
+    values = torch.where(chosen, special[integers(0, 4).long()], values)
+    if seed % 2:
+        values = values.copysign(-torch.ones(()))  # also NaN with the sign bit
+    input = arrange(values, input_layout)
+    grad_output = arrange(integers(-8, 8), grad_layout)
+    expected = pool_with_grad(corner_pool_reference, input, direction, grad_output)
+
+    output, grad_input = pool_with_grad(
+        corner_pool,
+        arrange(values.to(device, dtype), input_layout),
+        direction,
+        arrange(grad_output.to(device, dtype), grad_layout),
+    )
+
+    assert_equal(output.cpu(), expected[0].to(dtype))
+    assert_equal(grad_input.cpu(), expected[1].to(dtype))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_reference_takes_the_maximum_up_to_the_named_border(direction):
+    input = torch.randn(2, 3, 5, 4)
+    expected = torch.empty_like(input)
+    for i in range(5):
+        for j in range(4):
+            seen = {
+                "top": input[:, :, i:, j],
+                "bottom": input[:, :, : i + 1, j],
+                "left": input[:, :, i, j:],
+                "right": input[:, :, i, : j + 1],
+            }[direction]
+            expected[:, :, i, j] = seen.amax(-1)
+
+    assert_equal(corner_pool_reference(input, direction), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_of_gradients_in_16_bit_are_rounded_once(dtype, device):
+    # One element gets all gradients. Added up in bfloat16, ones end at 256.
+    input = torch.zeros(1, 1, 8, 1000, dtype=dtype, device=device)
+    input[..., -1] = 1
+
+    _, grad_input = pool_with_grad(corner_pool, input, "left", torch.ones_like(input))
+
+    assert_equal(grad_input[..., -1], torch.full_like(grad_input[..., -1], 1000))
+    assert not grad_input[..., :-1].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gradcheck(direction, device):
+    # Apart by more than gradcheck's step.
+    input = torch.randperm(2 * 3 * 5 * 4).double().view(2, 3, 5, 4).to(device).requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda x: corner_pool(x, direction), input)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_operators_are_registered_soundly(layout, device):
+    input = arrange(torch.randn(2, 3, 5, 4, device=device), layout)
+    operators = torch.ops.centripetalnet
+
+    opcheck(operators.corner_pool.default, (input.clone().requires_grad_(), 2))
+    opcheck(operators.corner_pool_backward.default, (torch.randn_like(input), input, 2))
+
+
+def test_second_derivative_is_an_error():
+    input = torch.randn(1, 2, 3, 4, requires_grad=True)
+    output = corner_pool(input, "top")
+    (grad_input,) = torch.autograd.grad((output**2).sum(), input, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="not implemented"):
+        grad_input.sum().backward()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backward_keeps_the_input_alone(layout):
+    input = arrange(torch.randn(2, 3, 5, 4), layout).requires_grad_()
+    saved = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        corner_pool(input, "top")
+
+    assert [x.data_ptr() for x in saved] == [input.data_ptr()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic, device):
+    input = torch.randn(2, 3, 5, 4, device=device)
+    grad_output = torch.randn_like(input)
+    torch._dynamo.reset()
+    compiled = torch.compile(corner_pool, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+
+    actual = pool_with_grad(compiled, input, "right", grad_output)
+
+    for a, e in zip(actual, pool_with_grad(corner_pool, input, "right", grad_output)):
+        assert_equal(a, e)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_format_is_kept_and_foreseen_without_data(layout, device):
+    input = arrange(torch.randn(2, 3, 5, 4, device=device), layout).requires_grad_()
+    meta = torch.empty_strided(input.shape, input.stride(), device="meta").requires_grad_()
+
+    output, foreseen = corner_pool(input, "left"), corner_pool(meta, "left")
+    output.sum().backward()
+    foreseen.sum().backward()
+
+    memory_format = torch.channels_last if "channels" in layout else torch.contiguous_format
+    assert output.is_contiguous(memory_format=memory_format)
+    assert (foreseen.shape, foreseen.stride()) == (output.shape, output.stride())
+    assert (meta.grad.shape, meta.grad.stride()) == (input.grad.shape, input.grad.stride())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_dtype(dtype, device):
+    input = torch.randn(1, 2, 3, 4, dtype=dtype, device=device)
+
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert corner_pool(input, "top").dtype == dtype
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("empty_axis", range(4))
+def test_empty_input_gives_empty_output_and_gradient(empty_axis, direction, device):
+    shape = [2, 3, 5, 4]
+    shape[empty_axis] = 0
+    input = torch.empty(shape, device=device)
+
+    output, grad_input = pool_with_grad(corner_pool, input, direction, torch.empty_like(input))
+
+    assert list(output.shape) == list(grad_input.shape) == shape
+
+
+@pytest.mark.parametrize("pool", [corner_pool, corner_pool_reference])
+@pytest.mark.parametrize(
+    "input, direction, error, message",
+    [
+        (torch.zeros(1, 1, 2, 2), "up", ValueError, "'top', 'bottom', 'left', 'right'.* got 'up'"),
+        (torch.zeros(1, 1, 2, 2), 0, ValueError, "got 0"),
+        (torch.zeros(1, 2, 3), "top", ValueError, r"\(N, C, H, W\), got \(1, 2, 3\)"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.int64), "top", TypeError, "got torch.int64"),
+        ([[1.0]], "top", TypeError, "got list"),
+    ],
+)
+def test_bad_arguments_are_named(pool, input, direction, error, message):
+    with pytest.raises(error, match=message):
+        pool(input, direction)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "input, direction, error, message",
+    [
+        (torch.zeros(1, 2, 3), 0, ValueError, "got 3 dimensions"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.int64), 0, TypeError, "floating point"),
+        (torch.zeros(1, 1, 2, 2), 4, ValueError, "got 4"),
+    ],
+)
+def test_operator_checks_its_own_arguments(input, direction, error, message, device):
+    with pytest.raises(error, match=message):
+        torch.ops.centripetalnet.corner_pool(input.to(device), direction)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "grad_output, error, message",
+    [
+        (torch.zeros(1, 1, 2, 3), ValueError, "one shape"),
+        (torch.zeros(1, 1, 2, 2).double(), TypeError, "one dtype"),
+    ],
+)
+def test_backward_operator_wants_a_gradient_like_the_input(grad_output, error, message, device):
+    input = torch.zeros(1, 1, 2, 2, device=device)
+
+    with pytest.raises(error, match=message):
+        torch.ops.centripetalnet.corner_pool_backward(grad_output.to(device), input, 0)
+
+
+@pytest.mark.parametrize("reason", ["extension", "device"])
+def test_without_a_kernel_the_reference_runs_with_one_warning(reason, monkeypatch):
+    module._warn_once.cache_clear()
+    if reason == "extension":
+        monkeypatch.setattr(module, "_EXTENSION_PROBLEM", "centripetalnet._C is not built.")
+    else:
+        monkeypatch.setattr(module, "_KERNEL_DEVICES", frozenset())
+    input = torch.randn(1, 2, 3, 4)
+
+    with pytest.warns(UserWarning, match="pip install --no-build-isolation -e"):
+        output = corner_pool(input, "top")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corner_pool(input, "left")
+
+    assert_equal(output, corner_pool_reference(input, "top"))
+
+
+@pytest.mark.parametrize(
+    "error, problem",
+    [
+        (ModuleNotFoundError("No module", name="centripetalnet._C"), "is not built"),
+        (ModuleNotFoundError("No module named 'other'", name="other"), "loaded: .*'other'"),
+        (ImportError("_C.so: undefined symbol: _ZN2at"), "loaded: .*undefined symbol: _ZN2at"),
+    ],
+)
+def test_reason_for_a_missing_extension_is_told(error, problem, monkeypatch):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+
+    assert re.search(problem, module._load_extension())
+
+
+@pytest.fixture(scope="module")
+def run_cuda_source_on_cpu(tmp_path_factory):
+    """Compile the CUDA kernels for the CPU, a thread of it for every CUDA thread, and run them."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs g++ or clang++ on Linux")
+
+    def run(source, *options):
+        folder = tmp_path_factory.mktemp("cuda_on_cpu")
+        (folder / "corner_pool_kernel.cuh").write_text(source)
+        command = [compiler, "-std=c++20", "-O1", "-g", "-w", "-pthread", *options]
+        test = Path(__file__).with_name("corner_pool_cuda_on_cpu.cpp")
+        binary = folder / "test"
+        subprocess.run([*command, f"-I{folder}", str(test), "-o", str(binary)], check=True)
+        return subprocess.run([str(binary)], capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.slow
+def test_cuda_source_is_right_and_free_of_races_on_the_cpu(run_cuda_source_on_cpu):
+    source = (CSRC / "corner_pool_kernel.cuh").read_text()
+
+    result = run_cuda_source_on_cpu(source, "-fsanitize=thread")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_barrier_in_the_cuda_source_would_be_found(run_cuda_source_on_cpu):
+    source = (CSRC / "corner_pool_kernel.cuh").read_text()
+    barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", source)]
+
+    start, end = barriers[-1]
+    result = run_cuda_source_on_cpu(source[:start] + source[end:], "-fsanitize=thread")
+
+    assert "data race" in result.stderr
