@@ -119,6 +119,10 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # each with its mirror image. The paper's multi-scale result uses 0.6, 1, 1.2, 1.5 and 1.8.
     cfg.TEST.AUG.SCALES = [1.0]
 
+    # ---------------------------------------------------------------- computation
+    # Layout of the feature maps: channels last is faster on CPUs, and on GPUs in half precision.
+    net.CHANNELS_LAST = False
+
     # ---------------------------------------------------------------- solver
     # "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAM"

@@ -60,6 +60,12 @@ class CPUAMPTrainer(SimpleTrainer):
         self.optimizer.step()
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16; where it must emulate that, it is slower so."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(torch.backends.mkldnn.is_available() and supported is not None and supported())
+
+
 class Trainer(DefaultTrainer):
     """DefaultTrainer with this project's data, optimizer and evaluation; on GPUs and on the CPU."""
 
@@ -84,8 +90,12 @@ class Trainer(DefaultTrainer):
         else:
             model = create_ddp_model(model, broadcast_buffers=False)
         trainer_type = SimpleTrainer
-        if cfg.SOLVER.AMP.ENABLED:
-            trainer_type = CPUAMPTrainer if on_cpu else AMPTrainer
+        if cfg.SOLVER.AMP.ENABLED and not on_cpu:
+            trainer_type = AMPTrainer
+        elif cfg.SOLVER.AMP.ENABLED and cpu_has_bfloat16():
+            trainer_type = CPUAMPTrainer
+        elif cfg.SOLVER.AMP.ENABLED:
+            logger.warning("This CPU has no bfloat16 arithmetic: training in float32.")
         self._trainer = trainer_type(model, data_loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

@@ -30,6 +30,17 @@ class HeadOutput(NamedTuple):
     br: CornerMaps
 
 
+class CornerShifts(NamedTuple):
+    """What the head says of one corner at M cells, where that is asked instead of on whole maps."""
+
+    offset: Tensor
+    """(M, 2) cells, see :class:`CornerMaps`."""
+    guiding_shift: Tensor
+    """(M, 2) cells."""
+    centripetal_shift: Tensor
+    """(M, 2) natural logarithm of cells."""
+
+
 class CornerTargets(NamedTuple):
     """What one corner's maps should say."""
 
@@ -52,6 +63,17 @@ class BoxTargets(NamedTuple):
 
     tl: CornerTargets
     br: CornerTargets
+
+
+class Peaks(NamedTuple):
+    """The best cells of one corner's heat map in each image."""
+
+    score: Tensor
+    """(N, K) in (0, 1)."""
+    cls: Tensor
+    """(N, K) integers in [0, C)."""
+    cell: Tensor
+    """(N, K) index into the flattened (N, H, W)."""
 
 
 class Corners(NamedTuple):

@@ -1,7 +1,6 @@
 """Loading of weights that says no to a file that does not fit."""
 
 import os
-import pickle
 from typing import List
 
 import torch
@@ -44,18 +43,24 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the path "
                 "of a checkpoint, or '' to start from random weights."
             )
-        return super().load(path, *args, **kwargs)
-
-    def _torch_load(self, f):
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        # What a damaged or foreign file makes of torch.load differs with its first bytes.
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return super().load(path, *args, **kwargs)
+        finally:
+            # Detectron2 leaves it set after an error, and then refuses the next file.
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict:
+        """Tensors only: whatever the file's name, nothing in it is run."""
+        try:
+            loaded = torch.load(filename, map_location="cpu", weights_only=True)
+        # A damaged or foreign file makes torch's unpickler stumble anywhere, IndexError included.
+        except Exception as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{f} is not a checkpoint that can be loaded safely: {first_line}. It must be a "
-                "file of tensors as torch.save writes it."
+                f"{filename} is not a checkpoint that can be loaded safely: {first_line}. It must "
+                "be a file of tensors as torch.save writes it."
             ) from error
+        return loaded if "model" in loaded else {"model": loaded}
 
     def _load_model(self, checkpoint: dict):
         weights = checkpoint["model"]
@@ -66,12 +71,12 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             )
         num_weights = len(weights)
         incompatible = super()._load_model(checkpoint)
-        missing = list(incompatible.missing_keys)
-        unexpected = list(incompatible.unexpected_keys)
-        misfits = [
-            f"{name} (checkpoint {tuple(found)}, model {tuple(wanted)})"
+        misfits = {
+            name: f"{name} (checkpoint {tuple(found)}, model {tuple(wanted)})"
             for name, found, wanted in incompatible.incorrect_shapes
-        ]
+        }
+        missing = [name for name in incompatible.missing_keys if name not in misfits]
+        unexpected = list(incompatible.unexpected_keys)
         if self.strict:
             fits = not (missing or unexpected or misfits)
         else:
@@ -80,7 +85,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             raise ValueError(
                 "the checkpoint does not fit the model that the config describes:"
                 + _listing("not in the checkpoint", missing)
-                + _listing("of another shape", misfits)
+                + _listing("of another shape", list(misfits.values()))
                 + _listing("not in the model", unexpected)
                 + "\nUse the config that the checkpoint was trained with."
             )

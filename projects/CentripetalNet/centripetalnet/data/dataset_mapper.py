@@ -1,7 +1,6 @@
 """From a dataset's record to what the detector takes."""
 
-import copy
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from .transforms import ColorDistortion, RandomCenterCropPad
 
@@ -81,8 +80,6 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
-            "use_instance_mask": cfg.MODEL.MASK_ON,
-            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -97,7 +94,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             OSError: if the image cannot be read; names it.
             SizeMismatchError: if its size is not the one in the annotations.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)
+        dataset_dict = dict(dataset_dict)
         file_name = dataset_dict["file_name"]
         try:
             image = utils.read_image(file_name, format=self.image_format)
@@ -109,21 +106,38 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             ) from error
         utils.check_image_size(dataset_dict, image)
 
-        annotations = [x for x in dataset_dict.pop("annotations", []) if not x.get("iscrowd", 0)]
-        boxes = np.array(
-            [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations],
-            dtype=np.float64,
-        ).reshape(-1, 4)
-        aug_input = T.AugInput(image, boxes=boxes)
-        transforms = self.augmentations(aug_input)
-        image = aug_input.image
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        annotations = dataset_dict.pop("annotations", [])
         if not self.is_train:
+            augmented = T.AugInput(image)
+            self.augmentations(augmented)
+            dataset_dict["image"] = _to_tensor(augmented.image)
             return dataset_dict
 
-        height, width = image.shape[:2]
-        centers = (aug_input.boxes[:, :2] + aug_input.boxes[:, 2:]) / 2
-        on_canvas = ((centers > 0) & (centers < (width, height))).all(axis=1)
-        dataset_dict["annotations"] = [x for x, on in zip(annotations, on_canvas) if on]
-        self._transform_annotations(dataset_dict, transforms, (height, width))
+        annotations = [x for x in annotations if not x.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
+        augmented = T.AugInput(image, boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4))
+        self.augmentations(augmented)
+        dataset_dict["image"] = _to_tensor(augmented.image)
+        dataset_dict["instances"] = self._instances(
+            augmented.boxes, [x["category_id"] for x in annotations], augmented.image.shape[:2]
+        )
         return dataset_dict
+
+    @staticmethod
+    def _instances(boxes: np.ndarray, classes: List[int], size: Tuple[int, int]) -> Instances:
+        """Boxes that still have their centre and an area on the canvas, clipped to it."""
+        height, width = size
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        clipped = np.clip(boxes, 0, (width, height, width, height))
+        kept = (centers > 0) & (centers < (width, height)) & (clipped[:, 2:] > clipped[:, :2])
+        kept = kept.all(axis=1)
+        return Instances(
+            size,
+            gt_boxes=Boxes(torch.as_tensor(clipped[kept], dtype=torch.float32)),
+            gt_classes=torch.as_tensor(classes, dtype=torch.int64)[torch.as_tensor(kept)],
+        )
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """(h, w, 3) to (3, h, w)."""
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,6 +1,7 @@
 """Cross-star deformable convolution (arXiv 2003.09119, section 3.3).
 
-Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 kernel, row by row.
+Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 kernel, row by row, M
+cells of interest.
 """
 
 import torch
@@ -44,8 +45,39 @@ def deform_conv3x3(feature: Tensor, sampling_offset: Tensor, weight: Tensor) -> 
         samples = F.grid_sample(
             feature.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )
-    samples = samples.view(num_images, channels * NUM_TAPS, height, width).to(feature.dtype)
-    return F.conv2d(samples, weight.reshape(weight.shape[0], channels * NUM_TAPS, 1, 1))
+        samples = samples.view(num_images, channels * NUM_TAPS, height, width)
+        # The samples are in float32 already; casting nine times the feature map down costs more
+        # than the faster product saves.
+        output = F.conv2d(samples, weight.float().reshape(len(weight), channels * NUM_TAPS, 1, 1))
+    return output.to(feature.dtype)
+
+
+def sample_bilinear(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Values of a feature map between its cells; zero outside.
+
+    Args:
+        feature: (N, C, H, W) float32.
+        image_index: (Q,) integers in [0, N).
+        y, x: (Q,) cells; whole numbers are the cells' own values.
+
+    Returns:
+        (Q, C). Differentiable in ``feature``, ``y`` and ``x``.
+    """
+    num_images, channels, height, width = feature.shape
+    top, left = y.detach().floor(), x.detach().floor()
+    rows, columns = torch.stack((top, top + 1), dim=1), torch.stack((left, left + 1), dim=1)
+    # A bilinear weight is one minus the distance; a row outside the map has none.
+    weight_y = (1 - (y[:, None] - rows).abs()) * ((rows >= 0) & (rows < height))
+    weight_x = (1 - (x[:, None] - columns).abs()) * ((columns >= 0) & (columns < width))
+    rows, columns = rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()
+    cells = (image_index[:, None] * height + rows)[:, :, None] * width + columns[:, None]
+    weights = weight_y[:, :, None] * weight_x[:, None]
+    return F.embedding_bag(
+        cells.flatten(1),
+        feature.permute(0, 2, 3, 1).reshape(num_images * height * width, channels),
+        mode="sum",
+        per_sample_weights=weights.flatten(1),
+    )
 
 
 class CrossStarDeformConv(nn.Module):
@@ -91,3 +123,42 @@ class CrossStarDeformConv(nn.Module):
             with torch.autocast(feature.device.type, enabled=False):
                 return self.deform_conv(feature.float(), sampling_offset).to(feature.dtype)
         return deform_conv3x3(feature, sampling_offset, self.deform_conv.weight)
+
+    def at_cells(
+        self, feature: Tensor, guiding_shift: Tensor, image_index: Tensor, y: Tensor, x: Tensor
+    ) -> Tensor:
+        """What :meth:`forward` gives in the 3 x 3 neighbourhood of some cells, for them alone.
+
+        Args:
+            feature: (N, C, H, W), the corner-pooled feature.
+            guiding_shift: (M, 2, 3, 3) in cells, of the neighbourhood of each cell.
+            image_index, y, x: (M,) integers, where the cells are.
+
+        Returns:
+            (M, C, 3, 3), zero where the neighbourhood leaves the map.
+        """
+        num_cells, channels = len(y), feature.shape[1]
+        with torch.autocast(feature.device.type, enabled=False):
+            offset = self.sampling_offset(guiding_shift.detach().float())
+            # (M, neighbour, tap, 2)
+            offset = offset.view(num_cells, NUM_TAPS, 2, NUM_TAPS).permute(0, 3, 1, 2)
+            # Neighbours and taps are in the same order: row by row around the middle.
+            step = torch.arange(NUM_TAPS, device=y.device)
+            step_y = torch.div(step, KERNEL_SIZE, rounding_mode="floor") - KERNEL_SIZE // 2
+            step_x = step % KERNEL_SIZE - KERNEL_SIZE // 2
+            near_y, near_x = y[:, None] + step_y, x[:, None] + step_x
+            sampled_y = near_y[:, :, None] + step_y + offset[..., 0]
+            sampled_x = near_x[:, :, None] + step_x + offset[..., 1]
+            samples = sample_bilinear(
+                feature.float(),
+                image_index[:, None, None].expand_as(sampled_y).reshape(-1),
+                sampled_y.reshape(-1),
+                sampled_x.reshape(-1),
+            )
+            weight = self.deform_conv.weight.float().permute(2, 3, 1, 0)
+            output = samples.view(num_cells * NUM_TAPS, NUM_TAPS * channels) @ weight.flatten(0, 2)
+            inside = (near_y >= 0) & (near_y < feature.shape[2])
+            inside = inside & (near_x >= 0) & (near_x < feature.shape[3])
+            output = output.view(num_cells, NUM_TAPS, channels) * inside[:, :, None]
+        output = output.permute(0, 2, 1).reshape(num_cells, channels, KERNEL_SIZE, KERNEL_SIZE)
+        return output.to(feature.dtype)

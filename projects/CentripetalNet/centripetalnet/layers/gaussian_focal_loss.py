@@ -1,5 +1,6 @@
 """Focal loss for heat maps whose targets are Gaussian bumps (arXiv 1808.01244, equation 1)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,11 +20,11 @@ def gaussian_focal_loss(
         beta: exponent that quietens cells near a positive one.
 
     Returns:
-        A scalar in float32.
+        A scalar, in float32 or better.
 
     Source: CornerNet, arXiv 1808.01244, equation 1.
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # At a positive cell (1 - t)^beta is 0, so the two terms can simply be added up.
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
     negative = log_not_p * (alpha * log_p).exp() * (1 - targets).pow(beta)

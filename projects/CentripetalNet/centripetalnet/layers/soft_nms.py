@@ -36,7 +36,7 @@ def batched_soft_nms(
     of the same class that is left (by ``exp(-IoU^2 / sigma)``, or by ``1 - IoU`` where the IoU
     exceeds ``iou_threshold``), and drop what falls under ``min_score``. Since classes do not touch
     each other, taking the best of all classes gives each class's own order, and
-    ``max_detections`` rounds are all that is needed. The work of a round is vectorised over images and boxes.
+    ``max_detections`` rounds are all that is needed. A round is vectorised over images and boxes.
 
     Args:
         boxes: (N, M, 4) x0, y0, x1, y1, absolute.

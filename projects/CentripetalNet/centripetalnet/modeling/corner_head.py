@@ -4,13 +4,14 @@ Shapes: N images, C classes, H x W the feature map. "tl" and "br" are the top-le
 corner; both go through the same code.
 """
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
 from ..layers import CrossStarDeformConv, corner_pool
-from ..structures import CornerMaps, HeadOutput
+from ..structures import CornerMaps, CornerShifts, HeadOutput
 
 # Directions in which a corner looks for the edges of its object: vertically, then horizontally.
 POOL_DIRECTIONS = {"tl": ("top", "left"), "br": ("bottom", "right")}
@@ -40,6 +41,10 @@ def _prediction_branch(in_channels: int, hidden_channels: int, out_channels: int
     return nn.Sequential(
         _conv3x3(in_channels, hidden_channels), Conv2d(hidden_channels, out_channels, 1)
     )
+
+
+# A shift depends on the cells so near to its own: two 3 x 3 convolutions, one on the other.
+_PATCH_REACH = 2
 
 
 class CornerPooling(nn.Module):
@@ -107,7 +112,7 @@ class CornerBranch(nn.Module):
         nn.init.constant_(self.heatmap[-1].bias, heatmap_bias)
 
     def forward(self, feature: Tensor) -> CornerMaps:
-        """(N, channels, H, W) to the maps of this corner."""
+        """(N, channels, H, W) to the whole maps of this corner."""
         pooled = self.pooling(feature)
         guiding_shift = self.guiding_shift(pooled)
         adapted = self.cross_star(pooled, guiding_shift)
@@ -117,6 +122,49 @@ class CornerBranch(nn.Module):
             guiding_shift=guiding_shift,
             centripetal_shift=self.centripetal_shift(adapted),
         )
+
+    def shifts_at(self, pooled: Tensor, cells: Tensor) -> CornerShifts:
+        """The shifts at some cells only; the same numbers as those of :meth:`forward` there.
+
+        Shifts are wanted at corners alone. A cell's depend on 5 x 5 cells around it, so working on
+        these patches saves most of the head's arithmetic and memory.
+
+        Args:
+            pooled: (N, channels, H, W), what ``pooling`` gives.
+            cells: (M,) integers, indices into the flattened (N, H, W).
+        """
+        height, width = pooled.shape[2:]
+        x = cells % width
+        row = torch.div(cells, width, rounding_mode="floor")
+        y, image_index = row % height, torch.div(row, height, rounding_mode="floor")
+
+        patches = _patches(pooled, image_index, y, x)
+        guiding_shift = _on_patches(self.guiding_shift, patches)
+        adapted = self.cross_star.at_cells(pooled, guiding_shift, image_index, y, x)
+        return CornerShifts(
+            offset=_on_patches(self.offset, patches[:, :, 1:-1, 1:-1])[:, :, 0, 0],
+            guiding_shift=guiding_shift[:, :, 1, 1],
+            centripetal_shift=_on_patches(self.centripetal_shift, adapted)[:, :, 0, 0],
+        )
+
+
+def _patches(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """(M, channels, 5, 5) of what lies around M cells, zero outside the map."""
+    height, width = feature.shape[2:]
+    step = torch.arange(2 * _PATCH_REACH + 1, device=y.device)
+    # In the padded map the patch of a cell begins at the cell's own coordinates.
+    rows, columns = y[:, None] + step, x[:, None] + step
+    index = image_index[:, None] * (height + 2 * _PATCH_REACH) + rows
+    index = index[:, :, None] * (width + 2 * _PATCH_REACH) + columns[:, None]
+    padded = F.pad(feature, [_PATCH_REACH] * 4).permute(0, 2, 3, 1).flatten(0, 2)
+    patches = padded.index_select(0, index.flatten()).view(*index.shape, feature.shape[1])
+    return patches.permute(0, 3, 1, 2)
+
+
+def _on_patches(branch: nn.Sequential, patches: Tensor) -> Tensor:
+    """A prediction branch where the patch, and not zero, surrounds each cell."""
+    hidden, last = branch
+    return last(F.relu_(F.conv2d(patches, hidden.weight, hidden.bias)))
 
 
 class CornerHead(nn.Module):

@@ -1,4 +1,4 @@
-"""Maps and targets to losses (pure functions).
+"""Predictions and targets to losses (pure functions).
 
 Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch.
 """
@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import gaussian_focal_loss
-from ..structures import BoxTargets, CornerMaps, CornerTargets, HeadOutput
-
-SHIFTS = ("offset", "guiding_shift", "centripetal_shift")
+from ..structures import CornerShifts, CornerTargets
 
 
 def heatmap_loss(logits: Tensor, targets: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
@@ -29,36 +27,36 @@ def heatmap_loss(logits: Tensor, targets: Tensor, alpha: float = 2.0, beta: floa
     return gaussian_focal_loss(logits, targets, alpha, beta) / num_positive
 
 
-def shift_loss(prediction: Tensor, target: Tensor, targets: CornerTargets, beta: float) -> Tensor:
-    """Smooth L1 loss of one map of two channels at the corner cells.
+def shift_loss(prediction: Tensor, target: Tensor, wins: Tensor, beta: float) -> Tensor:
+    """Smooth L1 loss of one shift at the corner cells.
 
     Args:
-        prediction: (N, 2, H, W).
-        target: (M, 2) what the map should say at each box's cell.
-        targets: the cells, and which box each of them stands for.
+        prediction: (M, 2) at each box's cell.
+        target: (M, 2) what it should be.
+        wins: (M,) whether the box is the one that its cell stands for.
         beta: where the loss turns from quadratic to linear.
 
     Returns:
         A scalar: the sum over cells, x and y, divided by the number of corner cells, or by 1.
     """
-    num_images, _, height, width = prediction.shape
-    at_cells = prediction.permute(0, 2, 3, 1).reshape(num_images * height * width, 2)[targets.cell]
-    loss = F.smooth_l1_loss(at_cells.float(), target, beta=beta, reduction="none").sum(dim=1)
-    return (loss * targets.wins).sum() / targets.wins.sum().clamp(min=1)
+    loss = F.smooth_l1_loss(prediction.float(), target, beta=beta, reduction="none").sum(dim=1)
+    return (loss * wins).sum() / wins.sum().clamp(min=1)
 
 
 def corner_losses(
-    output: HeadOutput,
-    targets: BoxTargets,
+    heatmap: Tensor,
+    shifts: CornerShifts,
+    targets: CornerTargets,
     focal_alpha: float = 2.0,
     focal_beta: float = 4.0,
     smooth_l1_beta: float = 1.0,
 ) -> Dict[str, Tensor]:
-    """The four losses of one stack, each the mean of its two corners, not yet weighted.
+    """The four losses of one corner of one stack, not yet weighted.
 
     Args:
-        output: maps of both corners.
-        targets: targets of both corners.
+        heatmap: (N, C, H, W) logits.
+        shifts: at the cells of the targets.
+        targets: of the corner.
         focal_alpha, focal_beta: exponents of the heat-map loss.
         smooth_l1_beta: of the three shift losses.
 
@@ -67,14 +65,9 @@ def corner_losses(
 
     Source: arXiv 2003.09119, equations 2 and 4, section 3.5.
     """
-
-    def of_corner(maps: CornerMaps, target: CornerTargets) -> Dict[str, Tensor]:
-        losses = {"heatmap": heatmap_loss(maps.heatmap, target.heatmap, focal_alpha, focal_beta)}
-        for name in SHIFTS:
-            losses[name] = shift_loss(
-                getattr(maps, name), getattr(target, name), target, smooth_l1_beta
-            )
-        return losses
-
-    tl, br = of_corner(output.tl, targets.tl), of_corner(output.br, targets.br)
-    return {name: (tl[name] + br[name]) / 2 for name in tl}
+    losses = {"heatmap": heatmap_loss(heatmap, targets.heatmap, focal_alpha, focal_beta)}
+    for name in shifts._fields:
+        losses[name] = shift_loss(
+            getattr(shifts, name), getattr(targets, name), targets.wins, smooth_l1_beta
+        )
+    return losses

@@ -1,4 +1,4 @@
-"""Maps of the last stack to scored boxes (pure functions).
+"""Heat maps and shifts to scored boxes (pure functions).
 
 Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image. All
 coordinates are pixels of the canvas until the border is subtracted, then pixels of the image that
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import batched_soft_nms
-from ..structures import Candidates, CornerMaps, Corners, HeadOutput
+from ..structures import Candidates, Corners, Peaks
 
 
 @dataclass(frozen=True)
@@ -54,39 +54,62 @@ class SelectionOptions:
     """Boxes whose lowered score is less are dropped."""
 
 
-def find_corners(
-    maps: CornerMaps, inwards: int, canvas_size: Tuple[int, int], options: MatchingOptions
-) -> Corners:
-    """The best corners of one kind and the centres they point to.
+def find_peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
+    """The best local maxima of a heat map, over all classes and cells of each image.
 
     Args:
-        maps: of one corner.
-        inwards: +1 for top-left corners, whose centre has larger coordinates, -1 for bottom-right.
-        canvas_size: (h, w) pixels.
+        heatmap: (N, C, H, W) logits.
         options: see :class:`MatchingOptions`.
 
     Returns:
-        K corners of each image, K at most the number of cells times classes, best first.
+        K peaks of each image, K at most the number of cells times classes, best first.
 
-    Source: section 3.2, "center" of equation 2's boxes; peaks as in arXiv 1808.01244, section 4.2.
+    Source: arXiv 1808.01244, section 4.2.
     """
-    num_classes, height, width = maps.heatmap.shape[1:]
-    kernel = options.local_maximum_kernel
-    probability = maps.heatmap.float().sigmoid()
+    num_images, num_classes, height, width = heatmap.shape
+    kernel, num_cells = options.local_maximum_kernel, height * width
+    probability = heatmap.float().sigmoid()
     largest_around = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
     peaks = probability * (probability == largest_around)
-    score, index = peaks.flatten(1).topk(min(options.topk, num_classes * height * width))
-    cls = torch.div(index, height * width, rounding_mode="floor")
-    index = index % (height * width)
+    score, index = peaks.flatten(1).topk(min(options.topk, num_classes * num_cells))
+    first_cell = torch.arange(num_images, device=index.device)[:, None] * num_cells
+    return Peaks(
+        score=score,
+        cls=torch.div(index, num_cells, rounding_mode="floor"),
+        cell=first_cell + index % num_cells,
+    )
 
-    def at_cells(shift: Tensor) -> Tensor:
-        return shift.float().flatten(2).gather(2, index[:, None].expand(-1, 2, -1)).mT
 
-    cell = torch.stack((index % width, torch.div(index, width, rounding_mode="floor")), dim=-1)
-    pixels_per_cell = score.new_tensor((canvas_size[1] / width, canvas_size[0] / height))
-    position = (cell + at_cells(maps.offset)) * pixels_per_cell
-    to_center = at_cells(maps.centripetal_shift).exp() * pixels_per_cell
-    return Corners(score, cls, position, position + inwards * to_center)
+def locate_corners(
+    peaks: Peaks,
+    offset: Tensor,
+    centripetal_shift: Tensor,
+    inwards: int,
+    map_size: Tuple[int, int],
+    canvas_size: Tuple[int, int],
+) -> Corners:
+    """Where corners of one kind are, and the centres they point to.
+
+    Args:
+        peaks: K of each image.
+        offset: (N, K, 2) cells, at the peaks.
+        centripetal_shift: (N, K, 2) natural logarithm of cells, at the peaks.
+        inwards: +1 for top-left corners, whose centre has larger coordinates, -1 for bottom-right.
+        map_size: (H, W) cells.
+        canvas_size: (h, w) pixels.
+
+    Returns:
+        The corners, in the order of the peaks.
+
+    Source: section 3.1, inverse of equation 1.
+    """
+    height, width = map_size
+    row = torch.div(peaks.cell, width, rounding_mode="floor") % height
+    cell = torch.stack((peaks.cell % width, row), dim=-1)
+    pixels_per_cell = offset.new_tensor((canvas_size[1] / width, canvas_size[0] / height))
+    position = (cell + offset) * pixels_per_cell
+    to_center = centripetal_shift.exp() * pixels_per_cell
+    return Corners(peaks.score, peaks.cls, position, position + inwards * to_center)
 
 
 def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> Candidates:
@@ -145,25 +168,6 @@ def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOpt
         scores=scores.flatten(1),
         classes=tl.cls[:, :, None].expand(shape).flatten(1),
     )
-
-
-def decode(
-    output: HeadOutput, canvas_size: Tuple[int, int], border: Tensor, options: MatchingOptions
-) -> Candidates:
-    """Maps of one stack to all candidate boxes of each image.
-
-    Args:
-        output: maps of both corners.
-        canvas_size: (h, w) pixels.
-        border: (N, 2) left and top border of the canvas in pixels.
-        options: see :class:`MatchingOptions`.
-
-    Returns:
-        Candidates in pixels of the images.
-    """
-    tl = find_corners(output.tl, +1, canvas_size, options)
-    br = find_corners(output.br, -1, canvas_size, options)
-    return match_corners(tl, br, border, options)
 
 
 def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:

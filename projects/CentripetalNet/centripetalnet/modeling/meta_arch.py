@@ -16,14 +16,16 @@ from detectron2.utils.events import get_event_storage
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
-from ..structures import Candidates
-from .corner_head import CornerHead
+from ..structures import Candidates, Corners
+from .corner_head import CornerBranch, CornerHead
 from .corner_losses import corner_losses
 from .corner_matching import (
     MatchingOptions,
     SelectionOptions,
     best_candidates,
-    decode,
+    find_peaks,
+    locate_corners,
+    match_corners,
     select_detections,
     stack_candidates,
 )
@@ -62,6 +64,7 @@ class CentripetalNet(nn.Module):
         pixel_mean: Tuple[float, ...],
         pixel_std: Tuple[float, ...],
         input_format: str = "RGB",
+        channels_last: bool = False,
         vis_period: int = 0,
     ):
         """
@@ -73,6 +76,7 @@ class CentripetalNet(nn.Module):
             canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits).
             pixel_mean, pixel_std: for each channel, in the order of ``input_format``.
             input_format: channel order of the images, "RGB" or "BGR".
+            channels_last: whether feature maps are laid out with their channels last.
             vis_period: iterations between two pictures of predictions in the event storage; 0 for
                 none.
 
@@ -99,6 +103,8 @@ class CentripetalNet(nn.Module):
         self.canvas_bits = canvas_bits
         self.input_format = input_format
         self.vis_period = vis_period
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -151,6 +157,7 @@ class CentripetalNet(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
+            "channels_last": net.CHANNELS_LAST,
             "vis_period": cfg.VIS_PERIOD,
         }
 
@@ -162,8 +169,9 @@ class CentripetalNet(nn.Module):
         """
         Args:
             batched_inputs: one dict for each image, as in Detectron2's models: ``image``
-                (3, h0, w0) in [0, 255], in training ``instances`` with ``gt_boxes`` and ``gt_classes``, in
-                inference optionally the ``height`` and ``width`` that the boxes should refer to.
+                (3, h0, w0) in [0, 255], in training ``instances`` with ``gt_boxes`` and
+                ``gt_classes``, in inference optionally the ``height`` and ``width`` that the boxes
+                should refer to.
 
         Returns:
             In training the losses ``loss_heatmap``, ``loss_offset``, ``loss_guiding_shift`` and
@@ -189,7 +197,7 @@ class CentripetalNet(nn.Module):
             The weighted losses, summed over the stacks.
         """
         options = self.loss_options
-        features = self.backbone(images)
+        features = self.backbone(images.contiguous(memory_format=self.memory_format))
         targets = corner_targets(
             boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
             classes=torch.cat([x.gt_classes for x in instances]),
@@ -202,26 +210,28 @@ class CentripetalNet(nn.Module):
             map_size=tuple(features[self.feature_names[-1]].shape[-2:]),
             min_overlap=options.min_overlap,
         )
-        stacks = [
-            corner_losses(
-                head(features[name]),
-                targets,
-                focal_alpha=options.focal_alpha,
-                focal_beta=options.focal_beta,
-                smooth_l1_beta=options.smooth_l1_beta,
-            )
-            for name, head in zip(self.feature_names, self.heads)
-        ]
         weights = {
             "heatmap": options.heatmap_weight,
             "offset": options.offset_weight,
             "guiding_shift": options.guiding_shift_weight,
             "centripetal_shift": options.centripetal_shift_weight,
         }
-        return {
-            f"loss_{name}": weight * sum(losses[name] for losses in stacks)
-            for name, weight in weights.items()
-        }
+        losses = dict.fromkeys(weights, 0.0)
+        for name, head in zip(self.feature_names, self.heads):
+            for branch, target in ((head.tl, targets.tl), (head.br, targets.br)):
+                pooled = branch.pooling(features[name])
+                of_corner = corner_losses(
+                    branch.heatmap(pooled),
+                    branch.shifts_at(pooled, target.cell),
+                    target,
+                    focal_alpha=options.focal_alpha,
+                    focal_beta=options.focal_beta,
+                    smooth_l1_beta=options.smooth_l1_beta,
+                )
+                for key in losses:
+                    # The mean of the two corners.
+                    losses[key] = losses[key] + of_corner[key] / 2
+        return {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
 
     def inference(
         self, batched_inputs: List[dict], do_postprocess: bool = True
@@ -270,14 +280,34 @@ class CentripetalNet(nn.Module):
                 border.append((left, top))
                 inside = canvas[row, :, top : top + height, left : left + width]
                 inside.copy_(self._normalize(images[i]))
+            canvas = canvas.contiguous(memory_format=self.memory_format)
             feature = self.backbone(canvas)[self.feature_names[-1]]
-            found = decode(
-                self.heads[-1](feature), canvas_size, canvas.new_tensor(border), self.matching
+            found = match_corners(
+                self._corners(self.heads[-1].tl, feature, +1, canvas_size),
+                self._corners(self.heads[-1].br, feature, -1, canvas_size),
+                canvas.new_tensor(border),
+                self.matching,
             )
             found = best_candidates(found, self.selection.max_candidates)
             for row, i in enumerate(members):
                 results[i] = Candidates(*(x[row : row + 1] for x in found))
         return results
+
+    def _corners(
+        self, branch: CornerBranch, feature: Tensor, inwards: int, canvas_size: Tuple[int, int]
+    ) -> Corners:
+        """The best corners of one kind; shifts are computed at them alone."""
+        pooled = branch.pooling(feature)
+        peaks = find_peaks(branch.heatmap(pooled), self.matching)
+        shifts = branch.shifts_at(pooled, peaks.cell.flatten())
+        return locate_corners(
+            peaks,
+            shifts.offset.float().view(*peaks.cell.shape, 2),
+            shifts.centripetal_shift.float().view(*peaks.cell.shape, 2),
+            inwards,
+            tuple(pooled.shape[-2:]),
+            canvas_size,
+        )
 
     def select(self, candidates: List[Candidates], sizes: List[Tuple[int, int]]) -> List[Instances]:
         """Final boxes of each image from its candidates.

@@ -115,16 +115,16 @@ class SilhouettesSpec:
         seed: of all random numbers.
     """
 
-    classes: tuple[str, ...] = ("horse", "cow", "elephant", "bear", "giraffe")
-    num_train: int = 2000
+    classes: tuple[str, ...] = ("horse", "cow", "elephant", "bear", "bird")
+    num_train: int = 4000
     num_val: int = 300
     image_height: tuple[int, int] = (96, 127)
     image_width: tuple[int, int] = (96, 127)
     objects_per_image: tuple[int, int] = (1, 4)
-    object_side: tuple[int, int] = (28, 88)
+    object_side: tuple[int, int] = (32, 88)
     aspect: tuple[float, float] = (0.8, 1.25)
     overlap_probability: float = 0.5
-    max_hidden: float = 0.5
+    max_hidden: float = 0.35
     placement_tries: int = 20
     min_contrast: float = 75.0
     color_tries: int = 16

@@ -1,0 +1,98 @@
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from centripetalnet.checkpoint import CentripetalNetCheckpointer
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+
+
+def test_gives_back_what_it_saved(model, tmp_path):
+    CentripetalNetCheckpointer(model, str(tmp_path)).save("model")
+    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+
+    CentripetalNetCheckpointer(other).load(str(tmp_path / "model.pth"))
+
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+def test_no_path_loads_nothing(model):
+    assert CentripetalNetCheckpointer(model).load("") == {}
+
+
+def test_a_missing_file_is_named(model):
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*nothing\.pth"):
+        CentripetalNetCheckpointer(model).load("nothing.pth")
+
+
+def test_weights_that_do_not_fit_are_listed_by_kind(model, tmp_path):
+    weights = model.state_dict()
+    weights["0.weight"] = torch.zeros(5, 2)
+    weights["other"] = torch.zeros(1)
+    del weights["1.bias"]
+    torch.save({"model": weights}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError) as error:
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+    message = str(error.value)
+    assert "not in the checkpoint (1):\n  1.bias" in message
+    assert "0.weight (checkpoint (5, 2), model (3, 2))" in message
+    assert "not in the model (1):\n  other" in message
+
+
+def test_a_training_may_start_from_weights_that_fit_in_part(model, tmp_path):
+    weights = {"0.weight": torch.ones(3, 2), "1.weight": torch.zeros(9, 9)}
+    torch.save({"model": weights}, tmp_path / "model.pth")
+
+    CentripetalNetCheckpointer(model, strict=False).load(str(tmp_path / "model.pth"))
+
+    assert model[0].weight.eq(1).all()
+
+
+def test_a_training_may_not_start_from_weights_of_which_none_fits(model, tmp_path):
+    torch.save({"model": {"other": torch.zeros(1)}}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="does not fit"):
+        CentripetalNetCheckpointer(model, strict=False).load(str(tmp_path / "model.pth"))
+
+
+class Explosive:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code of the file was run')",)
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.pkl"])
+def test_a_file_that_would_run_code_is_refused(model, tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps({"model": Explosive(), "__author__": "x"}))
+    else:
+        torch.save({"model": Explosive()}, path)
+
+    with pytest.raises(ValueError, match=name):
+        CentripetalNetCheckpointer(model).load(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 broken zip"])
+def test_a_file_that_is_no_checkpoint_is_named(model, tmp_path, content):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"model\.pth is not a checkpoint"):
+        CentripetalNetCheckpointer(model).load(str(path))
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"model": None}, {}])
+def test_a_checkpoint_without_weights_is_named(model, tmp_path, content):
+    torch.save(content, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="holds no weights"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))

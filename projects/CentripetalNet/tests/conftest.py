@@ -1,0 +1,98 @@
+"""Fixtures that several test files share."""
+
+import json
+import math
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from centripetalnet.checkpoint.names import names_from_mmdet
+from centripetalnet.config import load_config
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONFIGS = PROJECT / "configs"
+
+# The narrow model of data/model_tiny.pt.
+GOLDEN_MODEL = {
+    "MODEL.HOURGLASS.STEM_CHANNELS": 8,
+    "MODEL.HOURGLASS.CHANNELS": [16, 16, 24],
+    "MODEL.HOURGLASS.BLOCKS": [1, 1, 2],
+    "MODEL.HOURGLASS.OUT_CHANNELS": 16,
+    "MODEL.CENTRIPETALNET.NUM_CLASSES": 5,
+}
+
+
+def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
+    """A config on the CPU; keys of ``changes`` have "__" for "."."""
+    opts = ["MODEL.DEVICE", "cpu"]
+    for key, value in changes.items():
+        opts += [key.replace("__", "."), value]
+    return load_config(str(CONFIGS / f"{name}.yaml"), opts)
+
+
+def golden_config() -> CfgNode:
+    return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Reads a file of data/ by name."""
+
+    def read(name: str):
+        path = PROJECT / "tests" / "data" / name
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        return torch.load(path, weights_only=True)
+
+    return read
+
+
+def weight_from_name(name: str, shape, seed: int) -> torch.Tensor:
+    """The value that the reference's weight of this name was given; see data/README.md."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    last_of_branch = name.split(".")[-3:-1] == ["1", "conv"]
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    if name.endswith("running_mean"):
+        return uniform(-0.2, 0.2)
+    if name.endswith("running_var"):
+        return uniform(0.5, 1.5)
+    if len(shape) == 1 and name.endswith("bias"):
+        if last_of_branch and "heat" in name:
+            return uniform(-0.1, 0.1) - 2.19
+        if last_of_branch and "centripetal_shift" in name:
+            return uniform(-0.1, 0.1) + math.log(5)
+        return uniform(-0.3, 0.3)
+    if len(shape) == 1:
+        return uniform(0.5, 1.5)
+    normal = torch.randn(shape, generator=generator)
+    if "dcn_offset" in name:
+        return normal * 0.1
+    weight = normal * math.sqrt(0.5 / math.prod(shape[1:]))
+    if last_of_branch and "heat" in name:
+        return (weight - weight.mean(1, keepdim=True)) * 8
+    if last_of_branch and "centripetal_shift" in name:
+        return weight * 0.05
+    return weight
+
+
+@pytest.fixture
+def golden_model(golden):
+    """The narrow model with the reference's weights, and the reference's numbers for it."""
+    numbers = golden("model_tiny.pt")
+    model = build_model(golden_config())
+    ours = names_from_mmdet(model.state_dict())
+    weights = {
+        ours[name]: weight_from_name(name, tuple(shape), numbers["weight_seed"])
+        for name, shape in numbers["weight_shapes"].items()
+    }
+    model.load_state_dict(weights, strict=True)
+    return model, numbers

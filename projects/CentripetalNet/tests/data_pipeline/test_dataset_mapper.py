@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from conftest import config
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from centripetalnet.data import CentripetalNetDatasetMapper, build_augmentations
+from centripetalnet.data.transforms import CropPadTransform
+
+
+class FixedWindow(T.Augmentation):
+    def __init__(self, *window):
+        super().__init__()
+        self.window = window
+
+    def get_transform(self, image):
+        return CropPadTransform(*self.window, image.shape[:2], fill=0)
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Writes an image and gives its record in Detectron2's format."""
+
+    def make(boxes=(), size=(60, 80), mode="RGB", **annotation):
+        path = tmp_path / "image.png"
+        height, width = size
+        shape = (height, width, 3) if mode == "RGB" else (height, width)
+        Image.fromarray(np.full(shape, 100, np.uint8)).save(path)
+        return {
+            "file_name": str(path),
+            "height": height,
+            "width": width,
+            "image_id": 7,
+            "annotations": [
+                {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": i, **annotation}
+                for i, box in enumerate(boxes)
+            ],
+        }
+
+    return make
+
+
+def mapper(*augmentations, is_train=True):
+    return CentripetalNetDatasetMapper(is_train, augmentations=augmentations, image_format="RGB")
+
+
+def test_boxes_are_clipped_and_those_whose_centre_is_cut_off_are_left_out(record):
+    # Inside; cut with its centre inside; cut with its centre outside.
+    boxes = [(20, 20, 30, 30), (35, 25, 55, 35), (38, 20, 70, 30)]
+
+    result = mapper(FixedWindow(10, 10, 40, 40))(record(boxes))
+
+    assert result["instances"].gt_boxes.tensor.tolist() == [[10, 10, 20, 20], [25, 15, 40, 25]]
+    assert result["instances"].gt_classes.tolist() == [0, 1]
+
+
+def test_boxes_in_coco_format_follow_resize_and_flip(record):
+    data = record([(20, 20, 10, 10)], bbox_mode=BoxMode.XYWH_ABS)
+
+    result = mapper(T.Resize((120, 160)), T.RandomFlip(prob=1.0))(data)
+
+    assert result["instances"].gt_boxes.tensor.tolist() == [[100, 40, 120, 60]]
+
+
+def test_crowd_and_empty_boxes_are_no_targets(record):
+    empty = record([(20, 20, 20, 30), (20, 20, 30, 20), (10, 10, 50, 50)])
+    crowd = record([(10, 10, 50, 50)], iscrowd=1)
+
+    assert mapper()(empty)["instances"].gt_classes.tolist() == [2]
+    assert len(mapper()(crowd)["instances"]) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (700, 600)])
+@pytest.mark.parametrize("boxes", [[], [(0, 0, 1, 1)]])
+def test_the_released_recipe_takes_images_of_any_size(record, size, boxes):
+    cfg = config()
+    released = CentripetalNetDatasetMapper(cfg, is_train=True)
+
+    for _ in range(5):
+        result = released(record(boxes, size=size))
+
+        assert result["image"].shape == (3, 511, 511) and result["image"].dtype == torch.uint8
+        assert result["instances"].image_size == (511, 511)
+
+
+def test_a_grey_image_becomes_rgb(record):
+    assert mapper()(record(mode="L"))["image"].shape == (3, 60, 80)
+
+
+def test_the_record_is_not_changed(record):
+    data = record([(10, 10, 50, 50)])
+    keys = set(data)
+
+    mapper()(data)
+
+    assert set(data) == keys and len(data["annotations"]) == 1
+
+
+def test_at_test_time_the_image_keeps_its_size_and_has_no_targets(record):
+    cfg = config()
+
+    result = CentripetalNetDatasetMapper(cfg, is_train=False)(record([(10, 10, 50, 50)]))
+
+    assert build_augmentations(cfg, is_train=False) == []
+    assert result["image"].shape == (3, 60, 80) and result["image_id"] == 7
+    assert "instances" not in result and "annotations" not in result
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
+def test_an_image_that_cannot_be_read_is_named(record, content):
+    data = record()
+    with open(data["file_name"], "wb") as file:
+        file.write(content)
+
+    with pytest.raises(OSError, match="cannot read the image .*image.png"):
+        mapper()(data)
+
+
+def test_a_truncated_image_is_named(record):
+    data = record(size=(300, 300))
+    with open(data["file_name"], "rb") as file:
+        content = file.read()
+    with open(data["file_name"], "wb") as file:
+        file.write(content[: len(content) // 2])
+
+    with pytest.raises(OSError, match="cannot read the image .*image.png"):
+        mapper()(data)
+
+
+def test_a_size_that_differs_from_the_annotation_is_an_error(record):
+    data = {**record(), "width": 79}
+
+    with pytest.raises(SizeMismatchError, match="image.png"):
+        mapper()(data)
+
+
+def test_an_unknown_flip_is_named():
+    with pytest.raises(ValueError, match="vertical"):
+        build_augmentations(config(INPUT__RANDOM_FLIP="vertical"), is_train=True)

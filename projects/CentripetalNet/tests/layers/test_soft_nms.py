@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from centripetalnet.layers import batched_soft_nms
+
+
+def test_matches_the_reference_on_every_case(golden):
+    for case in golden("soft_nms.pt"):
+        classes = torch.zeros(1, len(case["scores"]), dtype=torch.long)
+
+        keep, scores = batched_soft_nms(
+            case["boxes"][None], case["scores"][None], classes, 10_000, **case["args"]
+        )
+
+        taken = scores[0] >= 0
+        assert torch.equal(keep[0][taken], case["keep"])
+        torch.testing.assert_close(scores[0][taken], case["dets"][:, 4], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(case["boxes"][keep[0][taken]], case["dets"][:, :4])
+
+
+def random_boxes(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(1, count, 4, generator=generator) * 20
+    boxes[..., 2:] += boxes[..., :2] + 1
+    scores = torch.rand(1, count, generator=generator)
+    return boxes, scores, torch.randint(0, 3, (1, count), generator=generator)
+
+
+def test_boxes_of_other_classes_do_not_touch_each_other():
+    boxes, scores, classes = random_boxes(40, seed=0)
+
+    keep, lowered = batched_soft_nms(boxes, scores, classes, 40)
+
+    together = {int(k): float(s) for k, s in zip(keep[0], lowered[0]) if s >= 0}
+    for cls in range(3):
+        members = (classes[0] == cls).nonzero()[:, 0]
+        keep, lowered = batched_soft_nms(
+            boxes[:, members], scores[:, members], classes[:, members], 40
+        )
+        for k, s in zip(keep[0], lowered[0]):
+            if s >= 0:
+                assert together.pop(int(members[k])) == pytest.approx(float(s), rel=1e-6)
+    assert not together
+
+
+def test_padding_and_other_images_change_nothing():
+    first = random_boxes(10, seed=1)
+    longer = random_boxes(15, seed=2)
+    boxes, scores, classes = (
+        torch.cat((torch.cat((a, b[:, :5]), dim=1), b)) for a, b in zip(first, longer)
+    )
+    scores[0, 10:] = -1
+
+    keep, scores = batched_soft_nms(boxes, scores, classes, max_detections=15)
+    keep_alone, scores_alone = batched_soft_nms(*first, max_detections=15)
+
+    count = int((scores_alone[0] >= 0).sum())
+    assert torch.equal(keep[0, :count], keep_alone[0, :count])
+    assert torch.equal(scores[0, :count], scores_alone[0, :count])
+    assert (scores[0, count:] < 0).all()
+
+
+def test_linear_decay_of_equal_boxes_never_brings_them_back():
+    boxes = torch.tensor([[[0.0, 0, 10, 10]] * 3])
+    scores = torch.tensor([[0.9, 0.8, 0.7]])
+
+    _, kept = batched_soft_nms(
+        boxes, scores, torch.zeros(1, 3, dtype=torch.long), 3, method="linear", min_score=0.0
+    )
+
+    assert kept[0].tolist() == pytest.approx([0.9, 0.0, 0.0])
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="hard"):
+        batched_soft_nms(*random_boxes(3, seed=0), max_detections=3, method="hard")

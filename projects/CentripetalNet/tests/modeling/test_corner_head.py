@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from centripetalnet.layers.cross_star_deform_conv import sample_bilinear
+from centripetalnet.modeling.corner_head import CornerHead
+
+SHIFTS = ("offset", "guiding_shift", "centripetal_shift")
+
+
+def make_head():
+    torch.manual_seed(0)
+    return CornerHead(
+        channels=8, num_classes=3, pool_channels=4, hidden_channels=6, heatmap_bias=-2.19
+    )
+
+
+def test_maps_have_the_size_of_the_feature():
+    output = make_head()(torch.randn(2, 8, 5, 7))
+
+    for maps in output:
+        assert maps.heatmap.shape == (2, 3, 5, 7)
+        assert maps.offset.shape == (2, 2, 5, 7)
+        assert maps.guiding_shift.shape == (2, 2, 5, 7)
+        assert maps.centripetal_shift.shape == (2, 2, 5, 7)
+
+
+def test_no_gradient_flows_from_the_centripetal_shift_into_the_guiding_shift():
+    head = make_head()
+
+    head(torch.randn(2, 8, 5, 7)).tl.centripetal_shift.sum().backward()
+
+    assert all(p.grad is None for p in head.tl.guiding_shift.parameters())
+    assert head.tl.cross_star.sampling_offset.weight.grad.abs().sum() > 0
+    assert head.tl.pooling.vertical.weight.grad.abs().sum() > 0
+
+
+def test_the_corners_look_in_opposite_directions():
+    head = make_head().eval()
+    head.br.load_state_dict(head.tl.state_dict())
+    # With weights that are symmetric a turned picture makes the corners change places.
+    for branch in (head.tl, head.br):
+        for name, weight in branch.named_parameters():
+            if weight.dim() == 4 and "cross_star" not in name:
+                weight.data = weight.data + weight.data.flip(2, 3)
+    feature = torch.randn(1, 8, 6, 6)
+
+    straight, turned = head(feature), head(feature.flip(2, 3))
+
+    torch.testing.assert_close(straight.br.heatmap, turned.tl.heatmap.flip(2, 3))
+
+
+def test_initialisation_is_the_released_one():
+    head = CornerHead(
+        channels=256, num_classes=80, pool_channels=128, hidden_channels=256, heatmap_bias=-2.19
+    )
+
+    assert (head.tl.heatmap[-1].bias == -2.19).all()
+    assert abs(head.br.cross_star.deform_conv.weight.std().item() - 0.01) < 1e-4
+    assert abs(head.br.cross_star.sampling_offset.weight.std().item() - 0.1) < 0.05
+
+
+@pytest.mark.parametrize("size, num_cells", [((9, 7), 30), ((1, 1), 3), ((5, 6), 0), ((1, 4), 5)])
+def test_shifts_at_cells_are_those_of_the_whole_maps_with_their_gradients(size, num_cells):
+    branch = make_head().eval().br
+    for parameter in branch.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.3
+    feature = torch.randn(2, 8, *size, requires_grad=True)
+    cells = torch.randint(0, 2 * size[0] * size[1], (num_cells,))
+    leaves = [feature, *branch.parameters()]
+
+    maps = branch(feature)
+    dense = [getattr(maps, name).permute(0, 2, 3, 1).reshape(-1, 2)[cells] for name in SHIFTS]
+    sparse = branch.shifts_at(branch.pooling(feature), cells)
+
+    weights = [torch.randn_like(x) for x in dense]
+    gradients = [
+        torch.autograd.grad(
+            sum((x * w).sum() for x, w in zip(shifts, weights)), leaves, allow_unused=True
+        )
+        for shifts in (dense, sparse)
+    ]
+    for actual, expected in zip(sparse, dense):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    for expected, actual in zip(*gradients):
+        assert (actual is None) == (expected is None)
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sampling_between_cells_has_the_right_gradients():
+    torch.manual_seed(0)
+    feature = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
+    # Inside, across the edge, and outside; never on a cell, where the slope jumps.
+    y = torch.tensor([0.3, 2.7, -0.6, 3.4, 9.5], dtype=torch.double, requires_grad=True)
+    x = torch.tensor([1.2, 3.6, 0.4, 4.7, -8.1], dtype=torch.double, requires_grad=True)
+    image_index = torch.tensor([0, 1, 1, 0, 1])
+
+    assert torch.autograd.gradcheck(
+        lambda f, y, x: sample_bilinear(f, image_index, y, x), (feature, y, x)
+    )

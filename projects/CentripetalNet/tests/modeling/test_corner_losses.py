@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from centripetalnet.modeling.corner_losses import corner_losses, heatmap_loss, shift_loss
+from centripetalnet.modeling.corner_targets import corner_targets
+from centripetalnet.structures import CornerShifts
+
+
+def test_heatmap_loss_is_divided_by_the_number_of_positive_cells():
+    logits, targets = torch.randn(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    none = heatmap_loss(logits, targets)
+    targets[0, 0, 0, 0] = targets[1, 2, 3, 3] = 1
+
+    two = heatmap_loss(logits, targets)
+
+    p = logits.double().sigmoid()
+    negative = -((1 - p).log() * p**2)
+    assert none.item() == pytest.approx(negative.sum().item(), rel=1e-5)
+    positive = targets.bool()
+    expected = negative[~positive].sum() - (p.log() * (1 - p) ** 2)[positive].sum()
+    assert two.item() == pytest.approx(expected.item() / 2, rel=1e-5)
+
+
+def test_shift_loss_counts_winning_cells_only_and_divides_by_their_number():
+    prediction = torch.tensor([[0.5, 3.0], [0.0, 0.0], [100.0, 100.0]])
+    wins = torch.tensor([True, True, False])
+
+    loss = shift_loss(prediction, torch.zeros(3, 2), wins, beta=1.0)
+
+    # Smooth L1: 0.5 * 0.5^2 + (3 - 0.5) at one of the two cells that count.
+    assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
+
+
+def test_a_batch_without_boxes_has_zero_shift_losses_that_reach_every_prediction():
+    heatmap = torch.randn(2, 3, 4, 4, requires_grad=True)
+    shifts = CornerShifts(*(torch.zeros(0, 2, requires_grad=True) for _ in range(3)))
+    none = torch.zeros(0, dtype=torch.long)
+    targets = corner_targets(torch.zeros(0, 4), none, none, 2, 3, (16, 16), (4, 4)).tl
+
+    losses = corner_losses(heatmap, shifts, targets)
+    sum(losses.values()).backward()
+
+    assert losses["heatmap"] > 0
+    assert losses["offset"] == losses["guiding_shift"] == losses["centripetal_shift"] == 0
+    assert all(x.grad is not None for x in (heatmap, *shifts))

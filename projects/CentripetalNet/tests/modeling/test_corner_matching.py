@@ -1,0 +1,223 @@
+import math
+
+import pytest
+import torch
+
+from centripetalnet.modeling.corner_matching import (
+    MatchingOptions,
+    SelectionOptions,
+    best_candidates,
+    find_peaks,
+    locate_corners,
+    match_corners,
+    select_detections,
+    stack_candidates,
+)
+from centripetalnet.structures import Candidates, CornerMaps, Corners, HeadOutput
+
+
+def head_output(head):
+    def maps(corner):
+        shift = head[f"{corner}_centripetal_shift"]
+        return CornerMaps(
+            heatmap=head[f"{corner}_heat"],
+            offset=head[f"{corner}_off"],
+            guiding_shift=torch.zeros_like(shift),
+            centripetal_shift=shift,
+        )
+
+    return HeadOutput(maps("tl"), maps("br"))
+
+
+def decode(output, canvas_size, border, options):
+    """Candidates from whole maps."""
+    corners = []
+    for maps, inwards in ((output.tl, +1), (output.br, -1)):
+        peaks = find_peaks(maps.heatmap, options)
+        offset, shift = (
+            x.permute(0, 2, 3, 1).reshape(-1, 2)[peaks.cell]
+            for x in (maps.offset, maps.centripetal_shift)
+        )
+        map_size = tuple(maps.heatmap.shape[-2:])
+        corners.append(locate_corners(peaks, offset, shift, inwards, map_size, canvas_size))
+    return match_corners(*corners, border, options)
+
+
+def planted(boxes, scores, size=64, num_classes=1):
+    """Head maps on a canvas of equal size that say exactly these boxes (cells are pixels)."""
+    maps = []
+    for corner, sign in ((slice(0, 2), 1), (slice(2, 4), -1)):
+        heatmap = torch.full((1, num_classes, size, size), -20.0)
+        shift = torch.zeros(1, 2, size, size)
+        for box, score in zip(boxes, scores):
+            x, y = box[corner]
+            center = (box[:2] + box[2:]) / 2
+            heatmap[0, 0, int(y), int(x)] = math.log(score / (1 - score))
+            shift[0, :, int(y), int(x)] = ((center - box[corner]) * sign).log()
+        zeros = torch.zeros(1, 2, size, size)
+        maps.append(CornerMaps(heatmap, zeros, zeros, shift))
+    return HeadOutput(*maps)
+
+
+def pair(tl, br, tl_center, br_center, scores=(0.5, 0.5), classes=(0, 0)):
+    """One corner of each kind, matched: whether they are a box, and the candidates."""
+
+    def corners(position, center, score, cls):
+        return Corners(
+            torch.tensor([[score]]),
+            torch.tensor([[cls]]),
+            torch.tensor([[position]], dtype=torch.float),
+            torch.tensor([[center]], dtype=torch.float),
+        )
+
+    return (
+        corners(tl, tl_center, scores[0], classes[0]),
+        corners(br, br_center, scores[1], classes[1]),
+    )
+
+
+def is_box(*args, **kwargs):
+    candidates = match_corners(*pair(*args, **kwargs), torch.zeros(1, 2), MatchingOptions())
+    return bool(candidates.scores[0, 0] >= 0)
+
+
+@pytest.mark.parametrize("name", ["decode.pt", "decode_dense.pt"])
+def test_gives_the_reference_boxes_before_and_after_soft_nms(golden, name):
+    numbers = golden(name)
+    top, _, left, _ = numbers["border"].tolist()
+
+    candidates = decode(
+        head_output(numbers["head"]),
+        numbers["input_size"],
+        torch.tensor([[left, top]]),
+        MatchingOptions(),
+    )
+    raw = best_candidates(candidates, 1000)
+    final = select_detections(candidates, SelectionOptions())
+
+    for found, expected in ((raw, numbers["raw"]), (final, numbers["nms"])):
+        valid = found.scores[0] >= 0
+        torch.testing.assert_close(found.boxes[0][valid], expected["boxes"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.scores[0][valid], expected["scores"], atol=1e-5, rtol=0)
+        assert torch.equal(found.classes[0][valid], expected["classes"])
+
+
+def test_corners_of_different_classes_are_no_box():
+    centers = ((50, 50), (50, 50))
+    assert is_box((0, 0), (100, 100), *centers, classes=(1, 1))
+    assert not is_box((0, 0), (100, 100), *centers, classes=(1, 0))
+
+
+@pytest.mark.parametrize("br", [(0, 100), (100, 0), (-10, 100)])
+def test_a_pair_without_extent_is_no_box(br):
+    assert not is_box((0, 0), br, (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("side, mu", [(60, 1 / 2.1), (50, 1 / 2.4)], ids=["large box", "small box"])
+def test_both_centers_must_lie_strictly_inside_the_central_region(side, mu):
+    middle, edge = side / 2, side / 2 * (1 + mu)
+    inside, outside = (edge * 0.999, middle), (edge * 1.001, middle)
+    assert is_box((0, 0), (side, side), inside, (middle, middle))
+    assert is_box((0, 0), (side, side), (middle, middle), inside)
+    assert not is_box((0, 0), (side, side), outside, (middle, middle))
+    assert not is_box((0, 0), (side, side), (middle, middle), outside)
+
+
+def test_centers_must_lie_close_together():
+    # The region of a 100 x 100 box is 100 / 2.1 wide; half of its area is the limit.
+    limit = 100 / 2.1 * math.sqrt(0.5) / 2
+    for factor, expected in ((0.999, True), (1.001, False)):
+        low, high = 50 - limit * factor, 50 + limit * factor
+        assert is_box((0, 0), (100, 100), (low, low), (high, high)) == expected
+
+
+def test_border_is_subtracted_and_negative_coordinates_become_zero():
+    tl, br = pair((10, 20), (110, 120), (59, 69), (61, 71))
+
+    candidates = match_corners(tl, br, torch.tensor([[15.0, 20.0]]), MatchingOptions())
+
+    assert candidates.boxes[0, 0].tolist() == [0, 0, 95, 100]
+    assert candidates.scores[0, 0] == 0.5
+
+
+def test_paper_weighting_lowers_the_score_by_the_spread_of_the_centers():
+    corners = pair((0, 0), (100, 100), (45, 45), (55, 55), scores=(0.6, 0.8))
+    spread = 10 * 10 / (100 / 2.1) ** 2
+
+    plain = match_corners(*corners, torch.zeros(1, 2), MatchingOptions())
+    weighted = match_corners(*corners, torch.zeros(1, 2), MatchingOptions(weight_scores=True))
+
+    assert plain.scores[0, 0].item() == pytest.approx(0.7)
+    assert weighted.scores[0, 0].item() == pytest.approx(0.7 * math.exp(-spread))
+
+
+def test_only_local_maxima_are_corners():
+    heatmap = torch.full((2, 1, 8, 8), -9.0)
+    heatmap[0, 0, 2, 2], heatmap[0, 0, 3, 3], heatmap[0, 0, 6, 6] = 2.0, 1.0, 0.0
+    heatmap[1, 0, 0, 1], heatmap[1, 0, 7, 7] = 0.0, 1.0
+
+    peaks = find_peaks(heatmap, MatchingOptions(topk=2))
+
+    assert peaks.cell.tolist() == [[2 * 8 + 2, 6 * 8 + 6], [64 + 63, 64 + 1]]
+    torch.testing.assert_close(peaks.score[0], torch.tensor([2.0, 0.0]).sigmoid())
+
+
+@pytest.mark.parametrize("map_size", [(1, 1), (1, 3), (2, 2)])
+def test_a_map_with_fewer_cells_than_corners_wanted_works(map_size):
+    def maps():
+        shift = torch.zeros(1, 2, *map_size)
+        return CornerMaps(torch.zeros(1, 2, *map_size), shift, shift, shift)
+
+    candidates = decode(
+        HeadOutput(maps(), maps()), (4, 4), torch.zeros(1, 2), MatchingOptions(topk=100)
+    )
+
+    assert candidates.scores.shape == (1, (2 * map_size[0] * map_size[1]) ** 2)
+
+
+def test_only_the_best_candidates_enter_soft_nms():
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(1, 1500, 4, generator=generator) * 10
+    boxes[..., 2:] += boxes[..., :2] + 1
+    boxes += torch.arange(1500)[None, :, None] * 100
+    scores = torch.linspace(0.9, 0.1, 1500)[None]
+    candidates = Candidates(boxes, scores, torch.zeros(1, 1500, dtype=torch.long))
+
+    options = SelectionOptions(max_candidates=1000, max_detections=2000)
+    final = select_detections(candidates, options)
+
+    assert int((final.scores >= 0).sum()) == 1000
+    assert torch.equal(final.boxes[0], boxes[0, :1000])
+
+
+def test_images_with_different_numbers_of_candidates_do_not_touch_each_other():
+    few = decode(
+        planted(torch.tensor([[4.0, 4, 30, 30]]), [0.9]),
+        (64, 64),
+        torch.zeros(1, 2),
+        MatchingOptions(topk=2),
+    )
+    many = decode(
+        planted(torch.tensor([[8.0, 8, 50, 20]]), [0.8]),
+        (64, 64),
+        torch.zeros(1, 2),
+        MatchingOptions(topk=9),
+    )
+
+    together = select_detections(stack_candidates([few, many]), SelectionOptions())
+
+    for row, alone in enumerate((few, many)):
+        expected = select_detections(alone, SelectionOptions())
+        count = int((expected.scores[0] >= 0).sum())
+        assert count and int((together.scores[row] >= 0).sum()) == count
+        torch.testing.assert_close(together.boxes[row, :count], expected.boxes[0, :count])
+
+
+def test_maps_without_any_valid_pair_give_no_boxes():
+    output = planted(torch.tensor([[40.0, 40, 10, 10]]), [0.9])
+
+    final = select_detections(
+        decode(output, (64, 64), torch.zeros(1, 2), MatchingOptions(topk=1)), SelectionOptions()
+    )
+
+    assert not (final.scores >= 0).any()

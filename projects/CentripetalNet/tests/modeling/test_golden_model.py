@@ -1,0 +1,144 @@
+"""The whole network against the reference's numbers."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from centripetalnet.checkpoint.names import names_from_mmdet
+from centripetalnet.modeling.corner_matching import (
+    best_candidates,
+    match_corners,
+    select_detections,
+)
+
+# Our field of CornerMaps and the reference's name of the map.
+MAPS = {
+    "heatmap": "heat",
+    "offset": "off",
+    "guiding_shift": "guiding_shift",
+    "centripetal_shift": "centripetal_shift",
+}
+CORNERS = ("tl", "br")
+# Our loss and the reference's name of it.
+LOSSES = {
+    "heatmap": "det_loss",
+    "offset": "off_loss",
+    "guiding_shift": "guiding_loss",
+    "centripetal_shift": "centripetal_loss",
+}
+
+
+def assert_close_to_largest(actual, expected, tolerance, scale=None):
+    largest = expected.abs().max() if scale is None else scale
+    # Sums in another order move values near 1 by some units in the last place.
+    noise = 8 * torch.finfo(torch.float32).eps * expected.abs().max()
+    assert (actual - expected).abs().max() <= max(tolerance * largest, noise)
+
+
+def assert_head_matches(output, expected, spread, stride):
+    for corner in CORNERS:
+        for ours, theirs in MAPS.items():
+            actual = getattr(getattr(output, corner), ours)[..., ::stride, ::stride]
+            target = expected[f"{corner}_{theirs}"]
+            scale = None
+            if spread is not None and ours != "heatmap":
+                # These maps hardly vary; measured by their size any error would pass.
+                scale = spread[f"{corner}_{theirs}"]
+            assert_close_to_largest(actual, target, 1e-4, scale)
+
+
+def instances_of(numbers):
+    size = tuple(numbers["image"].shape[-2:])
+    return [
+        Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+        for boxes, classes in zip(numbers["gt_boxes"], numbers["gt_classes"])
+    ]
+
+
+@torch.no_grad()
+def test_inference_gives_the_reference_features_and_maps(golden_model):
+    model, numbers = golden_model
+    model.eval()
+    expected, stride = numbers["eval"], numbers["map_stride"]
+
+    features = list(model.backbone(numbers["image"]).values())
+    outputs = [head(feature) for head, feature in zip(model.heads, features)]
+
+    for stack in range(2):
+        actual = features[stack][..., ::stride, ::stride]
+        assert_close_to_largest(actual, expected["features"][stack], 1e-4)
+        assert_head_matches(
+            outputs[stack], expected["head"][stack], expected["head_spread"][stack], stride
+        )
+
+
+@torch.no_grad()
+def test_inference_gives_the_reference_boxes(golden_model):
+    model, numbers = golden_model
+    model.eval()
+    size = tuple(numbers["image"].shape[-2:])
+    feature = model.backbone(numbers["image"])["stack2"]
+
+    candidates = match_corners(
+        model._corners(model.heads[-1].tl, feature, +1, size),
+        model._corners(model.heads[-1].br, feature, -1, size),
+        torch.zeros(2, 2),
+        model.matching,
+    )
+    raw = best_candidates(candidates, model.selection.max_candidates)
+    final = select_detections(candidates, model.selection)
+
+    for found, truth in ((raw, "detections_raw"), (final, "detections_nms")):
+        for image, boxes in enumerate(numbers["eval"][truth]):
+            valid = found.scores[image] >= 0
+            torch.testing.assert_close(found.boxes[image][valid], boxes["boxes"], atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                found.scores[image][valid], boxes["scores"], atol=1e-5, rtol=0
+            )
+            assert torch.equal(found.classes[image][valid], boxes["classes"])
+
+
+@torch.no_grad()
+def test_training_mode_gives_the_reference_maps(golden_model):
+    model, numbers = golden_model
+    model.train()
+
+    features = model.backbone(numbers["image"]).values()
+
+    for head, feature, expected in zip(model.heads, features, numbers["train"]["head"]):
+        assert_head_matches(head(feature), expected, None, numbers["map_stride"])
+
+
+def test_training_gives_the_reference_losses_and_gradients(golden_model):
+    model, numbers = golden_model
+    model.train()
+    expected = numbers["train"]
+
+    losses = model.losses(numbers["image"], instances_of(numbers))
+    sum(losses.values()).backward()
+
+    for ours, theirs in LOSSES.items():
+        assert losses[f"loss_{ours}"].item() == pytest.approx(
+            sum(expected["losses"][theirs]).item(), rel=1e-4
+        )
+    parameters = dict(model.named_parameters())
+    ours = names_from_mmdet(model.state_dict())
+    assert len(expected["grad_norm"]) == len(parameters)
+    for name, norm in expected["grad_norm"].items():
+        gradient = parameters[ours[name]].grad.norm().item()
+        assert gradient == pytest.approx(norm.item(), rel=1e-2), name
+
+
+@pytest.mark.parametrize("stack", [0, 1])
+def test_each_stack_has_the_reference_losses(golden_model, stack):
+    model, numbers = golden_model
+    model.train()
+    # With one head left the sum over stacks is that stack's loss.
+    model.heads, model.feature_names = model.heads[stack : stack + 1], [f"stack{stack + 1}"]
+
+    losses = model.losses(numbers["image"], instances_of(numbers))
+
+    for ours, theirs in LOSSES.items():
+        assert losses[f"loss_{ours}"].item() == pytest.approx(
+            numbers["train"]["losses"][theirs][stack].item(), rel=1e-4
+        )

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from conftest import config
+from detectron2.modeling import build_backbone
+
+from centripetalnet.modeling.hourglass import StackedHourglass
+
+
+def make_backbone(**changes):
+    options = {
+        "num_stacks": 2,
+        "channels": [8, 8, 12],
+        "blocks": [1, 1, 2],
+        "stem_channels": 4,
+        "out_channels": 6,
+        **changes,
+    }
+    return StackedHourglass(**options)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (1, 1), (37, 51), (4, 130)])
+def test_any_size_gives_one_map_of_a_quarter_per_stack(size):
+    features = make_backbone().eval()(torch.randn(1, 3, *size))
+
+    quarter = tuple(-(-side // 4) for side in size)
+    assert list(features) == ["stack1", "stack2"]
+    assert all(feature.shape == (1, 6, *quarter) for feature in features.values())
+
+
+def test_output_shape_tells_channels_and_stride():
+    shape = make_backbone().output_shape()
+
+    assert [(x.channels, x.stride) for x in shape.values()] == [(6, 4), (6, 4)]
+
+
+def test_hourglass_52_is_built_from_its_config():
+    backbone = build_backbone(
+        config("centripetal_hg52", MODEL__HOURGLASS__CHANNELS=[8, 8, 12, 12, 12, 16])
+    )
+
+    assert list(backbone.output_shape()) == ["stack1"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"channels": [8]}, {"blocks": [1, 1]}, {"num_stacks": 0}, {"blocks": [1, 0, 1]}]
+)
+def test_numbers_that_do_not_fit_together_are_named(changes):
+    with pytest.raises(ValueError, match=r"MODEL\.HOURGLASS\."):
+        make_backbone(**changes)

@@ -1,0 +1,224 @@
+import math
+
+import pytest
+import torch
+from conftest import config
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from centripetalnet.checkpoint.names import mmdet_name
+from centripetalnet.modeling import CentripetalNetWithTTA
+from centripetalnet.modeling.corner_matching import match_corners
+
+NARROW = {
+    "MODEL__HOURGLASS__STEM_CHANNELS": 4,
+    "MODEL__HOURGLASS__CHANNELS": [8, 8, 12, 12, 12, 16],
+    "MODEL__HOURGLASS__OUT_CHANNELS": 8,
+    "MODEL__CENTRIPETALNET__POOL_CHANNELS": 8,
+    "MODEL__CENTRIPETALNET__HEAD_CHANNELS": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A narrow Hourglass-104 that finds boxes: of two classes, about eight cells wide."""
+    torch.manual_seed(0)
+    model = build_model(config(**NARROW, MODEL__CENTRIPETALNET__NUM_CLASSES=2)).eval()
+    for branch in (model.heads[-1].tl, model.heads[-1].br):
+        branch.heatmap[-1].weight.data *= 20
+        branch.centripetal_shift[-1].bias.data[:] = math.log(4)
+    return model
+
+
+def image(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def assert_same_instances(actual, expected):
+    assert len(actual) == len(expected)
+    torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
+    torch.testing.assert_close(actual.scores, expected.scores)
+    assert torch.equal(actual.pred_classes, expected.pred_classes)
+
+
+def test_hourglass_104_has_the_released_names_and_shapes(golden):
+    with torch.device("meta"):
+        model = build_model(config(MODEL__DEVICE="meta"))
+    ours = {mmdet_name(name): list(x.shape) for name, x in model.state_dict().items()}
+
+    assert ours == golden("mmdet_keys_centripetalnet_hourglass104.json")
+    assert sum(x.numel() for x in model.state_dict().values()) == 205_883_932
+
+
+def test_one_training_step_of_a_narrow_hourglass_104_changes_every_weight():
+    torch.manual_seed(0)
+    model = build_model(config(**NARROW)).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    boxes = torch.tensor([[10.0, 20, 90, 100], [30, 5, 120, 60]])
+    instances = Instances((255, 255), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([3, 79]))
+
+    losses = model([{"image": image(255, 255, seed), "instances": instances} for seed in range(2)])
+    sum(losses.values()).backward()
+    optimizer.step()
+
+    assert set(losses) == {
+        "loss_heatmap",
+        "loss_offset",
+        "loss_guiding_shift",
+        "loss_centripetal_shift",
+    }
+    assert all(torch.isfinite(x) for x in losses.values())
+    unchanged = [
+        name
+        for (name, p), old in zip(model.named_parameters(), before)
+        if torch.equal(p.detach(), old)
+    ]
+    assert unchanged == []
+
+
+def test_guiding_shift_loss_has_its_weight():
+    torch.manual_seed(0)
+    model = build_model(config(**NARROW)).train()
+    instances = Instances(
+        (255, 255),
+        gt_boxes=Boxes(torch.tensor([[10.0, 20, 50, 60]])),
+        gt_classes=torch.tensor([3]),
+    )
+    inputs = [{"image": image(255, 255), "instances": instances}]
+
+    weighted = model(inputs)
+    model.loss_options = type(model.loss_options)(guiding_shift_weight=1.0)
+    plain = model(inputs)
+
+    assert weighted["loss_guiding_shift"].item() == pytest.approx(
+        0.05 * plain["loss_guiding_shift"].item(), rel=1e-4
+    )
+
+
+@torch.no_grad()
+def test_image_lies_where_the_reference_puts_it(model, golden, monkeypatch):
+    seen = {}
+
+    def look(canvas):
+        seen["canvas"] = canvas
+        return {name: torch.zeros(1, 8, 2, 2) for name in model.feature_names}
+
+    def note_border(tl, br, border, options):
+        seen["border"] = border
+        return match_corners(tl, br, border, options)
+
+    monkeypatch.setattr(model.backbone, "forward", look)
+    monkeypatch.setattr("centripetalnet.modeling.meta_arch.match_corners", note_border)
+    for case in golden("center_pad.pt"):
+        height, width = case["image_size"]
+        pixels = image(height, width)
+
+        model.candidates([pixels])
+
+        top, _, left, _ = (int(x) for x in case["border"])
+        assert tuple(seen["canvas"].shape[-2:]) == tuple(case["padded_shape"])
+        assert seen["border"].tolist() == [[left, top]]
+        expected = torch.zeros_like(seen["canvas"])
+        expected[0, :, top : top + height, left : left + width] = (
+            pixels - model.pixel_mean
+        ) / model.pixel_std
+        torch.testing.assert_close(seen["canvas"], expected)
+
+
+@torch.no_grad()
+def test_images_of_one_batch_get_what_they_get_alone(model):
+    sizes = [(60, 90), (130, 40), (64, 100), (1, 1), (1, 400)]
+    inputs = [{"image": image(*size, seed=i)} for i, size in enumerate(sizes)]
+
+    together = model(inputs)
+
+    assert len(together[0]["instances"]) > 0
+    for x, result in zip(inputs, together):
+        assert_same_instances(result["instances"], model([x])[0]["instances"])
+
+
+@torch.no_grad()
+def test_boxes_are_scaled_to_the_wanted_size_and_clipped_to_it(model):
+    pixels = image(60, 90)
+
+    plain = model([{"image": pixels}])[0]["instances"]
+    double = model([{"image": pixels, "height": 120, "width": 180}])[0]["instances"]
+
+    assert plain.image_size == (60, 90) and double.image_size == (120, 180)
+    torch.testing.assert_close(double.pred_boxes.tensor, plain.pred_boxes.tensor * 2)
+    boxes = plain.pred_boxes.tensor
+    assert boxes.min() >= 0 and (boxes <= torch.tensor([90, 60, 90, 60])).all()
+    assert (plain.scores[:-1] >= plain.scores[1:]).all()
+
+
+def test_tta_of_a_mirror_image_is_the_mirror_image_of_tta(model):
+    tta = CentripetalNetWithTTA(model, flip=True, scales=[1.0])
+    pixels = image(60, 90)
+
+    with torch.no_grad():
+        straight = tta([{"image": pixels}])[0]["instances"]
+        mirrored = tta([{"image": pixels.flip(-1)}])[0]["instances"]
+
+    assert len(straight) > 0
+    x0, y0, x1, y1 = mirrored.pred_boxes.tensor.unbind(1)
+    torch.testing.assert_close(
+        torch.stack((90 - x1, y0, 90 - x0, y1), dim=1),
+        straight.pred_boxes.tensor,
+        atol=1e-3,
+        rtol=0,
+    )
+
+
+@torch.no_grad()
+def test_tta_equals_views_run_one_by_one_and_merged_by_hand(model):
+    tta = CentripetalNetWithTTA(model, flip=True, scales=[1.0])
+    pixels = image(70, 90)
+
+    found = tta([{"image": pixels}])[0]["instances"]
+
+    straight, mirrored = model.candidates([pixels])[0], model.candidates([pixels.flip(-1)])[0]
+    boxes = mirrored.boxes.clone()
+    boxes[..., 0], boxes[..., 2] = 90 - mirrored.boxes[..., 2], 90 - mirrored.boxes[..., 0]
+    merged = type(straight)(
+        torch.cat((straight.boxes, boxes), 1),
+        torch.cat((straight.scores, mirrored.scores), 1),
+        torch.cat((straight.classes, mirrored.classes), 1),
+    )
+    expected = model.select([merged], [(70, 90)])[0]
+    expected.pred_boxes.clip((70, 90))
+    expected = expected[expected.pred_boxes.nonempty()]
+    assert_same_instances(found, expected)
+
+
+@torch.no_grad()
+def test_tta_with_one_plain_view_is_the_model(model):
+    inputs = [{"image": image(60, 90), "height": 30, "width": 45}]
+
+    tta = CentripetalNetWithTTA(model, flip=False, scales=[1.0])
+
+    assert_same_instances(tta(inputs)[0]["instances"], model(inputs)[0]["instances"])
+
+
+@torch.no_grad()
+def test_views_of_other_scales_give_boxes_in_the_image(model):
+    tta = CentripetalNetWithTTA(model, flip=True, scales=[0.6, 1.0, 1.5])
+
+    views = tta.views(image(60, 90))
+    result = tta([{"image": image(60, 90)}])[0]["instances"]
+
+    assert [tuple(view.image.shape[-2:]) for view in views[::2]] == [(36, 54), (60, 90), (90, 135)]
+    assert result.image_size == (60, 90) and len(result) > 0
+    assert (result.pred_boxes.tensor <= torch.tensor([90, 60, 90, 60])).all()
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [1.0, -1.0]])
+def test_tta_refuses_scales_that_are_not_positive(model, scales):
+    with pytest.raises(ValueError, match=r"TEST\.AUG\.SCALES"):
+        CentripetalNetWithTTA(model, flip=True, scales=scales)
+
+
+def test_canvas_bits_must_be_one_less_than_a_power_of_two():
+    with pytest.raises(ValueError, match="TEST_CANVAS_BITS.*128"):
+        build_model(config(**NARROW, MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=128))

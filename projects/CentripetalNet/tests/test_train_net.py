@@ -1,0 +1,238 @@
+"""Training, evaluation and demo from the command line, on a handful of pictures."""
+
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT, config
+from detectron2.data import DatasetCatalog
+from detectron2.engine import default_argument_parser
+
+from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
+from centripetalnet.engine import Trainer, main
+
+TINY = PROJECT / "configs" / "quick_schedules" / "centripetal_tiny.yaml"
+FEW = SilhouettesSpec(num_train=16, num_val=6)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """A few pictures in place of the whole dataset, in this process and its children."""
+    root = tmp_path_factory.mktemp("datasets")
+    build_silhouettes(str(root / "silhouettes"), FEW)
+    register_silhouettes(str(root / "silhouettes"), FEW)
+    yield root
+    register_silhouettes()
+
+
+def run(*args):
+    """A command of the project in a process of its own."""
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def arguments(output, *opts, eval_only=False):
+    args = ["--config-file", str(TINY), *(["--eval-only"] if eval_only else [])]
+    return default_argument_parser().parse_args([*args, "OUTPUT_DIR", str(output), *opts])
+
+
+@pytest.fixture(scope="module")
+def trained(datasets, tmp_path_factory):
+    """A short training: its folder and the results of the evaluation at its end."""
+    output = tmp_path_factory.mktemp("trained")
+    args = arguments(output, "SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "2")
+    results = main(args)
+    return output, results
+
+
+def test_training_leaves_a_checkpoint_and_finite_losses(trained):
+    output, _ = trained
+
+    lines = (output / "metrics.json").read_text().splitlines()
+    losses = [json.loads(line) for line in lines if "total_loss" in line]
+    assert losses and all(np.isfinite(x["total_loss"]) for x in losses)
+    names = {"loss_heatmap", "loss_offset", "loss_guiding_shift", "loss_centripetal_shift"}
+    assert names <= set(losses[-1])
+    checkpoint = torch.load(output / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 5
+
+
+def test_evaluation_writes_coco_results_plain_and_with_tta(trained, tmp_path):
+    output, _ = trained
+
+    results = main(
+        arguments(tmp_path, "MODEL.WEIGHTS", str(output / "model_final.pth"), eval_only=True)
+    )
+
+    assert set(results) == {"bbox", "bbox_TTA"}
+    images = {x["image_id"] for x in DatasetCatalog.get("silhouettes_val")}
+    for folder in ("inference", "inference_TTA"):
+        detections = json.loads((tmp_path / folder / "coco_instances_results.json").read_text())
+        assert {x["image_id"] for x in detections} <= images
+        assert all(set(x) >= {"bbox", "score", "category_id"} for x in detections)
+
+
+def test_evaluation_after_training_is_repeated_by_eval_only(trained, tmp_path):
+    output, _ = trained
+    logged = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    in_training = next(x["bbox/AP"] for x in reversed(logged) if "bbox/AP" in x)
+
+    results = main(
+        arguments(tmp_path, "MODEL.WEIGHTS", str(output / "model_final.pth"), eval_only=True)
+    )
+
+    assert results["bbox"]["AP"] == pytest.approx(in_training, nan_ok=True)
+
+
+def test_training_goes_on_from_its_last_checkpoint(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", "DATASETS.TEST", "()"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
+
+    args = arguments(tmp_path, "SOLVER.MAX_ITER", "4", *opts)
+    args.resume = True
+    main(args)
+
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "opts, error, message",
+    [
+        (["MODEL.CENTRIPETALNET.NUM_CLASSES", "80"], ValueError, "silhouettes_.*has 5 classes"),
+        (["DATASETS.TRAIN", "('no_such_set',)"], KeyError, "no_such_set"),
+        (["SOLVER.OPTIMIZER", "LION"], ValueError, "LION"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_is_an_error_at_once(
+    datasets, tmp_path, opts, error, message
+):
+    with pytest.raises(error, match=message):
+        main(arguments(tmp_path, *opts))
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    args = default_argument_parser().parse_args(["--config-file", "nothing.yaml"])
+
+    with pytest.raises(FileNotFoundError, match="nothing.yaml"):
+        main(args)
+
+
+def test_gradients_of_the_whole_model_are_clipped_together():
+    model = torch.nn.Linear(4, 4)
+    cfg = config(SOLVER__OPTIMIZER="SGD", SOLVER__BASE_LR=1.0, SOLVER__MOMENTUM=0.0)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 100.0)
+
+    optimizer.step()
+
+    change = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters())])
+    assert change.norm().item() == pytest.approx(35.0, rel=1e-3)
+    assert change.min() == change.max()
+
+
+def test_the_released_recipe_is_scaled_to_the_number_of_workers():
+    cfg = Trainer.auto_scale_workers(config(), 8)
+
+    assert cfg.SOLVER.IMS_PER_BATCH == 48
+    assert cfg.SOLVER.BASE_LR == pytest.approx(2.5e-4)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (513040, (464170,))
+
+
+WORKER = """
+import sys
+import torch
+from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
+from centripetalnet.data.datasets import SilhouettesSpec, register_silhouettes
+from centripetalnet import engine
+
+def work(args, root):
+    register_silhouettes(root, SilhouettesSpec(num_train=16, num_val=6))
+    trainers = []
+    init = engine.Trainer.__init__
+    engine.Trainer.__init__ = lambda self, cfg: (init(self, cfg), trainers.append(self))[0]
+    engine.main(args)
+    weights = trainers[0].model.module.state_dict()
+    torch.save(
+        {k: v for k, v in weights.items() if "running" not in k},
+        f"{args.opts[1]}/rank{comm.get_rank()}.pth",
+    )
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args(sys.argv[2:])
+    launch(work, args.num_gpus, dist_url="auto", args=(args, sys.argv[1]))
+"""
+
+
+def test_two_processes_on_the_cpu_hold_the_same_weights_after_training(datasets, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [script, datasets / "silhouettes", "--config-file", TINY, "--num-gpus", "2"]
+    opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "20", "DATASETS.TEST", "()"]
+
+    result = run(*command, *opts)
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (
+        torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    start = config("quick_schedules/centripetal_tiny").SOLVER.BASE_LR
+    assert start > 0 and len(first) > 100
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    grey = np.random.default_rng(0).integers(0, 256, (50, 70), dtype=np.uint8)
+    cv2.imwrite(str(folder / "grey.png"), grey)
+    cv2.imwrite(str(folder / "one.png"), np.zeros((1, 1, 3), np.uint8))
+    cv2.imwrite(str(folder / "wide [1].jpg"), np.zeros((20, 300, 3), np.uint8))
+    return folder
+
+
+def demo(trained, *args):
+    weights = trained[0] / "model_final.pth"
+    command = [PROJECT / "demo" / "demo.py", "--config-file", TINY, *args]
+    return run(*command, "--opts", "MODEL.WEIGHTS", weights)
+
+
+def test_demo_draws_every_picture_and_leaves_it_alone(trained, pictures, tmp_path):
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+
+    result = demo(
+        trained,
+        *("--input", pictures / "*.png", pictures / "wide [1].jpg"),
+        *("--output", tmp_path / "out", "--confidence-threshold", "0"),
+    )
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(before)
+    assert cv2.imread(str(tmp_path / "out" / "grey.png")).shape == (50, 70, 3)
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+    assert len(re.findall(r"detected \d+ objects", result.stdout + result.stderr)) == 3
+
+
+def test_demo_names_a_picture_that_is_not_there_or_would_be_overwritten(trained, pictures):
+    missing = demo(trained, "--input", pictures / "no.png", "--output", pictures / "out")
+    onto = demo(trained, "--input", pictures / "one.png", "--output", pictures)
+
+    assert missing.returncode != 0 and "no.png: there is no such file" in missing.stderr
+    assert onto.returncode != 0 and "would overwrite" in onto.stderr
+
+
+def test_demo_names_a_picture_that_cannot_be_read(trained, pictures, tmp_path):
+    (pictures / "bad.png").write_text("no picture")
+
+    result = demo(trained, "--input", pictures / "bad.png", "--output", tmp_path / "out")
+
+    assert result.returncode != 0 and "bad.png" in result.stderr

@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+
+from centripetalnet.visualization import draw_detections, tile
+
+
+def test_only_boxes_with_enough_score_are_drawn():
+    image = np.zeros((60, 80, 3), np.uint8)
+    instances = Instances(
+        (60, 80),
+        pred_boxes=Boxes(torch.tensor([[5.0, 5, 30, 30], [40, 30, 70, 50]])),
+        scores=torch.tensor([0.9, 0.2]),
+        pred_classes=torch.tensor([0, 0]),
+    )
+
+    none = draw_detections(image, instances, min_score=0.95)
+    one = draw_detections(image, instances, min_score=0.5)
+    both = draw_detections(image, instances, min_score=0.1, scale=2)
+
+    # Where the second box's lower edge is and no label can be.
+    second_edge = (slice(49, 52), slice(45, 65))
+    assert not none.any()
+    assert one.any() and not one[second_edge].any()
+    assert both.shape == (120, 160, 3) and both[97:104, 90:130].any()
+
+
+def test_tile_keeps_every_picture_whole():
+    sizes = [(5, 9), (8, 4), (3, 3)]
+    pictures = [np.full((*size, 3), i + 1, np.uint8) for i, size in enumerate(sizes)]
+
+    sheet = tile([(pictures[0], pictures[1]), (pictures[2],)], columns=1)
+
+    assert [int((sheet == i + 1).all(axis=2).sum()) for i in range(3)] == [45, 32, 9]
