@@ -18,6 +18,9 @@ try:
 except ImportError:  # torch < 2.4
     from torch.testing._internal.optests import opcheck
 
+    # The import forbids the whole process to set flags such as cudnn.benchmark, as trainers do.
+    torch.backends.__allow_nonbracketed_mutation_flag = True
+
 # The package exports the function under the module's name.
 module = importlib.import_module("centripetalnet.layers.corner_pool")
 
