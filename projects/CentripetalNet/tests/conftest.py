@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from centripetalnet.checkpoint.names import names_from_mmdet
+from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.config import load_config
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def golden_model(golden):
     """The narrow model with the reference's weights, and the reference's numbers for it."""
     numbers = golden("model_tiny.pt")
     model = build_model(golden_config())
-    ours = names_from_mmdet(model.state_dict())
+    ours = translation(model.state_dict(), mmdet_name)
     weights = {
         ours[name]: weight_from_name(name, tuple(shape), numbers["weight_seed"])
         for name, shape in numbers["weight_shapes"].items()

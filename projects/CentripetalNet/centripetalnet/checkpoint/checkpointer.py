@@ -1,11 +1,13 @@
 """Loading of weights that says no to a file that does not fit."""
 
 import os
-from typing import List
+from typing import List, Sequence
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+
+from .conversion import origin_of, weights_in
+from .safe_load import load_tensors
 
 _MAX_NAMES = 10
 
@@ -51,15 +53,15 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         """Tensors only: whatever the file's name, nothing in it is run."""
-        try:
-            loaded = torch.load(filename, map_location="cpu", weights_only=True)
-        # A damaged or foreign file makes torch's unpickler stumble anywhere, IndexError included.
-        except Exception as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        loaded = load_tensors(filename)
+        origin, _ = origin_of(weights_in(loaded))
+        if origin in ("mmdet", "paper"):
+            theirs = {"mmdet": "MMDetection", "paper": "the paper's authors"}[origin]
             raise ValueError(
-                f"{filename} is not a checkpoint that can be loaded safely: {first_line}. It must "
-                "be a file of tensors as torch.save writes it."
-            ) from error
+                f"{filename} has the names of {theirs}. Convert it once:\n"
+                f"  tools/convert_checkpoint.py {filename} converted.pth\n"
+                "and give MODEL.WEIGHTS converted.pth"
+            )
         return loaded if "model" in loaded else {"model": loaded}
 
     def _load_model(self, checkpoint: dict):
@@ -70,6 +72,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"key 'model', got {type(weights).__name__}"
             )
         num_weights = len(weights)
+        self._check_input(checkpoint.pop("about", None))
         incompatible = super()._load_model(checkpoint)
         misfits = {
             name: f"{name} (checkpoint {tuple(found)}, model {tuple(wanted)})"
@@ -90,6 +93,29 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 + "\nUse the config that the checkpoint was trained with."
             )
         return incompatible
+
+    def _check_input(self, about) -> None:
+        """Raises if a converted file says that its weights want pictures in another form."""
+        model = self.model
+        if not self.strict or not isinstance(about, dict) or not hasattr(model, "input_format"):
+            return
+        wanted = (about["input_format"], *about["pixel_mean"], *about["pixel_std"])
+        given = (
+            model.input_format,
+            *model.pixel_mean.flatten().tolist(),
+            *model.pixel_std.flatten().tolist(),
+        )
+        if not _same(wanted, given):
+            raise ValueError(
+                "the checkpoint was trained on pictures in another form than the config says; add"
+                f"\n  INPUT.FORMAT {about['input_format']} MODEL.PIXEL_MEAN "
+                f'"{list(about["pixel_mean"])}" MODEL.PIXEL_STD "{list(about["pixel_std"])}"'
+            )
+
+
+def _same(wanted: Sequence, given: Sequence) -> bool:
+    numbers = zip(wanted[1:], given[1:])
+    return wanted[0] == given[0] and all(abs(a - b) < 1e-3 for a, b in numbers)
 
 
 def _listing(title: str, names: List[str]) -> str:

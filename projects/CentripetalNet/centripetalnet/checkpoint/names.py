@@ -1,61 +1,129 @@
 """Names of this project's weights in other implementations of CentripetalNet.
 
-Every weight of the model has exactly one name in each; rules turn ours into theirs, and the way
-back is looked up.
+Every weight of the model has exactly one name in each of them; rules turn ours into theirs, and the
+way back is looked up.
 """
 
 import re
-from typing import Dict, Iterable, List, Tuple
+from typing import Callable, Dict, Iterable, List, Tuple
 
-# Applied one after the other to one of our names; each may match anywhere in it.
-_MMDET_RULES: List[Tuple[str, str]] = [
-    # residual blocks, which MMDetection writes like a ResNet's
-    (r"\bshortcut\.weight", "downsample.0.weight"),
-    (r"\bshortcut\.norm", "downsample.1"),
-    (r"\b(conv)([12])\.norm", r"bn\2"),
-    # the backbone's other convolutions are a "conv" and a "bn" in a module of their own
-    (r"^(backbone\.(?:stem\.0|out_convs\.\d+|merge_in\.\d+|merge_out\.\d+))\.norm", r"\1.bn"),
-    (
-        r"^(backbone\.(?:stem\.0|out_convs\.\d+|merge_in\.\d+|merge_out\.\d+))\.weight",
-        r"\1.conv.weight",
-    ),
-    (r"^backbone\.stem\.1\.", "backbone.stem.1.0."),
-    (r"\bhourglasses\.", "hourglass_modules."),
+Rules = List[Tuple[str, str]]
+
+# Each list of rules is applied to one of our names, one rule after the other.
+
+# Paths of an hourglass, which all implementations name as the first one did.
+_HOURGLASS_PATHS: Rules = [
     (r"\binner\.", "low2."),
     (r"\bskip\.", "up1."),
     (r"\bdown\.", "low1."),
     (r"\bup\.", "low3."),
-    (r"\bmerge_in\.", "conv1x1s."),
-    (r"\bmerge_out\.", "remap_convs."),
-    (r"\bmerge\.", "inters."),
-    # the head, which lists the stacks inside each part instead of the parts inside each stack
-    (r"^heads\.(\d+)\.(tl|br)\.cross_star\.deform_conv\.", r"bbox_head.\2_feat_adaption.\1."),
-    (r"^heads\.(\d+)\.(tl|br)\.cross_star\.sampling_offset\.", r"bbox_head.\2_dcn_offset.\1.conv."),
-    (r"^heads\.(\d+)\.(tl|br)\.pooling\.downsample\.0\.", r"bbox_head.\2_pool.\1.conv1.conv."),
-    (r"^heads\.(\d+)\.(tl|br)\.pooling\.downsample\.1\.", r"bbox_head.\2_pool.\1.conv1.bn."),
-    (r"^heads\.(\d+)\.(tl|br)\.pooling\.(\w+)\.norm\.", r"bbox_head.\2_pool.\1.\3.bn."),
-    (r"^heads\.(\d+)\.(tl|br)\.pooling\.(\w+)\.weight", r"bbox_head.\2_pool.\1.\3.conv.weight"),
-    (r"(_pool\.\d+)\.vertical\.", r"\1.direction1_conv."),
-    (r"(_pool\.\d+)\.horizontal\.", r"\1.direction2_conv."),
-    (r"(_pool\.\d+)\.pooled\.", r"\1.aftpool_conv."),
-    (r"(_pool\.\d+)\.out\.", r"\1.conv2."),
-    (r"^heads\.(\d+)\.(tl|br)\.(\w+)\.([01])\.", r"bbox_head.\2_\3.\1.\4.conv."),
-    (r"_heatmap\.", "_heat."),
-    (r"_offset\.(\d+\.[01])\.", r"_off.\1."),
+]
+
+_MMDET_BACKBONE: Rules = [
+    # residual blocks, written like a ResNet's
+    (r"\bshortcut\.weight", "downsample.0.weight"),
+    (r"\bshortcut\.norm\.", "downsample.1."),
+    (r"\bconv([12])\.norm\.", r"bn\1."),
+    (r"^(stem\.0|(?:out_convs|merge_in|merge_out)\.\d+)\.norm\.", r"\1.bn."),
+    (r"^(stem\.0|(?:out_convs|merge_in|merge_out)\.\d+)\.weight", r"\1.conv.weight"),
+    (r"^stem\.1\.", "stem.1.0."),
+    (r"^hourglasses\.", "hourglass_modules."),
+    *_HOURGLASS_PATHS,
+    (r"^merge_in\.", "conv1x1s."),
+    (r"^merge_out\.", "remap_convs."),
+    (r"^merge\.", "inters."),
+]
+# {c} is the corner and {s} the stack.
+_MMDET_BRANCH: Rules = [
+    (r"^cross_star\.deform_conv\.", "{c}_feat_adaption.{s}."),
+    (r"^cross_star\.sampling_offset\.", "{c}_dcn_offset.{s}.conv."),
+    (r"^pooling\.(\w+)\.norm\.", r"{c}_pool.{s}.\1.bn."),
+    (r"^pooling\.(\w+)\.weight", r"{c}_pool.{s}.\1.conv.weight"),
+    (r"\.vertical\.", ".direction1_conv."),
+    (r"\.horizontal\.", ".direction2_conv."),
+    (r"\.pooled\.", ".aftpool_conv."),
+    (r"\.shortcut\.", ".conv1."),
+    (r"\.out\.", ".conv2."),
+    (r"^heatmap\.([01])\.", r"{c}_heat.{s}.\1.conv."),
+    (r"^offset\.([01])\.", r"{c}_off.{s}.\1.conv."),
+    (r"^(guiding_shift|centripetal_shift)\.([01])\.", r"{c}_\1.{s}.\2.conv."),
+]
+
+_PAPER_BACKBONE: Rules = [
+    *_HOURGLASS_PATHS,
+    (r"\bshortcut\.weight", "skip.0.weight"),
+    (r"\bshortcut\.norm\.", "skip.1."),
+    (r"\bconv([12])\.norm\.", r"bn\1."),
+    (r"^(stem\.0|out_convs\.\d+)\.norm\.", r"\1.bn."),
+    (r"^(stem\.0|out_convs\.\d+)\.weight", r"\1.conv.weight"),
+    (r"^stem\.", "pre."),
+    (r"^hourglasses\.", "hg_modules."),
+    (r"^out_convs\.", "cnvs."),
+    (r"^merge\.", "inters."),
+    (r"^merge_in\.(\d+)\.weight", r"inters_.\1.0.weight"),
+    (r"^merge_in\.(\d+)\.norm\.", r"inters_.\1.1."),
+    (r"^merge_out\.(\d+)\.weight", r"cnvs_.\1.0.weight"),
+    (r"^merge_out\.(\d+)\.norm\.", r"cnvs_.\1.1."),
+]
+# {m} is "mid_" in all stacks but the last.
+_PAPER_BRANCH: Rules = [
+    (r"^cross_star\.deform_conv\.", "{m}{c}_fadp."),
+    (r"^cross_star\.sampling_offset\.", "{m}{c}_offset."),
+    (r"^pooling\.(vertical|horizontal|out)\.norm\.", r"{m}{c}_pool.\1.bn."),
+    (r"^pooling\.(vertical|horizontal|out)\.weight", r"{m}{c}_pool.\1.conv.weight"),
+    (r"\.vertical\.", ".p1_conv1."),
+    (r"\.horizontal\.", ".p2_conv1."),
+    (r"\.out\.", ".conv2."),
+    (r"^pooling\.pooled\.weight", "{m}{c}_pool.p_conv1.weight"),
+    (r"^pooling\.pooled\.norm\.", "{m}{c}_pool.p_bn1."),
+    (r"^pooling\.shortcut\.weight", "{m}{c}_pool.conv1.weight"),
+    (r"^pooling\.shortcut\.norm\.", "{m}{c}_pool.bn1."),
+    (r"^heatmap\.0\.", "{m}{c}_heat.0.conv."),
+    (r"^heatmap\.1\.", "{m}{c}_heat.1."),
+    (r"^offset\.0\.", "{m}{c}_off.0.conv."),
+    (r"^offset\.1\.", "{m}{c}_off.1."),
+    (r"^guiding_shift\.0\.", "{m}{c}_off_c.0.conv."),
+    (r"^guiding_shift\.1\.", "{m}{c}_off_c.1."),
+    (r"^centripetal_shift\.0\.", "{m}{c}_off_c_2.0.conv."),
+    (r"^centripetal_shift\.1\.", "{m}{c}_off_c_2.1."),
 ]
 
 
-def mmdet_name(name: str) -> str:
-    """The name in MMDetection (2.x and 3.x) of one of our weights."""
-    for pattern, replacement in _MMDET_RULES:
+def _apply(rules: Rules, name: str) -> str:
+    for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def names_from_mmdet(names: Iterable[str]) -> Dict[str, str]:
-    """MMDetection's name to ours, for all of our names.
+def _renamed(name: str, backbone: Rules, branch: Rules, num_stacks: int) -> str:
+    if name.startswith("backbone."):
+        return "backbone." + _apply(backbone, name[len("backbone.") :])
+    _, stack, corner, rest = name.split(".", 3)
+    middle = "" if int(stack) == num_stacks - 1 else "mid_"
+    place = {"{c}": corner, "{s}": stack, "{m}": middle}
+    renamed = _apply(branch, rest)
+    for key, value in place.items():
+        renamed = renamed.replace(key, value)
+    return "bbox_head." + renamed
+
+
+def mmdet_name(name: str, num_stacks: int) -> str:
+    """The name in MMDetection (2.x and 3.x) of one of our weights."""
+    return _renamed(name, _MMDET_BACKBONE, _MMDET_BRANCH, num_stacks)
+
+
+def paper_name(name: str, num_stacks: int) -> str:
+    """The name in the release of the paper's authors of one of our weights."""
+    return _renamed(name, _PAPER_BACKBONE, _PAPER_BRANCH, num_stacks)
+
+
+def translation(names: Iterable[str], theirs: Callable[[str, int], str]) -> Dict[str, str]:
+    """Their name to ours, for all of our names.
 
     Args:
-        names: those of the model that the weights are for.
+        names: those of the whole model.
+        theirs: :func:`mmdet_name` or :func:`paper_name`.
     """
-    return {mmdet_name(name): name for name in names}
+    names = list(names)
+    stacks = {name.split(".")[1] for name in names if name.startswith("heads.")}
+    return {theirs(name, len(stacks)): name for name in names}

@@ -63,7 +63,7 @@ def corner_losses(
     Returns:
         Scalars ``heatmap``, ``offset``, ``guiding_shift``, ``centripetal_shift``.
 
-    Source: arXiv 2003.09119, equations 2 and 4, section 3.5.
+    Source: arXiv 2003.09119, sections 3.2 and 3.3; heat map and offset arXiv 1808.01244, 3.2.
     """
     losses = {"heatmap": heatmap_loss(heatmap, targets.heatmap, focal_alpha, focal_beta)}
     for name in shifts._fields:

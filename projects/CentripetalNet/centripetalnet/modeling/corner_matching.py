@@ -2,7 +2,7 @@
 
 Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image. All
 coordinates are pixels of the canvas until the border is subtracted, then pixels of the image that
-lies on it. Sections and equations are those of arXiv 2003.09119.
+lies on it. Sections are those of arXiv 2003.09119 where no other is named.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def locate_corners(
     Returns:
         The corners, in the order of the peaks.
 
-    Source: section 3.1, inverse of equation 1.
+    Source: section 3.2, the definition of the centripetal shift turned round.
     """
     height, width = map_size
     row = torch.div(peaks.cell, width, rounding_mode="floor") % height
@@ -126,7 +126,7 @@ def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOpt
     Returns:
         K * K candidates of each image.
 
-    Source: section 3.2, equations 3 to 5.
+    Source: section 3.2, "Corner Matching".
     """
     border = border[:, None].to(tl.position)
     # Negative coordinates become 0 before any area is taken, as the released model does.

@@ -115,7 +115,8 @@ def corner_targets(
     Returns:
         Targets of both corners, on the device of ``boxes``.
 
-    Source: arXiv 2003.09119, equations 1 and 3; heat maps arXiv 1808.01244, section 3.2.
+    Source: arXiv 2003.09119, sections 3.2 (centripetal shift) and 3.3 (guiding shift); heat map
+    and offset arXiv 1808.01244, section 3.2.
     """
     scale = boxes.new_tensor((map_size[1] / canvas_size[1], map_size[0] / canvas_size[0]))
     tl, br = boxes[:, :2] * scale, boxes[:, 2:] * scale

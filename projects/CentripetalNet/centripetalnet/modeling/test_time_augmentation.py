@@ -30,7 +30,7 @@ class CentripetalNetWithTTA(nn.Module):
     """CentripetalNet with test-time augmentation; called like the model itself.
 
     The candidate boxes of all views of an image are put together in the image's own frame and go
-    through soft-NMS once. Source: arXiv 2003.09119, section 4.1.
+    through soft-NMS once. Source: arXiv 2003.09119, section 4.
     """
 
     @configurable

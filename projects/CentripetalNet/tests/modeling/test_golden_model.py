@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from centripetalnet.checkpoint.names import names_from_mmdet
+from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.modeling.corner_matching import (
     best_candidates,
     match_corners,
@@ -122,7 +122,7 @@ def test_training_gives_the_reference_losses_and_gradients(golden_model):
             sum(expected["losses"][theirs]).item(), rel=1e-4
         )
     parameters = dict(model.named_parameters())
-    ours = names_from_mmdet(model.state_dict())
+    ours = translation(model.state_dict(), mmdet_name)
     assert len(expected["grad_norm"]) == len(parameters)
     for name, norm in expected["grad_norm"].items():
         gradient = parameters[ours[name]].grad.norm().item()

@@ -45,7 +45,7 @@ def assert_same_instances(actual, expected):
 def test_hourglass_104_has_the_released_names_and_shapes(golden):
     with torch.device("meta"):
         model = build_model(config(MODEL__DEVICE="meta"))
-    ours = {mmdet_name(name): list(x.shape) for name, x in model.state_dict().items()}
+    ours = {mmdet_name(name, 2): list(x.shape) for name, x in model.state_dict().items()}
 
     assert ours == golden("mmdet_keys_centripetalnet_hourglass104.json")
     assert sum(x.numel() for x in model.state_dict().values()) == 205_883_932

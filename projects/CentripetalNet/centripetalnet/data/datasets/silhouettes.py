@@ -121,12 +121,12 @@ class SilhouettesSpec:
     image_height: tuple[int, int] = (96, 127)
     image_width: tuple[int, int] = (96, 127)
     objects_per_image: tuple[int, int] = (1, 4)
-    object_side: tuple[int, int] = (32, 88)
+    object_side: tuple[int, int] = (36, 88)
     aspect: tuple[float, float] = (0.8, 1.25)
-    overlap_probability: float = 0.5
-    max_hidden: float = 0.35
+    overlap_probability: float = 0.3
+    max_hidden: float = 0.25
     placement_tries: int = 20
-    min_contrast: float = 75.0
+    min_contrast: float = 90.0
     color_tries: int = 16
     shading: float = 0.2
     texture: float = 0.15

@@ -1,0 +1,249 @@
+"""Weights of other implementations of CentripetalNet to ours and back, value for value."""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from .names import mmdet_name, paper_name, translation
+from .safe_load import load_tensors
+
+# A weight that tells whose names a file has, with what comes before it.
+_SIGNS = {
+    "mmdet": re.compile(r"^(.*?)(?:backbone\.)?hourglass_modules\.0\."),
+    "paper": re.compile(r"^(.*?)(?:backbone\.)?hg_modules\.0\."),
+    "centripetalnet": re.compile(r"^(.*?)(?:backbone\.)?hourglasses\.0\."),
+}
+_NAMES: Dict[str, Callable[[str, int], str]] = {"mmdet": mmdet_name, "paper": paper_name}
+# Last convolution of a heat map: its outputs are the classes.
+_HEATMAP_BIAS = re.compile(r"^heads\.\d+\.tl\.heatmap\.1\.bias$")
+# Copies that MMCV 1.x keeps beside the weights; the weights themselves are the averaged ones.
+_EMA_COPY = re.compile(r"^(module\.)?ema_")
+# Counters that PyTorch before 0.4.1 did not have.
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class InputConvention:
+    """What the pictures must look like that the weights were trained on."""
+
+    input_format: str
+    """Order of the channels, "RGB" or "BGR"."""
+    pixel_mean: Tuple[float, ...]
+    pixel_std: Tuple[float, ...]
+
+    def options(self) -> List[str]:
+        """The config's keys and values."""
+        return [
+            *("INPUT.FORMAT", self.input_format),
+            *("MODEL.PIXEL_MEAN", str(list(self.pixel_mean))),
+            *("MODEL.PIXEL_STD", str(list(self.pixel_std))),
+        ]
+
+
+# Of the released configs, where a file does not say.
+_RGB = InputConvention("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_BGR = InputConvention("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+DEFAULT_INPUT = {"mmdet": _RGB, "paper": _BGR}
+
+
+@dataclass
+class Converted:
+    """A checkpoint in this project's names, and what is to be said about it."""
+
+    weights: Dict[str, Tensor]
+    origin: str
+    """Whose names the file had: "mmdet" or "paper"."""
+    classes: Optional[List[str]]
+    """Names of the classes, where the file has them."""
+    num_classes: int
+    convention: InputConvention
+    convention_is_from_file: bool
+    left_out: List[str]
+    """Tensors of the file that are no weights, such as copies of them."""
+    added: List[str]
+    """Counters that the file lacked."""
+
+    def checkpoint(self) -> dict:
+        """What is saved: Detectron2's format, with what the file said of its classes and input."""
+        about = {"origin": self.origin, "classes": self.classes, **asdict(self.convention)}
+        return {"model": self.weights, "__author__": "CentripetalNet", "about": about}
+
+
+def origin_of(names) -> Tuple[Optional[str], str]:
+    """Whose names these are ("mmdet", "paper", "centripetalnet" or None), and their prefix."""
+    for name in names:
+        for origin, sign in _SIGNS.items():
+            match = sign.match(name)
+            if match:
+                return origin, match.group(1)
+    return None, ""
+
+
+def weights_in(content: Mapping) -> Dict[str, Tensor]:
+    """The weights of a checkpoint: bare, or under "state_dict" or "model"."""
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    return {name: x for name, x in content.items() if isinstance(x, Tensor)}
+
+
+def model_shapes(cfg: CfgNode) -> Dict[str, torch.Size]:
+    """Names and shapes of the weights of the model that a config describes."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    return {name: x.shape for name, x in model.state_dict().items()}
+
+
+def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Converted:
+    """Reads a checkpoint of MMDetection or of the paper's authors.
+
+    Args:
+        path: the file. Tensors only are read; nothing in it is executed.
+        cfg: describes the network; the number of classes is taken from the file.
+        drop: a regular expression; tensors whose name (in the file) it matches are left out.
+
+    Raises:
+        ValueError: if the file is no such checkpoint, or a tensor is missing, of a wrong shape or
+            fits nowhere; all of them are listed.
+    """
+    content = load_tensors(path)
+    found = weights_in(content)
+    origin, prefix = origin_of(found)
+    if origin == "centripetalnet":
+        raise ValueError(f"{path} has this project's names already; use it as MODEL.WEIGHTS")
+    if origin is None:
+        raise ValueError(
+            f"{path} holds no CentripetalNet of MMDetection or of the paper's authors: none of its "
+            f"{len(found)} tensors is of an hourglass (first names: {', '.join(list(found)[:3])})"
+        )
+    left_out = [x for x in found if _EMA_COPY.match(x) or (drop and re.search(drop, x))]
+    weights = {_full_name(x, prefix): found[x] for x in found if x not in left_out}
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    shapes = model_shapes(cfg)
+    names = translation(shapes, _NAMES[origin])
+    for theirs, ours in names.items():
+        if _HEATMAP_BIAS.match(ours) and theirs in weights:
+            cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = len(weights[theirs])
+    shapes = model_shapes(cfg)
+
+    added = [x for x in names if x.endswith(_COUNTER) and x not in weights]
+    weights.update({x: torch.zeros((), dtype=torch.int64) for x in added})
+    check_fit(
+        {names.get(x, x): tuple(weights[x].shape) for x in weights},
+        {ours: tuple(shape) for ours, shape in shapes.items()},
+        {ours: theirs for theirs, ours in names.items()},
+        path,
+    )
+    meta = content.get("meta") if isinstance(content.get("meta"), Mapping) else {}
+    convention = _convention_of(meta)
+    return Converted(
+        weights={ours: weights[theirs] for theirs, ours in names.items()},
+        origin=origin,
+        classes=_classes_of(meta),
+        num_classes=cfg.MODEL.CENTRIPETALNET.NUM_CLASSES,
+        convention=convention or DEFAULT_INPUT[origin],
+        convention_is_from_file=convention is not None,
+        left_out=left_out,
+        added=[names[x] for x in added],
+    )
+
+
+def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
+    """Reads a checkpoint of this project and gives it in another implementation's names.
+
+    Args:
+        path: the file.
+        cfg: describes the network; the number of classes is taken from the file.
+        target: "mmdet" or "paper".
+
+    Raises:
+        ValueError: if the file does not hold exactly the weights of the network.
+    """
+    content = load_tensors(path)
+    found = weights_in(content)
+    if origin_of(found)[0] != "centripetalnet":
+        raise ValueError(f"{path} does not have this project's names; --to is for files that do")
+    cfg = cfg.clone()
+    cfg.defrost()
+    for name, weight in found.items():
+        if _HEATMAP_BIAS.match(name):
+            cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = len(weight)
+    shapes = model_shapes(cfg)
+    check_fit(
+        {name: tuple(x.shape) for name, x in found.items()},
+        {name: tuple(x) for name, x in shapes.items()},
+        {},
+        path,
+    )
+    names = translation(shapes, _NAMES[target])
+    about = content.get("about") if isinstance(content.get("about"), Mapping) else {}
+    meta = {"CLASSES": about["classes"]} if about.get("classes") else {}
+    return {"meta": meta, "state_dict": {theirs: found[ours] for theirs, ours in names.items()}}
+
+
+def check_fit(found: Dict, wanted: Dict, their_names: Dict[str, str], path: str) -> None:
+    """Raises if names or shapes differ, with a list of all that do."""
+
+    def listing(title: str, names: List[str]) -> str:
+        lines = [f"\n  {x}" for x in sorted(names)]
+        return f"\n{title} ({len(lines)}):{''.join(lines)}" if lines else ""
+
+    def label(ours: str) -> str:
+        return their_names.get(ours, ours)
+
+    problems = (
+        listing("missing from the file", [label(x) for x in wanted if x not in found])
+        + listing(
+            "of a wrong shape",
+            [
+                f"{label(x)}: {found[x]} in the file, {wanted[x]} in the network"
+                for x in wanted
+                if x in found and found[x] != wanted[x]
+            ],
+        )
+        + listing("fitting nowhere", [x for x in found if x not in wanted])
+    )
+    if problems:
+        raise ValueError(f"{path} does not fit the network that the config describes:{problems}")
+
+
+def _full_name(name: str, prefix: str) -> str:
+    """Without "module." and the like; the paper's parts may stand alone, without their parent."""
+    name = name[len(prefix) :] if name.startswith(prefix) else name
+    if name.startswith(("backbone.", "bbox_head.")):
+        return name
+    return ("bbox_head." if re.match(r"(mid_)?(tl|br)_", name) else "backbone.") + name
+
+
+def _classes_of(meta: Mapping) -> Optional[List[str]]:
+    dataset = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else {}
+    for place in (meta, dataset):
+        for key in ("CLASSES", "classes"):
+            if isinstance(place.get(key), (list, tuple)):
+                return [str(x) for x in place[key]]
+    return None
+
+
+def _convention_of(meta: Mapping) -> Optional[InputConvention]:
+    """Mean, deviation and order of the channels, read from the text of MMDetection's config."""
+    text = meta.get("config") or meta.get("cfg")
+    if not isinstance(text, str):
+        return None
+    number = r"\s*\d+(?:\.\d*)?\s*"
+    three = rf"\[({number},{number},{number}),?\s*\]"
+    mean, std = (re.search(rf"\b{key}\s*=\s*{three}", text) for key in ("mean", "std"))
+    order = re.search(r"\b(?:bgr_to_rgb|to_rgb)\s*=\s*(True|False)", text)
+    if not (mean and std and order):
+        return None
+    mean, std = (tuple(float(x) for x in match.group(1).split(",")) for match in (mean, std))
+    return InputConvention("RGB" if order.group(1) == "True" else "BGR", mean, std)

@@ -1,0 +1,235 @@
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT, config, golden_config, weight_from_name
+from detectron2.modeling import build_model
+
+from centripetalnet.checkpoint import CentripetalNetCheckpointer
+from centripetalnet.checkpoint.conversion import (
+    convert_to_ours,
+    convert_to_theirs,
+    model_shapes,
+)
+from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
+
+NAMES = {"mmdet": mmdet_name, "paper": paper_name}
+CLASSES = ["cow", "bear", "cat", "dog", "bird"]
+MMDET_CONFIG = """
+model = dict(type='CornerNet')
+img_norm_cfg = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+"""
+
+
+def random_weights(cfg, origin):
+    """Weights of the model of a config in another implementation's names."""
+    shapes = model_shapes(cfg)
+    names = translation(shapes, NAMES[origin])
+    return {theirs: weight_from_name(theirs, shapes[ours], 0) for theirs, ours in names.items()}
+
+
+@pytest.fixture
+def cfg():
+    return golden_config()
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(content, name="theirs.pth"):
+        torch.save(content, tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+def ema_copies(weights):
+    return {f"ema_{name.replace('.', '_')}": x + 1 for name, x in weights.items()}
+
+
+FORMS = {
+    "bare": lambda weights: weights,
+    "state_dict": lambda weights: {"state_dict": weights},
+    "with optimizer": lambda weights: {
+        "meta": {"epoch": 210},
+        "state_dict": weights,
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+    },
+    "module prefix": lambda weights: {
+        "state_dict": {f"module.{name}": x for name, x in weights.items()}
+    },
+    "EMA copies": lambda weights: {"state_dict": {**weights, **ema_copies(weights)}},
+}
+
+
+@pytest.mark.parametrize("origin", list(NAMES))
+@pytest.mark.parametrize("form", list(FORMS))
+def test_every_form_of_checkpoint_is_converted_loaded_and_converted_back(
+    cfg, save, tmp_path, origin, form
+):
+    theirs = random_weights(cfg, origin)
+
+    converted = convert_to_ours(save(FORMS[form](theirs)), cfg)
+    ours = save(converted.checkpoint(), "ours.pth")
+    cfg.merge_from_list(converted.convention.options())
+    model = build_model(cfg)
+    CentripetalNetCheckpointer(model).load(ours)
+    back = convert_to_theirs(ours, cfg, origin)
+
+    assert converted.origin == origin
+    state = model.state_dict()
+    assert all(torch.equal(state[name], x) for name, x in converted.weights.items())
+    assert set(back["state_dict"]) == set(theirs)
+    assert all(torch.equal(back["state_dict"][name], x) for name, x in theirs.items())
+
+
+def test_parts_of_the_papers_release_may_stand_without_their_parent(cfg, save):
+    theirs = random_weights(cfg, "paper")
+    bare = {name.split(".", 1)[1]: x for name, x in theirs.items()}
+
+    converted = convert_to_ours(save(bare), cfg)
+
+    expected = convert_to_ours(save(theirs), cfg)
+    assert all(torch.equal(converted.weights[x], expected.weights[x]) for x in expected.weights)
+
+
+def test_classes_and_input_are_taken_over(cfg, save):
+    weights = random_weights(cfg, "mmdet")
+    bgr = MMDET_CONFIG.replace("True", "False")
+
+    named = convert_to_ours(
+        save({"meta": {"CLASSES": tuple(CLASSES), "config": bgr}, "state_dict": weights}), cfg
+    )
+    newer = convert_to_ours(
+        save(
+            {
+                "meta": {"dataset_meta": {"classes": tuple(CLASSES)}, "cfg": MMDET_CONFIG},
+                "state_dict": weights,
+            }
+        ),
+        cfg,
+    )
+    silent = convert_to_ours(save({"state_dict": weights}), cfg)
+
+    assert named.classes == newer.classes == CLASSES and named.num_classes == 5
+    assert (named.convention.input_format, newer.convention.input_format) == ("BGR", "RGB")
+    assert named.convention.pixel_mean == (123.675, 116.28, 103.53)
+    assert silent.classes is None and not silent.convention_is_from_file
+    assert convert_to_theirs(save(named.checkpoint()), cfg, "mmdet")["meta"] == {"CLASSES": CLASSES}
+
+
+def test_another_number_of_classes_than_the_configs_is_converted(cfg, save):
+    weights = random_weights(cfg, "mmdet")
+    cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = 80
+
+    assert convert_to_ours(save(weights), cfg).num_classes == 5
+
+
+def test_weights_for_pictures_in_another_form_are_refused_with_the_options(cfg, save):
+    path = save(convert_to_ours(save(random_weights(cfg, "paper")), cfg).checkpoint(), "ours.pth")
+
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT BGR MODEL\.PIXEL_MEAN \"\[103\.53"):
+        CentripetalNetCheckpointer(build_model(cfg)).load(path)
+
+
+def test_counters_that_old_files_lack_are_added(cfg, save):
+    weights = random_weights(cfg, "paper")
+    old = {name: x for name, x in weights.items() if "num_batches" not in name}
+
+    converted = convert_to_ours(save(old), cfg)
+
+    assert len(converted.added) == len(weights) - len(old) > 0
+    assert all(converted.weights[name] == 0 for name in converted.added)
+
+
+def test_all_that_does_not_fit_is_listed(cfg, save):
+    weights = random_weights(cfg, "mmdet")
+    del weights["backbone.stem.0.conv.weight"], weights["bbox_head.tl_off.1.1.conv.bias"]
+    weights["bbox_head.br_heat.0.0.conv.bias"] = torch.zeros(3)
+    weights["bbox_head.tl_emb.0.0.conv.weight"] = torch.zeros(1)
+
+    with pytest.raises(ValueError) as error:
+        convert_to_ours(save(weights), cfg)
+
+    message = str(error.value)
+    assert (
+        "missing from the file (2):\n  backbone.stem.0.conv.weight\n  bbox_head.tl_off" in message
+    )
+    assert "bbox_head.br_heat.0.0.conv.bias: (3,) in the file, (256,) in the network" in message
+    assert "fitting nowhere (1):\n  bbox_head.tl_emb.0.0.conv.weight" in message
+
+
+def test_tensors_may_be_left_out_by_name(cfg, save):
+    weights = random_weights(cfg, "paper")
+    weights["bbox_head.mid_conv_logits.weight"] = torch.zeros(1)
+
+    converted = convert_to_ours(save(weights), cfg, drop="conv_logits")
+
+    assert converted.left_out == ["bbox_head.mid_conv_logits.weight"]
+
+
+class Explosive:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code of the file was run')",)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"state_dict": {}, "hook": Explosive()}, "cannot|can be loaded safely"),
+        ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no CentripetalNet"),
+        ({}, "holds no CentripetalNet"),
+        ([torch.zeros(1)], "holds a list"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(cfg, save, content, message):
+    with pytest.raises(ValueError, match=message):
+        convert_to_ours(save(content), cfg)
+
+
+def test_weights_of_mmdetection_given_to_the_model_say_how_to_convert_them(cfg, save):
+    path = save({"state_dict": random_weights(cfg, "mmdet")})
+
+    with pytest.raises(ValueError, match=r"tools/convert_checkpoint\.py .*theirs\.pth"):
+        CentripetalNetCheckpointer(build_model(cfg)).load(path)
+
+
+def convert(*args):
+    command = [sys.executable, PROJECT / "tools" / "convert_checkpoint.py", *args]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", list(NAMES))
+def test_a_whole_hourglass_104_goes_there_and_back_and_detects(golden, tmp_path, origin):
+    shapes = golden("mmdet_keys_centripetalnet_hourglass104.json")
+    if origin == "paper":
+        ours = translation(model_shapes(config()), mmdet_name)
+        shapes = {paper_name(ours[name], 2): shape for name, shape in shapes.items()}
+    theirs = {name: weight_from_name(name, shape, 7) for name, shape in shapes.items()}
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+
+    there = convert(tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    assert there.returncode == 0, there.stderr
+    assert "1152 tensors, 205,883,932 values" in there.stdout
+    options = re.search(r"input +(.*) \(", there.stdout).group(1)
+    form = re.match(
+        r"INPUT.FORMAT (\w+) MODEL.PIXEL_MEAN (\[.*\]) MODEL.PIXEL_STD (\[.*\])", options
+    )
+    keys = ("INPUT__FORMAT", "MODEL__PIXEL_MEAN", "MODEL__PIXEL_STD")
+    model = build_model(config(**dict(zip(keys, form.groups())))).eval()
+    CentripetalNetCheckpointer(model).load(str(tmp_path / "ours.pth"))
+    with torch.no_grad():
+        picture = torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8)
+        instances = model([{"image": picture}])[0]["instances"]
+    back = convert(tmp_path / "ours.pth", tmp_path / "back.pth", "--to", origin)
+
+    assert torch.isfinite(instances.scores).all()
+    assert back.returncode == 0, back.stderr
+    returned = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    assert set(returned) == set(theirs)
+    assert all(torch.equal(returned[name], x) for name, x in theirs.items())
