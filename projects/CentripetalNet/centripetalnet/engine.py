@@ -66,6 +66,17 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and supported is not None and supported())
 
 
+class Evaluator(COCOEvaluator):
+    """Detectron2's COCO evaluator, which for a dataset without annotations says what to submit."""
+
+    def evaluate(self, img_ids=None):
+        results = super().evaluate(img_ids)
+        if comm.is_main_process() and not self._do_evaluation:
+            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            logger.info("No annotations here: %s holds the detections to be submitted.", path)
+        return results
+
+
 class Trainer(DefaultTrainer):
     """DefaultTrainer with this project's data, optimizer and evaluation; on GPUs and on the CPU."""
 
@@ -132,10 +143,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
-    ) -> COCOEvaluator:
+    ) -> Evaluator:
         """The COCO evaluator, which is what every dataset of this project is judged by."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return Evaluator(dataset_name, output_dir=folder)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -185,6 +196,7 @@ def setup(args) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="centripetalnet")
     return cfg
 
 
@@ -201,6 +213,8 @@ def main(args) -> OrderedDict:
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
         # Each process would otherwise take all cores.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
+    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
+        raise ValueError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
     if args.eval_only:
         model = Trainer.build_model(cfg)
         CentripetalNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(

@@ -23,6 +23,8 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: if the weights are not there or do not fit.
         """
+        if not cfg.MODEL.WEIGHTS:
+            raise ValueError("a checkpoint is needed: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
         self.model = build_model(cfg).eval()
         CentripetalNetCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)

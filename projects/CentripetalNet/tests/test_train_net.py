@@ -11,10 +11,13 @@ import pytest
 import torch
 from conftest import PROJECT, config
 from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 
+from centripetalnet.config import load_config
 from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
 from centripetalnet.engine import Trainer, main
+from centripetalnet.predictor import Predictor
 
 TINY = PROJECT / "configs" / "quick_schedules" / "centripetal_tiny.yaml"
 FEW = SilhouettesSpec(num_train=16, num_val=6)
@@ -77,6 +80,50 @@ def test_evaluation_writes_coco_results_plain_and_with_tta(trained, tmp_path):
         assert all(set(x) >= {"bbox", "score", "category_id"} for x in detections)
 
 
+def test_result_file_holds_the_boxes_of_each_picture(trained, tmp_path):
+    opts = ["MODEL.WEIGHTS", str(trained[0] / "model_final.pth")]
+    # So little trained, it finds boxes only where corners may point to about anywhere.
+    for key in ("CENTRAL_REGION_LARGE", "CENTRAL_REGION_SMALL", "MAX_CENTER_AREA"):
+        opts += [f"MODEL.CENTRIPETALNET.{key}", "9.0"]
+    main(arguments(tmp_path, *opts, eval_only=True))
+
+    for folder, tta in (("inference", False), ("inference_TTA", True)):
+        cfg = load_config(str(TINY), [*opts, "TEST.AUG.ENABLED", tta])
+        predictor = Predictor(cfg)
+        detections = json.loads((tmp_path / folder / "coco_instances_results.json").read_text())
+        for record in DatasetCatalog.get("silhouettes_val"):
+            instances = predictor(cv2.imread(record["file_name"]))["instances"]
+            found = [x for x in detections if x["image_id"] == record["image_id"]]
+            corners = instances.pred_boxes.tensor
+            boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), dim=1)
+            assert len(found) == len(boxes) > 0
+            torch.testing.assert_close(
+                torch.tensor([x["bbox"] for x in found]), boxes, atol=1e-3, rtol=0
+            )
+            # Category ids of the file begin with 1.
+            classes = [x["category_id"] - 1 for x in found]
+            assert classes == instances.pred_classes.tolist()
+
+
+def test_a_dataset_without_annotations_gets_its_submission_file(datasets, trained, tmp_path):
+    content = json.loads((datasets / "silhouettes" / "annotations" / "val.json").read_text())
+    del content["annotations"]
+    (tmp_path / "info.json").write_text(json.dumps(content))
+    register_coco_instances(
+        "no_annotations", {}, str(tmp_path / "info.json"), str(datasets / "silhouettes" / "val")
+    )
+    weights = str(trained[0] / "model_final.pth")
+
+    opts = ["MODEL.WEIGHTS", weights, "DATASETS.TEST", "('no_annotations',)"]
+    main(arguments(tmp_path, *opts, eval_only=True))
+
+    log = (tmp_path / "log.txt").read_text()
+    for folder in ("inference", "inference_TTA"):
+        path = tmp_path / folder / "coco_instances_results.json"
+        assert json.loads(path.read_text())
+        assert f"{path} holds the detections to be submitted" in log
+
+
 def test_evaluation_after_training_is_repeated_by_eval_only(trained, tmp_path):
     output, _ = trained
     logged = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
@@ -116,6 +163,12 @@ def test_a_config_that_cannot_be_trained_is_an_error_at_once(
         main(arguments(tmp_path, *opts))
 
 
+@pytest.mark.parametrize("name", ["", "no_such.pth"])
+def test_evaluation_without_a_checkpoint_is_an_error(datasets, tmp_path, name):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"MODEL\.WEIGHTS"):
+        main(arguments(tmp_path, "MODEL.WEIGHTS", name, eval_only=True))
+
+
 def test_a_missing_config_file_is_named(tmp_path):
     args = default_argument_parser().parse_args(["--config-file", "nothing.yaml"])
 
@@ -151,6 +204,7 @@ import sys
 import torch
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
+from centripetalnet.config import load_config
 from centripetalnet.data.datasets import SilhouettesSpec, register_silhouettes
 from centripetalnet import engine
 

@@ -66,7 +66,7 @@ def draw_sheet(path: str, weights: str, num_images: int, columns: int, opts: lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="output/demo", help="folder of everything it makes")
-    parser.add_argument("--num-images", type=int, default=24, help="pictures on the sheet")
+    parser.add_argument("--num-images", type=int, default=12, help="pictures on the sheet")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes to the config, KEY VALUE")
     args = parser.parse_args()
     output = os.path.abspath(args.output)

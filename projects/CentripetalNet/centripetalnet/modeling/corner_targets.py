@@ -122,7 +122,8 @@ def corner_targets(
     tl, br = boxes[:, :2] * scale, boxes[:, 2:] * scale
     center = (boxes[:, :2] + boxes[:, 2:]) / 2 * scale
     width, height = (br - tl).ceil().unbind(dim=1)
-    usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    # Stricter than positive width and height: the half of 1e-45 pixels has no logarithm.
+    usable = ((tl < center) & (center < br)).all(dim=1)
     radius = gaussian_radius(height, width, min_overlap).floor().to(boxes.dtype)
     shared = (usable, classes, image_index, num_images, num_classes, map_size)
     return BoxTargets(

@@ -22,6 +22,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from centripetalnet.data.datasets import silhouettes
+from centripetalnet.data.datasets.silhouettes import __main__ as command_line
+from centripetalnet.data.datasets.silhouettes import builder, painting, sources
 
 SPEC = silhouettes.SilhouettesSpec(
     classes=("elephant", "giraffe"), num_train=20, num_val=15, image_width=(120, 136)
@@ -74,7 +76,7 @@ def test_another_seed_gives_other_images(dataset, tmp_path):
 
 
 def test_train_and_val_share_no_outline():
-    outlines = silhouettes._load_outlines(SPEC)
+    outlines = sources.load_outlines(SPEC)
 
     for train, val in zip(outlines["train"], outlines["val"]):
         assert len(train) > len(val) > 50
@@ -84,16 +86,16 @@ def test_train_and_val_share_no_outline():
 def test_mirrored_outline_counts_as_the_same_animal():
     rng = np.random.default_rng(0)
     shapes = [(rng.random((20, 15)) > 0.5).astype(np.float32) for _ in range(3)]
-    outlines = [silhouettes._Outline(i, shape) for i, shape in enumerate(shapes)]
-    outlines.append(silhouettes._Outline(3, np.ascontiguousarray(shapes[1][:, ::-1])))
+    outlines = [sources.Outline(i, shape) for i, shape in enumerate(shapes)]
+    outlines.append(sources.Outline(3, np.ascontiguousarray(shapes[1][:, ::-1])))
 
-    groups = silhouettes._duplicate_groups(outlines, 0.95)
+    groups = sources._duplicate_groups(outlines, 0.95)
 
     assert groups == [[0], [1, 3], [2]]
 
 
 def test_images_are_painted_from_the_outlines_of_their_split(dataset):
-    outlines = silhouettes._load_outlines(SPEC)
+    outlines = sources.load_outlines(SPEC)
 
     for split in silhouettes.SPLITS:
         for annotation in annotation_file(dataset, split)["annotations"]:
@@ -104,8 +106,8 @@ def test_images_are_painted_from_the_outlines_of_their_split(dataset):
 def test_regions_of_the_photographs_are_disjoint():
     photograph = np.arange(50 * 3).reshape(1, 50, 3)
 
-    train = silhouettes._split_photograph(photograph, "train", SPEC)
-    val = silhouettes._split_photograph(photograph, "val", SPEC)
+    train = sources.split_photograph(photograph, "train", SPEC)
+    val = sources.split_photograph(photograph, "val", SPEC)
 
     assert train.size and val.size and not np.intersect1d(train, val).size
 
@@ -155,7 +157,7 @@ def test_no_object_is_hidden_more_than_allowed():
 
     for _ in range(50):
         patch = np.ones((30, 30), bool)
-        window = silhouettes._find_place(patch, [first], [1600], 0.5, first.shape, spec, rng)
+        window = painting._find_place(patch, [first], [1600], 0.5, first.shape, spec, rng)
         if window is not None:
             assert 640 + (first[window] & patch).sum() <= 800
 
@@ -222,17 +224,17 @@ def test_concurrent_builds_leave_one_whole_dataset(tmp_path):
     spec = dataclasses.replace(SPEC, num_train=5, num_val=5)
     root = tmp_path / "shared"
     context = multiprocessing.get_context("fork")
-    builders = [
+    processes = [
         context.Process(target=silhouettes.build_silhouettes, args=(str(root), spec))
         for _ in range(2)
     ]
 
-    for builder in builders:
-        builder.start()
-    for builder in builders:
-        builder.join()
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
 
-    assert [builder.exitcode for builder in builders] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     assert os.listdir(tmp_path) == ["shared"]
     assert len(all_bytes(root)) == 13
 
@@ -240,15 +242,15 @@ def test_concurrent_builds_leave_one_whole_dataset(tmp_path):
 def test_builder_that_comes_second_keeps_the_first_dataset(monkeypatch, tmp_path):
     spec = dataclasses.replace(SPEC, num_train=1, num_val=1)
     root = tmp_path / "shared"
-    write = silhouettes._write_dataset
+    write = builder._write_dataset
 
     def write_while_another_finishes(staged, spec):
-        monkeypatch.setattr(silhouettes, "_write_dataset", write)
+        monkeypatch.setattr(builder, "_write_dataset", write)
         silhouettes.build_silhouettes(str(root), spec)
         (root / "first").touch()
         write(staged, spec)
 
-    monkeypatch.setattr(silhouettes, "_write_dataset", write_while_another_finishes)
+    monkeypatch.setattr(builder, "_write_dataset", write_while_another_finishes)
     silhouettes.build_silhouettes(str(root), spec)
 
     assert (root / "first").exists()
@@ -259,7 +261,7 @@ def test_interrupted_build_leaves_nothing(monkeypatch, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(silhouettes, "_compose_image", interrupt)
+    monkeypatch.setattr(builder, "compose_image", interrupt)
 
     with pytest.raises(KeyboardInterrupt):
         silhouettes.build_silhouettes(str(tmp_path / "half"), SPEC)
@@ -299,7 +301,7 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path):
         pickle.dump(RunsACommand(f"touch {tmp_path / 'ran'}"), file)
 
     with pytest.raises(pickle.UnpicklingError, match=r"refused \w+\.system"):
-        silhouettes._read_pickled_array(str(path))
+        sources._read_pickled_array(str(path))
 
     assert not (tmp_path / "ran").exists()
 
@@ -309,7 +311,7 @@ def test_pickled_array_is_read_back(tmp_path):
     with gzip.open(tmp_path / "images.gz", "wb") as file:
         pickle.dump(expected, file, protocol=4)
 
-    found = silhouettes._read_pickled_array(str(tmp_path / "images.gz"))
+    found = sources._read_pickled_array(str(tmp_path / "images.gz"))
 
     assert found.dtype == expected.dtype
     assert (found == expected).all()
@@ -322,7 +324,7 @@ def test_pickle_of_something_else_than_integers_is_refused(tmp_path):
             pickle.dump(content, file, protocol=4)
 
         with pytest.raises(ValueError, match="one array of integers"):
-            silhouettes._read_pickled_array(str(path))
+            sources._read_pickled_array(str(path))
 
 
 @pytest.mark.parametrize(
@@ -363,16 +365,16 @@ def test_impossible_spec_is_refused(field, value):
 
 def test_command_line_builds_into_the_given_root(monkeypatch, tmp_path, capsys):
     built = []
-    monkeypatch.setattr(silhouettes, "build_silhouettes", built.append)
+    monkeypatch.setattr(command_line, "build_silhouettes", built.append)
 
-    silhouettes.main(["--root", str(tmp_path)])
+    command_line.main(["--root", str(tmp_path)])
 
     assert built == [str(tmp_path)]
     assert str(tmp_path) in capsys.readouterr().out
 
 
 def test_running_the_module_gives_no_warning():
-    project = Path(silhouettes.__file__).parents[3]
+    project = Path(silhouettes.__file__).parents[4]
 
     helped = subprocess.run(
         [sys.executable, "-m", silhouettes.__name__, "--help"],

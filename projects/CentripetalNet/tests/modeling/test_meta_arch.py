@@ -5,10 +5,16 @@ import torch
 from conftest import config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from centripetalnet.checkpoint.names import mmdet_name
 from centripetalnet.modeling import CentripetalNetWithTTA
-from centripetalnet.modeling.corner_matching import match_corners
+from centripetalnet.modeling.corner_matching import (
+    MatchingOptions,
+    SelectionOptions,
+    match_corners,
+)
+from centripetalnet.modeling.meta_arch import LossOptions
 
 NARROW = {
     "MODEL__HOURGLASS__STEM_CHANNELS": 4,
@@ -78,6 +84,27 @@ def test_one_training_step_of_a_narrow_hourglass_104_changes_every_weight():
     assert unchanged == []
 
 
+def test_training_shows_ground_truth_beside_prediction_when_asked():
+    torch.manual_seed(0)
+    model = build_model(config(**NARROW, VIS_PERIOD=2)).train()
+    instances = Instances(
+        (255, 200), gt_boxes=Boxes(torch.tensor([[10.0, 20, 50, 60]])), gt_classes=torch.tensor([3])
+    )
+    inputs = [{"image": image(255, 200), "instances": instances}]
+
+    with EventStorage(start_iter=0) as storage:
+        for _ in range(3):
+            model(inputs)
+            storage.step()
+
+    # At iterations 0 and 2, two pictures beside each other.
+    assert [(step, picture.shape) for _, picture, step in storage._vis_data] == [
+        (0, (3, 255, 400)),
+        (2, (3, 255, 400)),
+    ]
+    assert model.training
+
+
 def test_guiding_shift_loss_has_its_weight():
     torch.manual_seed(0)
     model = build_model(config(**NARROW)).train()
@@ -129,7 +156,7 @@ def test_image_lies_where_the_reference_puts_it(model, golden, monkeypatch):
 
 @torch.no_grad()
 def test_images_of_one_batch_get_what_they_get_alone(model):
-    sizes = [(60, 90), (130, 40), (64, 100), (1, 1), (1, 400)]
+    sizes = [(60, 90), (130, 40), (64, 100), (1, 1), (1, 4000)]
     inputs = [{"image": image(*size, seed=i)} for i, size in enumerate(sizes)]
 
     together = model(inputs)
@@ -217,6 +244,12 @@ def test_views_of_other_scales_give_boxes_in_the_image(model):
 def test_tta_refuses_scales_that_are_not_positive(model, scales):
     with pytest.raises(ValueError, match=r"TEST\.AUG\.SCALES"):
         CentripetalNetWithTTA(model, flip=True, scales=scales)
+
+
+def test_options_of_the_config_are_the_released_ones(model):
+    assert model.matching == MatchingOptions()
+    assert model.selection == SelectionOptions()
+    assert model.loss_options == LossOptions()
 
 
 def test_canvas_bits_must_be_one_less_than_a_power_of_two():

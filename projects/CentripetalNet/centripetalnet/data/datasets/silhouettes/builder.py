@@ -1,0 +1,180 @@
+"""Writing the dataset where it is missing, and registering it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import tempfile
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from .painting import compose_image
+from .sources import PHOTOGRAPHS, load_outlines, read_photograph, split_photograph
+from .spec import SPLITS, SilhouettesSpec
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever the same spec gives other files, so that an older dataset is not taken for it.
+_BUILDER_VERSION = 1
+_SPEC_FILE = "spec.json"
+
+_DEFAULT_SPEC = SilhouettesSpec()
+
+
+def build_silhouettes(root: str, spec: SilhouettesSpec = _DEFAULT_SPEC) -> None:
+    """Writes the dataset, or does nothing where it is complete already.
+
+    The result has `{train,val}/*.png`, `annotations/{train,val}.json` in COCO format (boxes tight
+    around the visible mask, masks as RLE, each with the `outline` it was painted from), and
+    `spec.json`. It appears all at once: it is made in a folder beside `root` and then renamed, so
+    processes that build at the same time get the one that was ready first.
+
+    Args:
+        root: the folder to make; its parents are made too.
+        spec: what to make; the same spec gives the same bytes with the same library versions.
+
+    Raises:
+        FileExistsError: `root` holds something else, or a dataset of another spec.
+        ModuleNotFoundError: a package that the outlines or photographs come from is missing.
+    """
+    root = os.path.realpath(os.path.expanduser(root))
+    if _is_built(root, spec):
+        return
+    logger.info("Building the silhouettes dataset in %s", root)
+    parent, name = os.path.split(root)
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=parent) as scratch:
+        # One level down, since the temporary folder itself is private to this user.
+        staged = os.path.join(scratch, name)
+        os.mkdir(staged)
+        _write_dataset(staged, spec)
+        try:
+            os.replace(staged, root)
+        except OSError:
+            if not _is_built(root, spec):
+                raise
+            logger.info("Another process has built %s meanwhile", root)
+
+
+def register_silhouettes(root: str | None = None, spec: SilhouettesSpec = _DEFAULT_SPEC) -> None:
+    """Registers `silhouettes_train` and `silhouettes_val`; the last call's root and spec hold.
+
+    The first use through `DatasetCatalog.get` builds the dataset where it is missing. An evaluator
+    reads the annotation file, so it has to be made after that, as Detectron2's trainers do.
+
+    Args:
+        root: the dataset's folder; by default `silhouettes` in `$DETECTRON2_DATASETS`, or in
+            `datasets` where that is not set.
+        spec: what to build.
+    """
+    if root is None:
+        root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "silhouettes")
+    root = os.path.expanduser(root)
+    for split in SPLITS:
+        name = f"silhouettes_{split}"
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        json_file = os.path.join(root, "annotations", f"{split}.json")
+        image_root = os.path.join(root, split)
+        DatasetCatalog.register(name, functools.partial(_load_split, root, spec, split))
+        MetadataCatalog.get(name).set(
+            thing_classes=list(spec.classes),
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(spec.classes))},
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            # For whoever reads the annotation file before the dataset is first loaded.
+            prepare=functools.partial(build_silhouettes, root, spec),
+        )
+
+
+def _load_split(root: str, spec: SilhouettesSpec, split: str) -> list[dict[str, Any]]:
+    build_silhouettes(root, spec)
+    return load_coco_json(
+        os.path.join(root, "annotations", f"{split}.json"),
+        os.path.join(root, split),
+        f"silhouettes_{split}",
+    )
+
+
+def _is_built(root: str, spec: SilhouettesSpec) -> bool:
+    """Whether `root` holds this dataset; raises FileExistsError where it holds something else."""
+    if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
+        return False
+    try:
+        with open(os.path.join(root, _SPEC_FILE), encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        raise FileExistsError(
+            f"{root} exists but is no silhouettes dataset ({_SPEC_FILE} is missing or unreadable); "
+            "remove it or choose another root"
+        ) from None
+    wanted = _spec_record(spec)
+    if found == wanted:
+        return True
+    keys = sorted(set(found) | set(wanted)) if isinstance(found, dict) else []
+    differences = ", ".join(
+        f"{key} is {found.get(key)!r} and not {wanted.get(key)!r}"
+        for key in keys
+        if found.get(key) != wanted.get(key)
+    )
+    raise FileExistsError(
+        f"{root} holds a silhouettes dataset of another spec ({differences}); "
+        "remove it or choose another root"
+    )
+
+
+def _spec_record(spec: SilhouettesSpec) -> dict[str, Any]:
+    record = {"builder_version": _BUILDER_VERSION, **dataclasses.asdict(spec)}
+    # Through JSON and back: tuples become lists, as they are when read from the file.
+    return json.loads(json.dumps(record))
+
+
+def _write_dataset(root: str, spec: SilhouettesSpec) -> None:
+    outlines = load_outlines(spec)
+    photographs = [read_photograph(*source) for source in PHOTOGRAPHS]
+    os.mkdir(os.path.join(root, "annotations"))
+    for split_index, (split, num_images) in enumerate(zip(SPLITS, (spec.num_train, spec.num_val))):
+        os.mkdir(os.path.join(root, split))
+        regions = [split_photograph(photo, split, spec) for photo in photographs]
+        images, annotations = [], []
+        for image_id in range(1, num_images + 1):
+            # A generator per image: no image depends on how many others there are.
+            rng = np.random.default_rng([spec.seed, split_index, image_id])
+            image, objects = compose_image(regions, outlines[split], spec, rng)
+            file_name = f"{image_id:06d}.png"
+            if not cv2.imwrite(os.path.join(root, split, file_name), image):
+                raise OSError(f"could not write {os.path.join(root, split, file_name)}")
+            images.append(
+                {
+                    "id": image_id,
+                    "file_name": file_name,
+                    "height": image.shape[0],
+                    "width": image.shape[1],
+                }
+            )
+            for painted in objects:
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **painted}
+                )
+        coco = {
+            "info": {"description": f"silhouettes {split}"},
+            "licenses": [],
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(spec.classes)],
+            "images": images,
+            "annotations": annotations,
+        }
+        with open(
+            os.path.join(root, "annotations", f"{split}.json"), "w", encoding="utf-8"
+        ) as file:
+            json.dump(coco, file)
+    with open(os.path.join(root, _SPEC_FILE), "w", encoding="utf-8") as file:
+        json.dump(_spec_record(spec), file, indent=2)
