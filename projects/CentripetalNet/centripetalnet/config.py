@@ -121,6 +121,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
 
     # ---------------------------------------------------------------- computation
     # Layout of the feature maps: channels last is faster on CPUs, and on GPUs in half precision.
+    # PyTorch 2.3 on the CPU dies in the float32 backward of a 1x1 convolution with stride 2 from 8
+    # to 16 channels laid out so; other widths tried there were right.
     net.CHANNELS_LAST = False
 
     # ---------------------------------------------------------------- solver

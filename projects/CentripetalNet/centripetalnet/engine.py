@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Optional, Sequence
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -118,6 +119,8 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
         if cfg.TEST.AUG.ENABLED:
+            # Options that it refuses are better known before the training than after it.
+            CentripetalNetWithTTA(cfg, model)
             self.register_hooks(
                 [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
             )
@@ -147,6 +150,17 @@ class Trainer(DefaultTrainer):
         """The COCO evaluator, which is what every dataset of this project is judged by."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return Evaluator(dataset_name, output_dir=folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """As in DefaultTrainer, with the main process's norm statistics in all processes.
+
+        Each process collects its own in training, and a checkpoint holds the main one's.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -200,14 +214,15 @@ def setup(args) -> CfgNode:
     return cfg
 
 
-def main(args) -> OrderedDict:
+def main(args) -> Optional[OrderedDict]:
     """Trains, or with ``--eval-only`` evaluates; what ``train_net.py`` runs in each process.
 
     Args:
         args: parsed by ``detectron2.engine.default_argument_parser``.
 
     Returns:
-        Results of the evaluation by task: ``bbox``, and with ``TEST.AUG.ENABLED`` ``bbox_TTA``.
+        Of ``--eval-only`` the results by task, ``bbox`` and with ``TEST.AUG.ENABLED`` ``bbox_TTA``;
+        of a training what ``DefaultTrainer.train`` returns.
     """
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:

@@ -28,7 +28,7 @@ def draw_detections(
         (h0 * scale, w0 * scale, 3) RGB uint8.
     """
     instances = instances[instances.scores >= min_score].to("cpu")
-    drawer = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+    drawer = Visualizer(image, metadata, scale=scale, instance_mode=_color_mode(metadata))
     return drawer.draw_instance_predictions(instances).get_image()
 
 
@@ -50,8 +50,14 @@ def draw_ground_truth(
         {key: value for key, value in annotation.items() if key != "segmentation"}
         for annotation in record["annotations"]
     ]
-    drawer = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+    drawer = Visualizer(image, metadata, scale=scale, instance_mode=_color_mode(metadata))
     return drawer.draw_dataset_dict({**record, "annotations": boxes_only}).get_image()
+
+
+def _color_mode(metadata: Optional[Metadata]) -> ColorMode:
+    """One colour for each class where the dataset has such."""
+    has_colors = metadata is not None and metadata.get("thing_colors") is not None
+    return ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
 
 
 def tile(

@@ -56,7 +56,7 @@ def draw_sheet(path: str, weights: str, num_images: int, columns: int, opts: lis
         cells.append(
             (
                 draw_ground_truth(image, record, metadata, scale=2),
-                draw_detections(image, instances, metadata, min_score=0.3, scale=2),
+                draw_detections(image, instances, metadata, min_score=0.4, scale=2),
             )
         )
     if not cv2.imwrite(path, tile(cells, columns, gap=16)[:, :, ::-1]):

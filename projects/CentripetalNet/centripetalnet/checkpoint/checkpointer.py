@@ -4,9 +4,10 @@ import os
 from typing import List, Sequence
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from torch import nn
 
-from .conversion import origin_of, weights_in
+from .conversion import COUNTER, origin_of, weights_in
 from .safe_load import load_tensors
 
 _MAX_NAMES = 10
@@ -40,7 +41,8 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             FileNotFoundError: if there is no such file.
             ValueError: if it is no checkpoint, or its weights do not fit the model.
         """
-        if path and "://" not in path and not os.path.isfile(path):
+        # With several processes the main one's file counts; Detectron2 hands its weights on.
+        if path and "://" not in path and not comm.all_gather(os.path.isfile(path))[0]:
             raise FileNotFoundError(
                 f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the path "
                 "of a checkpoint, or '' to start from random weights."
@@ -50,6 +52,15 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         finally:
             # Detectron2 leaves it set after an error, and then refuses the next file.
             self._parsed_url_during_load = None
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """As in Detectron2; what a training goes on from has to fit in full."""
+        strict = self.strict
+        self.strict = strict or (resume and self.has_checkpoint())
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self.strict = strict
 
     def _load_file(self, filename: str) -> dict:
         """Tensors only: whatever the file's name, nothing in it is run."""
@@ -62,7 +73,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"  tools/convert_checkpoint.py {filename} converted.pth\n"
                 "and give MODEL.WEIGHTS converted.pth"
             )
-        return loaded if "model" in loaded else {"model": loaded}
+        return loaded if "model" in loaded else {"model": weights_in(loaded)}
 
     def _load_model(self, checkpoint: dict):
         weights = checkpoint["model"]
@@ -79,7 +90,8 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             for name, found, wanted in incompatible.incorrect_shapes
         }
         missing = [name for name in incompatible.missing_keys if name not in misfits]
-        unexpected = list(incompatible.unexpected_keys)
+        # Frozen norms have no counter of batches.
+        unexpected = [x for x in incompatible.unexpected_keys if not x.endswith(COUNTER)]
         if self.strict:
             fits = not (missing or unexpected or misfits)
         else:

@@ -24,7 +24,7 @@ _HEATMAP_BIAS = re.compile(r"^heads\.\d+\.tl\.heatmap\.1\.bias$")
 # Copies that MMCV 1.x keeps beside the weights; the weights themselves are the averaged ones.
 _EMA_COPY = re.compile(r"^(module\.)?ema_")
 # Counters that PyTorch before 0.4.1 did not have.
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
             cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = len(weights[theirs])
     shapes = model_shapes(cfg)
 
-    added = [x for x in names if x.endswith(_COUNTER) and x not in weights]
+    # Frozen norms have no counter.
+    left_out += [x for x in weights if x.endswith(COUNTER) and x not in names]
+    weights = {x: weight for x, weight in weights.items() if x not in left_out}
+    added = [x for x in names if x.endswith(COUNTER) and x not in weights]
     weights.update({x: torch.zeros((), dtype=torch.int64) for x in added})
     check_fit(
         {names.get(x, x): tuple(weights[x].shape) for x in weights},

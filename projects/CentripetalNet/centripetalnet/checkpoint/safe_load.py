@@ -21,10 +21,10 @@ def load_tensors(path: str) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or foreign file makes torch's unpickler stumble anywhere, IndexError included.
     except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise ValueError(
-            f"{path} is not a checkpoint that can be loaded safely: {first_line}. It must be a "
-            "file of tensors as torch.save writes it. A file that also holds other objects has to "
+            f"{path} is not a checkpoint that can be loaded safely: {reason}. It must be a file "
+            "of tensors as torch.save writes it. A file that also holds other objects has to "
             "be saved anew without them, by someone who trusts it."
         ) from error
     if not isinstance(content, dict):

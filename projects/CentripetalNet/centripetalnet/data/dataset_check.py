@@ -1,9 +1,10 @@
 """Checks of a COCO annotation file that Detectron2's loader passes over."""
 
+import functools
 import json
 import os
 from collections import Counter
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 from detectron2.utils.file_io import PathManager
 
@@ -27,13 +28,19 @@ def check_coco_categories(json_file: str) -> List[str]:
             f"there is no annotation file {json_file} (seen from {os.getcwd()}). Put the dataset "
             "there, or set the environment variable DETECTRON2_DATASETS to the folder it lies in."
         )
+    return list(_categories(path, os.path.getmtime(path)))
+
+
+@functools.lru_cache(maxsize=None)
+def _categories(path: str, modified: float) -> Tuple[str, ...]:
+    """Names in the order of their ids; a large file is not read again at each evaluation."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         categories = [(x["id"], x["name"]) for x in content["categories"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{json_file} is not a COCO annotation file: {type(error).__name__}: {error}. Expected "
+            f"{path} is not a COCO annotation file: {type(error).__name__}: {error}. Expected "
             "JSON with the lists 'images', 'annotations' and 'categories', each category with 'id' "
             "and 'name'."
         ) from error
@@ -41,10 +48,10 @@ def check_coco_categories(json_file: str) -> List[str]:
         twice = sorted((x for x, count in Counter(values).items() if count > 1), key=str)
         if twice:
             raise ValueError(
-                f"{json_file} has more than one category with the {what} {twice[0]!r}; give each "
+                f"{path} has more than one category with the {what} {twice[0]!r}; give each "
                 f"category a {what} of its own"
             )
-    return [name for _, name in sorted(categories)]
+    return tuple(name for _, name in sorted(categories))
 
 
 def check_num_classes(dataset_name: str, classes: Sequence[str], num_classes: int) -> None:

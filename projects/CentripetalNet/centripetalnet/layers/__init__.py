@@ -1,9 +1,11 @@
 from .corner_pool import corner_pool, corner_pool_reference
 from .cross_star_deform_conv import CrossStarDeformConv, deform_conv3x3
 from .gaussian_focal_loss import gaussian_focal_loss
+from .soft_nms import METHODS as SOFT_NMS_METHODS
 from .soft_nms import batched_soft_nms
 
 __all__ = [
+    "SOFT_NMS_METHODS",
     "CrossStarDeformConv",
     "batched_soft_nms",
     "corner_pool",

@@ -64,20 +64,20 @@ def sample_bilinear(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) 
         (Q, C). Differentiable in ``feature``, ``y`` and ``x``.
     """
     num_images, channels, height, width = feature.shape
-    top, left = y.detach().floor(), x.detach().floor()
+    # A position that is no number would become some index; its weight stays no number.
+    top, left = y.detach().floor().nan_to_num(), x.detach().floor().nan_to_num()
     rows, columns = torch.stack((top, top + 1), dim=1), torch.stack((left, left + 1), dim=1)
     # A bilinear weight is one minus the distance; a row outside the map has none.
     weight_y = (1 - (y[:, None] - rows).abs()) * ((rows >= 0) & (rows < height))
     weight_x = (1 - (x[:, None] - columns).abs()) * ((columns >= 0) & (columns < width))
     rows, columns = rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()
     cells = (image_index[:, None] * height + rows)[:, :, None] * width + columns[:, None]
-    weights = weight_y[:, :, None] * weight_x[:, None]
-    return F.embedding_bag(
-        cells.flatten(1),
-        feature.permute(0, 2, 3, 1).reshape(num_images * height * width, channels),
-        mode="sum",
-        per_sample_weights=weights.flatten(1),
-    )
+    cells, weights = cells.flatten(1), (weight_y[:, :, None] * weight_x[:, None]).flatten(1)
+    values = feature.permute(0, 2, 3, 1).reshape(num_images * height * width, channels)
+    if weights.requires_grad and not values.requires_grad:
+        # embedding_bag has no gradient for the weights alone, which a frozen feature needs.
+        return (values[cells] * weights[:, :, None]).sum(dim=1)
+    return F.embedding_bag(cells, values, mode="sum", per_sample_weights=weights)
 
 
 class CrossStarDeformConv(nn.Module):

@@ -112,7 +112,10 @@ class CornerBranch(nn.Module):
         nn.init.constant_(self.heatmap[-1].bias, heatmap_bias)
 
     def forward(self, feature: Tensor) -> CornerMaps:
-        """(N, channels, H, W) to the whole maps of this corner."""
+        """(N, channels, H, W) to the whole maps of this corner, to look at or to compare with.
+
+        Training and inference need the shifts at corners only and ask :meth:`shifts_at` for them.
+        """
         pooled = self.pooling(feature)
         guiding_shift = self.guiding_shift(pooled)
         adapted = self.cross_star(pooled, guiding_shift)
@@ -183,5 +186,5 @@ class CornerHead(nn.Module):
         self.br = CornerBranch(corner="br", **branch)
 
     def forward(self, feature: Tensor) -> HeadOutput:
-        """(N, channels, H, W) to the maps of both corners."""
+        """(N, channels, H, W) to the whole maps of both corners, see :class:`CornerBranch`."""
         return HeadOutput(tl=self.tl(feature), br=self.br(feature))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import batched_soft_nms
+from ..layers import SOFT_NMS_METHODS, batched_soft_nms
 from ..structures import Candidates, Corners, Peaks
 
 
@@ -35,6 +35,13 @@ class MatchingOptions:
     weight_scores: bool = False
     """Multiply a score by exp(-that share), as the paper does and the released model does not."""
 
+    def __post_init__(self):
+        if self.local_maximum_kernel < 1 or self.local_maximum_kernel % 2 == 0:
+            raise ValueError(
+                "MODEL.CENTRIPETALNET.LOCAL_MAXIMUM_KERNEL must be an odd number of cells, got "
+                f"{self.local_maximum_kernel}"
+            )
+
 
 @dataclass(frozen=True)
 class SelectionOptions:
@@ -52,6 +59,13 @@ class SelectionOptions:
     """Of the linear decay."""
     min_score: float = 0.001
     """Boxes whose lowered score is less are dropped."""
+
+    def __post_init__(self):
+        if self.method not in SOFT_NMS_METHODS:
+            raise ValueError(
+                f"MODEL.CENTRIPETALNET.SOFT_NMS.METHOD must be one of {SOFT_NMS_METHODS}, got "
+                f"{self.method!r}"
+            )
 
 
 def find_peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:

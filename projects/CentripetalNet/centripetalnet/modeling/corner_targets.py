@@ -12,17 +12,16 @@ from torch import Tensor
 from ..structures import BoxTargets, CornerTargets
 
 
-def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
-    """How far a corner may move while the box keeps ``min_overlap`` IoU with the true one.
-
-    The smallest root of three cases: one corner inside and one outside, both inside, both outside.
+def gaussian_radii(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
+    """How far both corners may move while the box keeps ``min_overlap`` IoU with the true one.
 
     Args:
         height, width: (M,) size of the boxes in cells.
         min_overlap: least IoU, in (0, 1).
 
     Returns:
-        (M,) radius in cells, float64, not below 0.
+        (3, M) radii in cells, float64: both corners moved in the same direction, both inwards, both
+        outwards. The smallest counts.
 
     Source: arXiv 1808.01244, section 3.2, with the roots as corrected since its first code.
     """
@@ -33,8 +32,7 @@ def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor
     inside = 2 * total - (4 * total**2 - 16 * (1 - min_overlap) * area).sqrt()
     outside = -2 * min_overlap * total
     outside = outside + (outside**2 + 16 * min_overlap * (1 - min_overlap) * area).sqrt()
-    radii = torch.stack((shifted / 2, inside / 8, outside / (8 * min_overlap)))
-    return radii.amin(dim=0).clamp(min=0)
+    return torch.stack((shifted / 2, inside / 8, outside / (8 * min_overlap)))
 
 
 def _gaussian_profile(size: int, cell: Tensor, radius: Tensor) -> Tensor:
@@ -124,7 +122,8 @@ def corner_targets(
     width, height = (br - tl).ceil().unbind(dim=1)
     # Stricter than positive width and height: the half of 1e-45 pixels has no logarithm.
     usable = ((tl < center) & (center < br)).all(dim=1)
-    radius = gaussian_radius(height, width, min_overlap).floor().to(boxes.dtype)
+    radius = gaussian_radii(height, width, min_overlap).amin(dim=0).clamp(min=0).floor()
+    radius = radius.to(boxes.dtype)
     shared = (usable, classes, image_index, num_images, num_classes, map_size)
     return BoxTargets(
         tl=_corner_targets(tl, center, +1, radius, *shared),

@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from detectron2.layers import get_norm
 from torch import nn
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -53,6 +54,26 @@ def test_a_training_may_start_from_weights_that_fit_in_part(model, tmp_path):
     CentripetalNetCheckpointer(model, strict=False).load(str(tmp_path / "model.pth"))
 
     assert model[0].weight.eq(1).all()
+
+
+def test_weights_with_a_batch_norm_fit_a_frozen_one(tmp_path):
+    CentripetalNetCheckpointer(get_norm("BN", 4), str(tmp_path)).save("model")
+
+    CentripetalNetCheckpointer(get_norm("FrozenBN", 4)).load(str(tmp_path / "model.pth"))
+
+
+def test_a_training_goes_on_only_from_weights_that_fit_in_full(model, tmp_path):
+    CentripetalNetCheckpointer(model, str(tmp_path)).save("model")
+    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 7))
+
+    with pytest.raises(ValueError, match="1.weight"):
+        CentripetalNetCheckpointer(other, str(tmp_path), strict=False).resume_or_load("")
+
+
+def test_weights_may_stand_under_state_dict(model, tmp_path):
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "model.pth")
+
+    CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
 
 
 def test_a_training_may_not_start_from_weights_of_which_none_fits(model, tmp_path):

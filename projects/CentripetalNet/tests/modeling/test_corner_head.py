@@ -87,6 +87,21 @@ def test_shifts_at_cells_are_those_of_the_whole_maps_with_their_gradients(size, 
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_predictions_can_be_trained_on_a_frozen_feature():
+    head = make_head()
+    head.tl.pooling.requires_grad_(False)
+    cells = torch.tensor([3, 40])
+
+    frozen = head.tl.shifts_at(head.tl.pooling(torch.ones(2, 8, 5, 7)), cells)
+    frozen.centripetal_shift.sum().backward()
+    gradient = head.tl.cross_star.sampling_offset.weight.grad.clone()
+
+    head.zero_grad()
+    feature = torch.ones(2, 8, 5, 7, requires_grad=True)
+    head.tl.shifts_at(head.tl.pooling(feature), cells).centripetal_shift.sum().backward()
+    torch.testing.assert_close(gradient, head.tl.cross_star.sampling_offset.weight.grad)
+
+
 def test_sampling_between_cells_has_the_right_gradients():
     torch.manual_seed(0)
     feature = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)

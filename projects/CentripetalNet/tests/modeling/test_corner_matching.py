@@ -123,6 +123,15 @@ def test_both_centers_must_lie_strictly_inside_the_central_region(side, mu):
     assert not is_box((0, 0), (side, side), (middle, middle), outside)
 
 
+@pytest.mark.parametrize("area, mu", [(3510, 1 / 2.1), (3490, 1 / 2.4)])
+def test_a_box_is_large_above_3500_pixels(area, mu):
+    side = math.sqrt(area)
+    middle = side / 2
+    # Between the edges of the two regions there are.
+    between = side / 2 * (1 + (1 / 2.1 + 1 / 2.4) / 2)
+    assert is_box((0, 0), (side, side), (between, middle), (middle, middle)) == (mu == 1 / 2.1)
+
+
 def test_centers_must_lie_close_together():
     # The region of a 100 x 100 box is 100 / 2.1 wide; half of its area is the limit.
     limit = 100 / 2.1 * math.sqrt(0.5) / 2
@@ -160,6 +169,13 @@ def test_only_local_maxima_are_corners():
 
     assert peaks.cell.tolist() == [[2 * 8 + 2, 6 * 8 + 6], [64 + 63, 64 + 1]]
     torch.testing.assert_close(peaks.score[0], torch.tensor([2.0, 0.0]).sigmoid())
+
+
+def test_a_hundred_corners_of_each_kind_are_kept():
+    heatmap = torch.full((1, 1, 32, 32), -9.0)
+    heatmap[0, 0, ::2, ::2] = torch.randn(16, 16)
+
+    assert find_peaks(heatmap, MatchingOptions()).score.shape == (1, 100)
 
 
 @pytest.mark.parametrize("map_size", [(1, 1), (1, 3), (2, 2)])

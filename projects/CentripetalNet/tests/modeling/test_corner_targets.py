@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from centripetalnet.modeling.corner_targets import corner_targets, gaussian_radius
+from centripetalnet.modeling.corner_targets import corner_targets, gaussian_radii
 
 CORNERS = (("tl", "topleft"), ("br", "bottomright"))
 SHIFTS = ("offset", "guiding_shift", "centripetal_shift")
@@ -110,17 +110,20 @@ def test_no_boxes_give_empty_targets():
     assert len(targets.br.cell) == 0
 
 
-def test_radius_keeps_the_overlap():
+def test_each_radius_keeps_just_the_overlap():
     height, width = torch.tensor([10.0, 40, 7]), torch.tensor([10.0, 12, 90])
-    radius = gaussian_radius(height, width, 0.3)
+    h, w, area = height.double(), width.double(), (height * width).double()
 
-    for h, w, r in zip(height.tolist(), width.tolist(), radius.tolist()):
-        area = h * w
-        inside = (h - 2 * r) * (w - 2 * r) / area
-        outside = area / ((h + 2 * r) * (w + 2 * r))
-        shifted = (h - r) * (w - r) / (2 * area - (h - r) * (w - r))
-        overlaps = [inside, outside, shifted]
-        assert min(overlaps) == pytest.approx(0.3, abs=1e-6)
+    shifted, inside, outside = gaussian_radii(height, width, 0.3)
+
+    common = (h - shifted) * (w - shifted)
+    overlaps = (
+        common / (2 * area - common),
+        (h - 2 * inside) * (w - 2 * inside) / area,
+        area / ((h + 2 * outside) * (w + 2 * outside)),
+    )
+    for overlap in overlaps:
+        torch.testing.assert_close(overlap, torch.full_like(overlap, 0.3))
 
 
 @st.composite

@@ -84,6 +84,18 @@ def test_one_training_step_of_a_narrow_hourglass_104_changes_every_weight():
     assert unchanged == []
 
 
+def test_the_tiny_config_trains_in_float32_as_laid_out_there():
+    model = build_model(config("quick_schedules/centripetal_tiny")).train()
+    instances = Instances(
+        (127, 127), gt_boxes=Boxes(torch.tensor([[10.0, 20, 50, 60]])), gt_classes=torch.tensor([3])
+    )
+
+    losses = model([{"image": image(127, 127), "instances": instances}] * 2)
+    sum(losses.values()).backward()
+
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_training_shows_ground_truth_beside_prediction_when_asked():
     torch.manual_seed(0)
     model = build_model(config(**NARROW, VIS_PERIOD=2)).train()

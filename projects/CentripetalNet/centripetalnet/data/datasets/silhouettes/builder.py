@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _BUILDER_VERSION = 1
 _SPEC_FILE = "spec.json"
 
+# RGB, far from each other, so that a class is known by its boxes.
+_CLASS_COLORS = ((255, 127, 14), (44, 160, 44), (214, 39, 40), (31, 119, 180), (148, 103, 189))
 _DEFAULT_SPEC = SilhouettesSpec()
 
 
@@ -87,6 +89,7 @@ def register_silhouettes(root: str | None = None, spec: SilhouettesSpec = _DEFAU
         DatasetCatalog.register(name, functools.partial(_load_split, root, spec, split))
         MetadataCatalog.get(name).set(
             thing_classes=list(spec.classes),
+            thing_colors=[_CLASS_COLORS[i % len(_CLASS_COLORS)] for i in range(len(spec.classes))],
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(spec.classes))},
             json_file=json_file,
             image_root=image_root,
