@@ -199,7 +199,7 @@ def test_only_the_best_candidates_enter_soft_nms():
     scores = torch.linspace(0.9, 0.1, 1500)[None]
     candidates = Candidates(boxes, scores, torch.zeros(1, 1500, dtype=torch.long))
 
-    options = SelectionOptions(max_candidates=1000, max_detections=2000)
+    options = SelectionOptions(max_detections=2000)
     final = select_detections(candidates, options)
 
     assert int((final.scores >= 0).sum()) == 1000
