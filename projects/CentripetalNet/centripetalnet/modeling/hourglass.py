@@ -3,7 +3,7 @@
 Shapes: N images, h x w the input canvas, H x W = ceil(h / 4) x ceil(w / 4) the feature maps.
 """
 
-from typing import Dict, List, Sequence
+from typing import Dict, Sequence
 
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -167,11 +167,6 @@ class StackedHourglass(Backbone):
             "in_channels": input_shape.channels,
             "norm": hourglass.NORM,
         }
-
-    @property
-    def out_features(self) -> List[str]:
-        """Names of the feature maps, the last stack's (the best) last."""
-        return list(self._out_features)
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
         """

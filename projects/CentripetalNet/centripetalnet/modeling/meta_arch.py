@@ -32,6 +32,22 @@ from .corner_matching import (
 from .corner_targets import corner_targets
 
 
+def scaled_to_output(
+    results: List[Instances], batched_inputs: List[dict]
+) -> List[Dict[str, Instances]]:
+    """Boxes in the frame that each input asks for by ``height`` and ``width``, clipped to it."""
+    return [
+        {
+            "instances": detector_postprocess(
+                result,
+                x.get("height", result.image_size[0]),
+                x.get("width", result.image_size[1]),
+            )
+        }
+        for result, x in zip(results, batched_inputs)
+    ]
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """Every number that the losses depend on; the defaults are the released model's."""
@@ -233,26 +249,18 @@ class CentripetalNet(nn.Module):
                     losses[key] = losses[key] + of_corner[key] / 2
         return {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
 
-    def inference(
-        self, batched_inputs: List[dict], do_postprocess: bool = True
-    ) -> List[Dict[str, Instances]]:
+    def inference(self, batched_inputs: List[dict]) -> List[Dict[str, Instances]]:
         """
         Args:
             batched_inputs: see :meth:`forward`.
-            do_postprocess: whether to scale boxes to ``height`` and ``width`` and clip them.
 
         Returns:
-            A list of ``{"instances": Instances}``, in the order of the images.
+            A list of ``{"instances": Instances}``, in the order of the images, scaled to ``height``
+            and ``width`` and clipped to them.
         """
         images = [x["image"] for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        results = self.select(self.candidates(images), sizes)
-        if do_postprocess:
-            results = [
-                detector_postprocess(result, x.get("height", size[0]), x.get("width", size[1]))
-                for result, x, size in zip(results, batched_inputs, sizes)
-            ]
-        return [{"instances": result} for result in results]
+        return scaled_to_output(self.select(self.candidates(images), sizes), batched_inputs)
 
     def candidates(self, images: List[Tensor]) -> List[Candidates]:
         """Candidate boxes of each image before soft-NMS.

@@ -7,12 +7,11 @@ import torch
 from detectron2.config import configurable
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeTransform
-from detectron2.modeling.postprocessing import detector_postprocess
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..structures import Candidates
-from .meta_arch import CentripetalNet
+from .meta_arch import CentripetalNet, scaled_to_output
 
 
 class View(NamedTuple):
@@ -71,15 +70,7 @@ class CentripetalNetWithTTA(nn.Module):
         images = [self._image(x) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         merged = [self.merged_candidates(image) for image in images]
-        results = self.model.select(merged, sizes)
-        return [
-            {
-                "instances": detector_postprocess(
-                    result, x.get("height", size[0]), x.get("width", size[1])
-                )
-            }
-            for result, x, size in zip(results, batched_inputs, sizes)
-        ]
+        return scaled_to_output(self.model.select(merged, sizes), batched_inputs)
 
     def merged_candidates(self, image: Tensor) -> Candidates:
         """Candidate boxes of all views of one image, in pixels of the image.
