@@ -1,0 +1,79 @@
+// Which of the instruction sets that CPU kernels are compiled for this machine has.
+//
+// A kernel is written once, with vectors of CENTRIPETALNET_VECTOR_BYTES, in a header that
+// `foreach_cpu_capability.h` includes once for each instruction set:
+//
+//     #define CENTRIPETALNET_KERNELS "my_kernels.h"
+//     #include "foreach_cpu_capability.h"
+//
+//     // in my_kernels.h, which has no include guard and includes nothing
+//     namespace centripetalnet::CENTRIPETALNET_CAPABILITY { void my_kernel(...) { ... } }
+//
+//     // the best one that this machine can run
+//     CENTRIPETALNET_DISPATCH(my_kernel, arguments...);
+//
+// The environment variable CENTRIPETALNET_CPU_CAPABILITY (baseline, avx2 or avx512) holds all of
+// them down to a lower one, for tests and measurements.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CENTRIPETALNET_HAS_X86_CAPABILITIES 1
+#else
+#define CENTRIPETALNET_HAS_X86_CAPABILITIES 0
+#endif
+
+namespace centripetalnet {
+
+enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
+
+inline CpuCapability machine_capability() {
+#if CENTRIPETALNET_HAS_X86_CAPABILITIES
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+    return CpuCapability::kBaseline;
+  }
+  const bool has_avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return has_avx512 ? CpuCapability::kAvx512 : CpuCapability::kAvx2;
+#else
+  return CpuCapability::kBaseline;
+#endif
+}
+
+inline CpuCapability wanted_capability() {
+  const char* variable = std::getenv("CENTRIPETALNET_CPU_CAPABILITY");
+  if (variable == nullptr) {
+    return CpuCapability::kAvx512;
+  }
+  const std::string name = variable;
+  TORCH_CHECK_VALUE(
+      name == "baseline" || name == "avx2" || name == "avx512",
+      "CENTRIPETALNET_CPU_CAPABILITY must be baseline, avx2 or avx512, got '", name, "'");
+  return name == "baseline" ? CpuCapability::kBaseline
+         : name == "avx2"   ? CpuCapability::kAvx2
+                            : CpuCapability::kAvx512;
+}
+
+inline CpuCapability cpu_capability() {
+  static const CpuCapability capability = std::min(machine_capability(), wanted_capability());
+  return capability;
+}
+
+}  // namespace centripetalnet
+
+#if CENTRIPETALNET_HAS_X86_CAPABILITIES
+#define CENTRIPETALNET_DISPATCH(function, ...)                                  \
+  (::centripetalnet::cpu_capability() == ::centripetalnet::CpuCapability::kAvx512 \
+       ? ::centripetalnet::avx512::function(__VA_ARGS__)                        \
+   : ::centripetalnet::cpu_capability() == ::centripetalnet::CpuCapability::kAvx2 \
+       ? ::centripetalnet::avx2::function(__VA_ARGS__)                          \
+       : ::centripetalnet::baseline::function(__VA_ARGS__))
+#else
+#define CENTRIPETALNET_DISPATCH(function, ...) ::centripetalnet::baseline::function(__VA_ARGS__)
+#endif
