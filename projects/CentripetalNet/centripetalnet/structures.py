@@ -41,11 +41,24 @@ class CornerShifts(NamedTuple):
     """(M, 2) natural logarithm of cells."""
 
 
+class HeatmapBumps(NamedTuple):
+    """What one corner's heat maps should be: Gaussian bumps around the corner cells.
+
+    ``layers.gaussian_focal_loss`` says what a bump is, ``layers.render_bumps`` makes dense maps.
+    """
+
+    bumps: Tensor
+    """(M, 4) int32 plane (image * C + class), y, x, radius; radius -1 for a box without target."""
+    plane_start: Tensor
+    """(N * C + 1,) int32, where the bumps of each plane begin."""
+    num_positive: Tensor
+    """Scalar, how many cells are the corner of a box, counted once for each class."""
+
+
 class CornerTargets(NamedTuple):
     """What one corner's maps should say."""
 
-    heatmap: Tensor
-    """(N, C, H, W) in [0, 1], Gaussian bumps, exactly 1 at the corner cells."""
+    heatmap: HeatmapBumps
     cell: Tensor
     """(M,) index of the box's corner cell into the flattened (N, H, W)."""
     wins: Tensor

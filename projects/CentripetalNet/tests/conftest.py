@@ -13,6 +13,14 @@ from detectron2.modeling import build_model
 from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.config import load_config
 
+try:
+    from torch.library import opcheck as check_operator
+except ImportError:  # torch < 2.4
+    from torch.testing._internal.optests import opcheck as check_operator
+
+    # The import forbids the whole process to set flags such as cudnn.benchmark, as trainers do.
+    torch.backends.__allow_nonbracketed_mutation_flag = True
+
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs"
 
@@ -36,6 +44,29 @@ def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
 
 def golden_config() -> CfgNode:
     return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(
+                not torch.cuda.is_available(), reason="no GPU on this machine"
+            ),
+        ),
+    ],
+)
+def device(request):
+    """Every device that there is."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def opcheck():
+    """Whether schema, autograd, meta kernel and compilation of an operator agree."""
+    return check_operator
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,12 @@
 from .corner_pool import corner_pool, corner_pool_reference
 from .cross_star_deform_conv import CrossStarDeformConv, deform_conv3x3
-from .gaussian_focal_loss import gaussian_focal_loss
+from .gaussian_focal_loss import (
+    gaussian_focal_loss,
+    gaussian_focal_loss_reference,
+    render_bumps,
+)
 from .soft_nms import METHODS as SOFT_NMS_METHODS
-from .soft_nms import batched_soft_nms
+from .soft_nms import batched_soft_nms, soft_nms_reference
 
 __all__ = [
     "SOFT_NMS_METHODS",
@@ -12,4 +16,7 @@ __all__ = [
     "corner_pool_reference",
     "deform_conv3x3",
     "gaussian_focal_loss",
+    "gaussian_focal_loss_reference",
+    "render_bumps",
+    "soft_nms_reference",
 ]

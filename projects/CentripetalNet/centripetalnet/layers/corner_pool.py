@@ -3,14 +3,10 @@
 N images, C channels, H x W the feature map.
 """
 
-from __future__ import annotations
-
-import importlib
-import warnings
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from .extension import has_kernel
 
 __all__ = ["corner_pool", "corner_pool_reference"]
 
@@ -41,11 +37,7 @@ def corner_pool(input: Tensor, direction: str) -> Tensor:
     Source: CornerNet, arXiv 1808.01244, section 3.4; used by CentripetalNet, arXiv 2003.09119.
     """
     _check_arguments(input, direction)
-    if _EXTENSION_PROBLEM is not None:
-        _warn_once(_EXTENSION_PROBLEM)
-        return corner_pool_reference(input, direction)
-    if input.device.type not in _KERNEL_DEVICES:
-        _warn_once(f"centripetalnet._C was built without kernels for {input.device.type!r}.")
+    if not has_kernel("corner_pool", input.device):
         return corner_pool_reference(input, direction)
     return torch.ops.centripetalnet.corner_pool(input, _DIRECTIONS[direction])
 
@@ -88,39 +80,3 @@ def _check_arguments(input: Tensor, direction: str) -> None:
         raise ValueError(
             f"corner_pool expects a direction out of {list(_DIRECTIONS)}, got {direction!r}"
         )
-
-
-def _load_extension() -> str | None:
-    """Register the compiled operators; return None, or why they are not there."""
-    try:
-        importlib.import_module("centripetalnet._C")
-    except ModuleNotFoundError as error:
-        if error.name == "centripetalnet._C":
-            return "centripetalnet._C is not built."
-        return f"centripetalnet._C could not be loaded: {error}."
-    except (ImportError, OSError) as error:
-        return f"centripetalnet._C could not be loaded: {error}."
-    return None
-
-
-def _devices_with_kernels() -> frozenset[str]:
-    # A library built without CUDA is no reason to fail on a GPU.
-    return frozenset(
-        device
-        for device, key in (("cpu", "CPU"), ("cuda", "CUDA"), ("meta", "Meta"))
-        if torch._C._dispatch_has_kernel_for_dispatch_key("centripetalnet::corner_pool", key)
-    )
-
-
-@lru_cache(maxsize=None)
-def _warn_once(problem: str) -> None:
-    warnings.warn(
-        f"{problem} corner_pool runs in PyTorch's own operators, which is several times slower. "
-        "To build its kernels, run `pip install --no-build-isolation -e .` in "
-        "projects/CentripetalNet, with FORCE_CUDA=1 where there is the CUDA toolkit but no GPU.",
-        stacklevel=3,
-    )
-
-
-_EXTENSION_PROBLEM = _load_extension()
-_KERNEL_DEVICES = frozenset() if _EXTENSION_PROBLEM else _devices_with_kernels()

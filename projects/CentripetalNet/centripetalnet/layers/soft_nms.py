@@ -8,6 +8,8 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from .extension import has_kernel
+
 METHODS = ("gaussian", "linear")
 
 
@@ -36,7 +38,7 @@ def batched_soft_nms(
     of the same class that is left (by ``exp(-IoU^2 / sigma)``, or by ``1 - IoU`` where the IoU
     exceeds ``iou_threshold``), and drop what falls under ``min_score``. Since classes do not touch
     each other, taking the best of all classes gives each class's own order, and
-    ``max_detections`` rounds are all that is needed. A round is vectorised over images and boxes.
+    ``max_detections`` rounds are all that is needed. It has no gradient.
 
     Args:
         boxes: (N, M, 4) x0, y0, x1, y1, absolute.
@@ -59,6 +61,38 @@ def batched_soft_nms(
     """
     if method not in METHODS:
         raise ValueError(f"soft-NMS knows the methods {METHODS}, got {method!r}")
+    if scores.device.type == "cpu" and has_kernel("soft_nms", scores.device):
+        return torch.ops.centripetalnet.soft_nms(
+            boxes.detach(),
+            scores.detach(),
+            classes,
+            max_detections,
+            method == "gaussian",
+            sigma,
+            iou_threshold,
+            min_score,
+        )
+    return soft_nms_reference(
+        boxes, scores, classes, max_detections, method, sigma, iou_threshold, min_score
+    )
+
+
+def soft_nms_reference(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    max_detections: int,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    min_score: float,
+) -> Tuple[Tensor, Tensor]:
+    """What :func:`batched_soft_nms` does, in PyTorch's own operators; what runs on a GPU.
+
+    A round is vectorised over images and boxes.
+
+    Args, Returns: see :func:`batched_soft_nms`.
+    """
     num_images, num_boxes = scores.shape
     rounds = min(max_detections, num_boxes)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)

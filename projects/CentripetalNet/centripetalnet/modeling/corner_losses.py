@@ -9,22 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import gaussian_focal_loss
-from ..structures import CornerShifts, CornerTargets
+from ..structures import CornerShifts, CornerTargets, HeatmapBumps
 
 
-def heatmap_loss(logits: Tensor, targets: Tensor, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+def heatmap_loss(
+    logits: Tensor, target: HeatmapBumps, alpha: float = 2.0, beta: float = 4.0
+) -> Tensor:
     """Focal loss of one corner's heat map, per positive cell.
 
     Args:
         logits: (N, C, H, W).
-        targets: (N, C, H, W) in [0, 1].
+        target: the bumps that it should show.
         alpha, beta: exponents, see :func:`gaussian_focal_loss`.
 
     Returns:
         A scalar: the sum over the batch divided by the number of cells whose target is 1, or by 1.
     """
-    num_positive = targets.eq(1).sum().clamp(min=1)
-    return gaussian_focal_loss(logits, targets, alpha, beta) / num_positive
+    loss = gaussian_focal_loss(logits, target.bumps, target.plane_start, alpha, beta)
+    return loss / target.num_positive.clamp(min=1)
 
 
 def shift_loss(prediction: Tensor, target: Tensor, wins: Tensor, beta: float) -> Tensor:

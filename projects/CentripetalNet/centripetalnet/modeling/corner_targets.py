@@ -1,7 +1,8 @@
 """Boxes to training targets: heat maps and shifts of both corners (pure functions).
 
-Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch. Of the
-shift maps only the M corner cells are ever read, so they exist as lists of M values, not as maps.
+Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch. No
+dense map is made: of the shift maps only the M corner cells are ever read, and a heat map is zero
+but for M bumps.
 """
 
 from typing import Tuple
@@ -9,7 +10,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from ..structures import BoxTargets, CornerTargets
+from ..structures import BoxTargets, CornerTargets, HeatmapBumps
 
 
 def gaussian_radii(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
@@ -35,12 +36,42 @@ def gaussian_radii(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
     return torch.stack((shifted / 2, inside / 8, outside / (8 * min_overlap)))
 
 
-def _gaussian_profile(size: int, cell: Tensor, radius: Tensor) -> Tensor:
-    """(M, size) one-dimensional Gaussian around each cell, 0 outside its window."""
-    distance = torch.arange(size, device=cell.device) - cell[:, None]
-    sigma = (2 * radius + 1)[:, None] / 6
-    profile = torch.exp(-distance.square() / (2 * sigma.square()))
-    return profile.masked_fill(distance.abs() > radius[:, None], 0)
+def heatmap_bumps(
+    plane: Tensor,
+    cell_xy: Tensor,
+    radius: Tensor,
+    usable: Tensor,
+    num_planes: int,
+    map_size: Tuple[int, int],
+) -> HeatmapBumps:
+    """The bumps of one corner's heat maps, in the order that the heat-map loss wants.
+
+    Args:
+        plane: (M,) integers, image * C + class.
+        cell_xy: (M, 2) integers, x then y.
+        radius: (M,) cells.
+        usable: (M,) False for boxes that make no bump.
+        num_planes: N * C.
+        map_size: (H, W) cells.
+
+    Returns:
+        The bumps, those that are not usable first.
+
+    Source: arXiv 1808.01244, section 3.2.
+    """
+    height, width = map_size
+    x, y = cell_xy.unbind(dim=1)
+    peak = ((plane * height + y) * width + x).masked_fill(~usable, -1)
+    peak, order = peak.sort()
+    bumps = torch.stack(
+        (plane.masked_fill(~usable, 0), y, x, radius.long().masked_fill(~usable, -1)), dim=1
+    )[order]
+    plane_start = torch.searchsorted(
+        bumps[:, 0].contiguous(), torch.arange(num_planes + 1, device=plane.device)
+    )
+    # Several boxes of one class on one cell are one positive cell.
+    num_positive = (peak.diff(prepend=peak.new_full((1,), -1)) > 0).sum()
+    return HeatmapBumps(bumps.int(), plane_start.int(), num_positive)
 
 
 def _corner_targets(
@@ -60,16 +91,6 @@ def _corner_targets(
     last_cell = corner.new_tensor((width - 1, height - 1))
     cell_xy = torch.minimum(corner, last_cell).clamp(min=0).floor()
     cell_x, cell_y = cell_xy.long().unbind(dim=1)
-
-    bumps = (
-        _gaussian_profile(height, cell_y, radius)[:, :, None]
-        * _gaussian_profile(width, cell_x, radius)[:, None, :]
-        * usable[:, None, None]
-    )
-    heatmap = corner.new_zeros((num_images * num_classes, height, width))
-    plane = (image_index * num_classes + classes)[:, None, None].expand_as(bumps)
-    heatmap.scatter_reduce_(0, plane, bumps.to(heatmap.dtype), "amax")
-
     cell = (image_index * height + cell_y) * width + cell_x
     # Position 0 stands for "no box", so an unusable box never wins a cell.
     order = torch.arange(1, len(cell) + 1, device=cell.device) * usable
@@ -78,7 +99,14 @@ def _corner_targets(
     # A box without extent has no logarithm; it does not count, but must not spread NaN either.
     to_center = torch.where(usable[:, None], (center - corner) * inwards, torch.ones_like(center))
     return CornerTargets(
-        heatmap=heatmap.view(num_images, num_classes, height, width),
+        heatmap=heatmap_bumps(
+            image_index * num_classes + classes,
+            cell_xy.long(),
+            radius,
+            usable,
+            num_images * num_classes,
+            map_size,
+        ),
         cell=cell,
         wins=usable & (winner[cell] == order),
         offset=corner - cell_xy,

@@ -1,9 +1,7 @@
-import importlib
 import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -11,30 +9,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import centripetalnet.layers
 from centripetalnet.layers import corner_pool, corner_pool_reference
-
-try:
-    from torch.library import opcheck
-except ImportError:  # torch < 2.4
-    from torch.testing._internal.optests import opcheck
-
-    # The import forbids the whole process to set flags such as cudnn.benchmark, as trainers do.
-    torch.backends.__allow_nonbracketed_mutation_flag = True
-
-# The package exports the function under the module's name.
-module = importlib.import_module("centripetalnet.layers.corner_pool")
 
 DIRECTIONS = ("top", "bottom", "left", "right")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-DEVICES = (
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine"),
-    ),
-)
 GOLDEN = Path(__file__).parents[1] / "data" / "corner_pool.pt"
-CSRC = Path(module.__file__).parent / "csrc"
+CSRC = Path(centripetalnet.layers.__file__).parent / "csrc"
 
 
 def pool_with_grad(pool, input, direction, grad_output):
@@ -48,7 +29,6 @@ def assert_equal(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", ["random", "ties"])
 def test_matches_the_reference_implementation(case, direction, device):
@@ -90,7 +70,6 @@ LAYOUTS = (
 )
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=200, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
@@ -154,7 +133,6 @@ def test_reference_takes_the_maximum_up_to_the_named_border(direction):
     assert_equal(corner_pool_reference(input, direction), expected)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_of_gradients_in_16_bit_are_rounded_once(dtype, device):
     # One element gets all gradients. Added up in bfloat16, ones end at 256.
@@ -167,7 +145,6 @@ def test_sums_of_gradients_in_16_bit_are_rounded_once(dtype, device):
     assert not grad_input[..., :-1].any()
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradcheck(direction, device):
     # Apart by more than gradcheck's step.
@@ -176,9 +153,8 @@ def test_gradcheck(direction, device):
     assert torch.autograd.gradcheck(lambda x: corner_pool(x, direction), input)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_operators_are_registered_soundly(layout, device):
+def test_operators_are_registered_soundly(layout, opcheck, device):
     input = arrange(torch.randn(2, 3, 5, 4, device=device), layout)
     operators = torch.ops.centripetalnet
 
@@ -206,7 +182,6 @@ def test_backward_keeps_the_input_alone(layout):
     assert [x.data_ptr() for x in saved] == [input.data_ptr()]
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(dynamic, device):
     input = torch.randn(2, 3, 5, 4, device=device)
@@ -220,7 +195,6 @@ def test_compiles_into_one_graph(dynamic, device):
         assert_equal(a, e)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_format_is_kept_and_foreseen_without_data(layout, device):
     input = arrange(torch.randn(2, 3, 5, 4, device=device), layout).requires_grad_()
@@ -236,7 +210,6 @@ def test_memory_format_is_kept_and_foreseen_without_data(layout, device):
     assert (meta.grad.shape, meta.grad.stride()) == (input.grad.shape, input.grad.stride())
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_leaves_the_dtype(dtype, device):
     input = torch.randn(1, 2, 3, 4, dtype=dtype, device=device)
@@ -245,7 +218,6 @@ def test_autocast_leaves_the_dtype(dtype, device):
         assert corner_pool(input, "top").dtype == dtype
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("empty_axis", range(4))
 def test_empty_input_gives_empty_output_and_gradient(empty_axis, direction, device):
@@ -301,41 +273,6 @@ def test_backward_operator_wants_a_gradient_like_the_input(grad_output, error, m
 
     with pytest.raises(error, match=message):
         torch.ops.centripetalnet.corner_pool_backward(grad_output.to(device), input, 0)
-
-
-@pytest.mark.parametrize("reason", ["extension", "device"])
-def test_without_a_kernel_the_reference_runs_with_one_warning(reason, monkeypatch):
-    module._warn_once.cache_clear()
-    if reason == "extension":
-        monkeypatch.setattr(module, "_EXTENSION_PROBLEM", "centripetalnet._C is not built.")
-    else:
-        monkeypatch.setattr(module, "_KERNEL_DEVICES", frozenset())
-    input = torch.randn(1, 2, 3, 4)
-
-    with pytest.warns(UserWarning, match="pip install --no-build-isolation -e"):
-        output = corner_pool(input, "top")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        corner_pool(input, "left")
-
-    assert_equal(output, corner_pool_reference(input, "top"))
-
-
-@pytest.mark.parametrize(
-    "error, problem",
-    [
-        (ModuleNotFoundError("No module", name="centripetalnet._C"), "is not built"),
-        (ModuleNotFoundError("No module named 'other'", name="other"), "loaded: .*'other'"),
-        (ImportError("_C.so: undefined symbol: _ZN2at"), "loaded: .*undefined symbol: _ZN2at"),
-    ],
-)
-def test_reason_for_a_missing_extension_is_told(error, problem, monkeypatch):
-    def fail(name):
-        raise error
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-
-    assert re.search(problem, module._load_extension())
 
 
 @pytest.fixture(scope="module")

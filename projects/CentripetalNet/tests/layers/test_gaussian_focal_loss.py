@@ -1,42 +1,192 @@
+import importlib
+import math
+
+import pytest
 import torch
 
-from centripetalnet.layers import gaussian_focal_loss
+from centripetalnet.layers import (
+    gaussian_focal_loss,
+    gaussian_focal_loss_reference,
+    render_bumps,
+)
+
+SHAPE = (2, 3, 9, 21)
+# Two that overlap, one cut off by the border, one that is a single cell, one that is none.
+BUMPS = torch.tensor(
+    [[0, 3, 3, 0], [0, 1, 1, -1], [1, 4, 10, 3], [1, 5, 13, 2], [5, 0, 20, 4]], dtype=torch.int32
+)
+PLANE_START = torch.tensor([0, 2, 4, 4, 4, 4, 5], dtype=torch.int32)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def test_equals_the_formula_in_double_precision():
-    torch.manual_seed(0)
-    logits, targets = torch.randn(3, 50) * 4, torch.rand(3, 50)
-    targets[:, ::10] = 1
-
-    loss = gaussian_focal_loss(logits, targets, alpha=2, beta=4)
-
-    p, t = logits.double().sigmoid(), targets.double()
-    positive = -p.log() * (1 - p) ** 2
-    negative = -(1 - p).log() * p**2 * (1 - t) ** 4
-    expected = torch.where(t == 1, positive, negative).sum()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+def logits_of(dtype=torch.float32, memory_format=torch.contiguous_format, device="cpu"):
+    logits = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 4
+    return logits.to(device, dtype, memory_format=memory_format).requires_grad_()
 
 
-def test_extreme_logits_give_finite_losses_and_gradients():
-    logits = torch.tensor([-1e4, 1e4, -1e4, 1e4, -90.0, 90.0], requires_grad=True)
-    targets = torch.tensor([0.0, 0, 1, 1, 0.5, 1])
+def loss_and_gradient(logits, alpha=2.0, beta=4.0):
+    bumps, plane_start = BUMPS.to(logits.device), PLANE_START.to(logits.device)
+    loss = gaussian_focal_loss(logits, bumps, plane_start, alpha, beta)
+    (gradient,) = torch.autograd.grad(loss * 3, logits)
+    return loss.detach(), gradient
 
-    loss = gaussian_focal_loss(logits, targets)
+
+def expected_loss_and_gradient(logits, alpha=2.0, beta=4.0):
+    """The formula as it is written in the paper, in double precision."""
+    logits = logits.detach().cpu().double().requires_grad_()
+    p, t = logits.sigmoid(), render_bumps(BUMPS, SHAPE, torch.double)
+    positive = -p.log() * (1 - p) ** alpha
+    negative = -(1 - p).log() * p**alpha * (1 - t) ** beta
+    loss = torch.where(t == 1, positive, negative).sum()
+    (gradient,) = torch.autograd.grad(loss * 3, logits)
+    return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alpha, beta", [(2.0, 4.0), (1.5, 3.5)])
+def test_equals_the_formula_in_double_precision(alpha, beta, dtype, memory_format, device):
+    logits = logits_of(dtype, memory_format, device)
+
+    loss, gradient = loss_and_gradient(logits, alpha, beta)
+
+    expected_loss, expected_gradient = expected_loss_and_gradient(logits, alpha, beta)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(loss.cpu().double(), expected_loss, rtol=2e-6, atol=0)
+    assert gradient.dtype == dtype
+    assert gradient.is_contiguous(memory_format=memory_format)
+    # One rounding to the dtype, where a gradient is not smaller than the dtype can say.
+    precision = max(torch.finfo(dtype).eps, 2e-6)
+    smallest = torch.finfo(dtype).tiny if dtype != torch.float32 else 1e-12
+    torch.testing.assert_close(
+        gradient.cpu().double(), expected_gradient, rtol=precision, atol=smallest
+    )
+
+
+def test_where_there_is_no_kernel_the_reference_gives_the_same(monkeypatch):
+    logits = logits_of()
+    expected = loss_and_gradient(logits)
+    module = importlib.import_module("centripetalnet.layers.gaussian_focal_loss")
+    monkeypatch.setattr(module, "has_kernel", lambda *args: False)
+
+    actual = loss_and_gradient(logits)
+
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_extreme_logits_give_finite_losses_and_gradients(device):
+    values = torch.tensor([-1e4, 1e4, -90.0, 90.0, -0.0, 0.0], device=device)
+    plane = torch.tensor([[0, 0, i, 0] for i in (0, 1, 3)], dtype=torch.int32, device=device)
+    logits = values.view(1, 1, 1, 6).requires_grad_()
+
+    start = torch.tensor([0, 3], dtype=torch.int32, device=device)
+    loss = gaussian_focal_loss(logits, plane, start)
     loss.backward()
 
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+    # A corner that the detector is sure is none, and sure confidence where there is no corner.
+    assert logits.grad[0, 0, 0, 0] == -1
+    assert loss > 1e4
 
 
-def test_half_precision_logits_are_summed_in_float32():
-    logits = torch.zeros(1000, dtype=torch.bfloat16)
+def test_a_logit_that_is_no_number_is_not_hidden(device):
+    logits = logits_of(device=device).detach()
+    logits[1, 1, 4, 5] = float("nan")
 
-    assert gaussian_focal_loss(logits, torch.zeros(1000)).dtype == torch.float32
+    loss, gradient = loss_and_gradient(logits.requires_grad_())
+
+    assert loss.isnan()
+    assert gradient.isnan().sum() == 1
 
 
-def test_gradient_is_right():
-    torch.manual_seed(0)
-    targets = torch.rand(12, dtype=torch.double)
-    targets[:3] = 1
-    logits = torch.randn(12, dtype=torch.double, requires_grad=True)
+def test_gradient_is_right(device):
+    logits = torch.randn(1, 2, 3, 4, dtype=torch.double, device=device, requires_grad=True)
+    bumps = torch.tensor([[1, 1, 1, 1]], dtype=torch.int32, device=device)
+    plane_start = torch.tensor([0, 0, 1], dtype=torch.int32, device=device)
 
-    assert torch.autograd.gradcheck(lambda x: gaussian_focal_loss(x, targets), (logits,))
+    assert torch.autograd.gradcheck(
+        lambda x: gaussian_focal_loss(x, bumps, plane_start, 1.5, 3.0), (logits,)
+    )
+
+
+def test_second_derivative_is_an_error(device):
+    logits = logits_of(device=device)
+    loss = gaussian_focal_loss(logits, BUMPS.to(device), PLANE_START.to(device))
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="not implemented"):
+        gradient.sum().backward()
+
+
+def test_operators_are_registered_soundly(opcheck, device):
+    op = torch.ops.centripetalnet
+    logits, bumps, plane_start = logits_of(device=device), BUMPS.to(device), PLANE_START.to(device)
+    grad = torch.ones((), device=device)
+
+    opcheck(op.gaussian_focal_loss, (logits, bumps, plane_start, 2.0, 4.0))
+    opcheck(op.gaussian_focal_loss_backward, (grad, logits.detach(), bumps, plane_start, 2.0, 4.0))
+
+
+def test_for_the_gradient_nothing_of_the_size_of_the_logits_is_kept_beside_them():
+    kept = []
+    logits = torch.randn(1, 2, 64, 64, requires_grad=True)
+    bumps = torch.tensor([[1, 30, 30, 9]], dtype=torch.int32)
+    plane_start = torch.tensor([0, 0, 1], dtype=torch.int32)
+
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        gaussian_focal_loss(logits, bumps, plane_start)
+
+    others = [x for x in kept if x.data_ptr() != logits.data_ptr()]
+    assert len(others) < len(kept)
+    assert sum(x.numel() for x in others) < 10
+
+
+def test_no_images_have_no_loss(device):
+    logits = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
+    none = torch.zeros(0, 4, dtype=torch.int32, device=device)
+    loss = gaussian_focal_loss(logits, none, torch.zeros(1, dtype=torch.int32, device=device))
+    loss.backward()
+
+    assert loss == 0
+    assert logits.grad.shape == logits.shape
+
+
+@pytest.mark.parametrize(
+    "changed, error, message",
+    [
+        ({"logits": torch.zeros(3, 4)}, ValueError, r"\(N, C, H, W\)"),
+        ({"logits": torch.zeros(SHAPE, dtype=torch.long)}, TypeError, "floating point"),
+        ({"bumps": torch.zeros(2, 3, dtype=torch.int32)}, ValueError, r"bumps of shape \(M, 4\)"),
+        ({"bumps": torch.zeros(2, 4)}, TypeError, "int32"),
+        ({"plane_start": torch.zeros(3, dtype=torch.int32)}, ValueError, r"\(N \* C \+ 1,\)"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_operator_checks_its_arguments(changed, error, message, device):
+    inputs = {"logits": torch.zeros(SHAPE), "bumps": BUMPS, "plane_start": PLANE_START, **changed}
+
+    with pytest.raises(error, match=message):
+        torch.ops.centripetalnet.gaussian_focal_loss(
+            *(x.to(device) for x in inputs.values()), 2.0, 4.0
+        )
+
+
+def test_reference_from_dense_targets_is_the_formula():
+    logits = logits_of()
+
+    loss = gaussian_focal_loss_reference(logits, render_bumps(BUMPS, SHAPE))
+
+    expected, _ = expected_loss_and_gradient(logits)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_rendered_bumps_are_gaussians_merged_by_their_maximum():
+    heatmap = render_bumps(BUMPS, SHAPE).flatten(0, 1)
+
+    assert heatmap[0].count_nonzero() == 1 and heatmap[0, 3, 3] == 1
+    # Two cells from one peak (sigma 7 / 6) and one row, and one cell from another (sigma 5 / 6).
+    from_peaks = math.exp(-5 / (2 * (7 / 6) ** 2)), math.exp(-1 / (2 * (5 / 6) ** 2))
+    assert heatmap[1, 5, 12].item() == pytest.approx(max(from_peaks))
+    assert heatmap[1, 4, 9].item() == pytest.approx(math.exp(-1 / (2 * (7 / 6) ** 2)))
+    assert heatmap[1, 4, 10] == heatmap[1, 5, 13] == heatmap[5, 0, 20] == 1
+    assert heatmap[5].count_nonzero() == 25

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from centripetalnet.layers import batched_soft_nms
+from centripetalnet.layers import batched_soft_nms, soft_nms_reference
 
 
 def test_matches_the_reference_on_every_case(golden):
@@ -24,6 +24,20 @@ def random_boxes(count, seed):
     boxes[..., 2:] += boxes[..., :2] + 1
     scores = torch.rand(1, count, generator=generator)
     return boxes, scores, torch.randint(0, 3, (1, count), generator=generator)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear"])
+def test_the_operator_takes_the_boxes_that_the_reference_takes(method):
+    boxes, scores, classes = (torch.cat(x) for x in zip(*(random_boxes(300, s) for s in (3, 4))))
+    scores[1, 250:] = -1
+    boxes[0, 7] = boxes[0, 8, [0, 1, 0, 1]]
+    options = (200, method, 0.4, 0.3, 0.01)
+
+    keep, lowered = batched_soft_nms(boxes, scores, classes, *options)
+
+    expected_keep, expected = soft_nms_reference(boxes, scores, classes, *options)
+    torch.testing.assert_close(lowered, expected)
+    assert torch.equal(keep[lowered >= 0], expected_keep[expected >= 0])
 
 
 def test_boxes_of_other_classes_do_not_touch_each_other():

@@ -7,18 +7,24 @@ from centripetalnet.structures import CornerShifts
 
 
 def test_heatmap_loss_is_divided_by_the_number_of_positive_cells():
-    logits, targets = torch.randn(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
-    none = heatmap_loss(logits, targets)
-    targets[0, 0, 0, 0] = targets[1, 2, 3, 3] = 1
+    logits = torch.randn(2, 3, 4, 4)
+    # A box of one cell; twice the same corner of one class counts once.
+    boxes = torch.tensor([[0.0, 0, 2, 2], [12.0, 12, 14, 14], [12.0, 12, 14, 14]])
+    classes, image_index = torch.tensor([0, 2, 2]), torch.tensor([0, 1, 1])
 
-    two = heatmap_loss(logits, targets)
+    def loss(count):
+        targets = corner_targets(
+            boxes[:count], classes[:count], image_index[:count], 2, 3, (16, 16), (4, 4)
+        )
+        return heatmap_loss(logits, targets.tl.heatmap).item()
 
     p = logits.double().sigmoid()
     negative = -((1 - p).log() * p**2)
-    assert none.item() == pytest.approx(negative.sum().item(), rel=1e-5)
-    positive = targets.bool()
+    assert loss(0) == pytest.approx(negative.sum().item(), rel=1e-5)
+    positive = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    positive[0, 0, 0, 0] = positive[1, 2, 3, 3] = True
     expected = negative[~positive].sum() - (p.log() * (1 - p) ** 2)[positive].sum()
-    assert two.item() == pytest.approx(expected.item() / 2, rel=1e-5)
+    assert loss(3) == pytest.approx(expected.item() / 2, rel=1e-5)
 
 
 def test_shift_loss_counts_winning_cells_only_and_divides_by_their_number():

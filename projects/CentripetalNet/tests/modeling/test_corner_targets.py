@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from centripetalnet.layers import render_bumps
 from centripetalnet.modeling.corner_targets import corner_targets, gaussian_radii
 
 CORNERS = (("tl", "topleft"), ("br", "bottomright"))
@@ -33,6 +34,10 @@ def targets_of(
     )
 
 
+def dense(heatmap, num_images=1, num_classes=1, map_size=(16, 16)):
+    return render_bumps(heatmap.bumps, (num_images, num_classes, *map_size))
+
+
 def as_map(target, values, num_images, map_size):
     """Values of the boxes that win their cells, as the dense map that the reference makes."""
     height, width = map_size
@@ -59,8 +64,12 @@ def test_matches_the_reference_on_boxes_that_pin_the_rules(golden):
     for corner, name in CORNERS:
         target = getattr(targets, corner)
         heatmap = numbers["targets"][f"{name}_heatmap"].to_dense()
-        torch.testing.assert_close(target.heatmap, heatmap, atol=1e-6, rtol=0)
-        assert torch.equal(target.heatmap.eq(1), heatmap.eq(1))
+        ours = render_bumps(target.heatmap.bumps, tuple(heatmap.shape))
+        torch.testing.assert_close(ours, heatmap, atol=1e-6, rtol=0)
+        assert torch.equal(ours.eq(1), heatmap.eq(1))
+        assert target.heatmap.num_positive == heatmap.eq(1).sum()
+        planes = target.heatmap.bumps[:, 0].bincount(minlength=len(heatmap.flatten(0, 1)))
+        assert torch.equal(target.heatmap.plane_start.diff(), planes)
         for shift in SHIFTS:
             torch.testing.assert_close(
                 as_map(target, getattr(target, shift), len(counts), numbers["map_size"]),
@@ -77,14 +86,16 @@ def test_of_two_boxes_on_one_cell_the_later_wins():
 
     assert targets.tl.wins.tolist() == [False, False, True]
     assert targets.br.wins.tolist() == [True, False, True]
-    assert targets.tl.heatmap[0, :, 2, 2].tolist() == [1, 1]
+    assert dense(targets.tl.heatmap, num_classes=2)[0, :, 2, 2].tolist() == [1, 1]
+    assert targets.tl.heatmap.num_positive == 2
 
 
 def test_the_same_cell_of_two_images_is_two_cells():
     targets = targets_of([[8.0, 8, 40, 40]] * 2, image_index=[0, 1], num_images=2)
 
     assert targets.tl.wins.all()
-    assert targets.tl.heatmap.eq(1).sum() == 2
+    assert dense(targets.tl.heatmap, num_images=2).eq(1).sum() == 2
+    assert targets.tl.heatmap.num_positive == 2
 
 
 @pytest.mark.parametrize(
@@ -98,15 +109,17 @@ def test_a_box_without_extent_gives_no_target(box):
     for corner, _ in CORNERS:
         target, alone = getattr(targets, corner), getattr(targets_of([other]), corner)
         assert target.wins.tolist() == [True, False]
-        assert torch.equal(target.heatmap, alone.heatmap)
+        assert torch.equal(dense(target.heatmap), dense(alone.heatmap))
+        assert target.heatmap.num_positive == 1
         assert all(torch.isfinite(getattr(target, shift)).all() for shift in SHIFTS)
 
 
 def test_no_boxes_give_empty_targets():
     targets = targets_of([], num_images=2)
 
-    assert targets.tl.heatmap.shape == (2, 1, 16, 16)
-    assert not targets.tl.heatmap.any()
+    assert not dense(targets.tl.heatmap, num_images=2).any()
+    assert targets.tl.heatmap.num_positive == 0
+    assert targets.tl.heatmap.plane_start.tolist() == [0, 0, 0]
     assert len(targets.br.cell) == 0
 
 
@@ -149,7 +162,8 @@ def test_targets_are_finite_and_lead_back_to_the_box(canvas_and_boxes):
     pixels_per_cell = torch.tensor([canvas[1] / map_size[1], canvas[0] / map_size[0]])
     for corner, sides, inwards in (("tl", slice(0, 2), 1), ("br", slice(2, 4), -1)):
         target = getattr(targets, corner)
-        assert torch.isfinite(target.heatmap).all() and target.heatmap.le(1).all()
+        heatmap = dense(target.heatmap, map_size=map_size)
+        assert torch.isfinite(heatmap).all() and heatmap.le(1).all()
         assert ((target.cell >= 0) & (target.cell < map_size[0] * map_size[1])).all()
         cell = torch.stack((target.cell % map_size[1], target.cell // map_size[1]), dim=1)
         position = (cell + target.offset) * pixels_per_cell

@@ -1,0 +1,120 @@
+// Soft non-maximum suppression on the CPU: schema and kernel. It has no gradient.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+namespace centripetalnet {
+namespace {
+
+using at::Tensor;
+
+template <typename T>
+struct Decay {
+  bool gaussian;
+  T sigma, iou_threshold;
+
+  T operator()(T iou) const {
+    if (gaussian) {
+      return std::exp(-iou * iou / sigma);
+    }
+    return iou > iou_threshold ? 1 - iou : T{1};
+  }
+};
+
+template <typename T>
+T area(const T* box) {
+  return (box[2] - box[0]) * (box[3] - box[1]);
+}
+
+template <typename T>
+T intersection_over_union(const T* a, const T* b) {
+  const T width = std::max(T{0}, std::min(a[2], b[2]) - std::max(a[0], b[0]));
+  const T height = std::max(T{0}, std::min(a[3], b[3]) - std::max(a[1], b[1]));
+  const T intersection = width * height;
+  const T all = area(a) + area(b) - intersection;
+  return all > 0 ? intersection / all : T{0};
+}
+
+// Takes the boxes of one image. Those that are left stand at the front of `left`, in their order.
+template <typename T>
+void take_boxes(
+    const T* boxes, const T* scores, const int64_t* classes, int64_t count, int64_t rounds,
+    const Decay<T>& decay, T min_score, int64_t* keep, T* kept_scores) {
+  struct Left {
+    T score;
+    int64_t index;
+  };
+  std::vector<Left> left;
+  for (int64_t i = 0; i < count; ++i) {
+    if (scores[i] >= 0) {
+      left.push_back({scores[i], i});
+    }
+  }
+  for (int64_t round = 0; round < rounds && !left.empty(); ++round) {
+    const Left best = *std::max_element(
+        left.begin(), left.end(), [](const Left& a, const Left& b) { return a.score < b.score; });
+    keep[round] = best.index;
+    kept_scores[round] = best.score;
+    const T* taken = boxes + 4 * best.index;
+    auto end = left.begin();
+    for (const Left& other : left) {
+      T score = other.score;
+      if (classes[other.index] == classes[best.index]) {
+        score *= decay(intersection_over_union(boxes + 4 * other.index, taken));
+      }
+      if (other.index != best.index && score >= min_score) {
+        *end++ = {score, other.index};
+      }
+    }
+    left.erase(end, left.end());
+  }
+}
+
+std::tuple<Tensor, Tensor> soft_nms_cpu(
+    const Tensor& boxes, const Tensor& scores, const Tensor& classes, int64_t max_detections,
+    bool gaussian, double sigma, double iou_threshold, double min_score) {
+  const int64_t images = scores.size(0), count = scores.size(1);
+  const int64_t rounds = std::min(max_detections, count);
+  const Tensor dense_boxes = boxes.contiguous(), dense_scores = scores.contiguous();
+  const Tensor dense_classes = classes.contiguous();
+  Tensor keep = at::zeros({images, rounds}, classes.options());
+  Tensor kept_scores = at::empty({images, rounds}, scores.options()).fill_(-1);
+  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_nms_cpu", [&] {
+    const Decay<scalar_t> decay{
+        gaussian, static_cast<scalar_t>(sigma), static_cast<scalar_t>(iou_threshold)};
+    const auto* box_data = dense_boxes.const_data_ptr<scalar_t>();
+    const auto* score_data = dense_scores.const_data_ptr<scalar_t>();
+    const auto* class_data = dense_classes.const_data_ptr<int64_t>();
+    auto* keep_data = keep.mutable_data_ptr<int64_t>();
+    auto* kept_score_data = kept_scores.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) {
+        take_boxes(
+            box_data + image * count * 4, score_data + image * count, class_data + image * count,
+            count, rounds, decay, static_cast<scalar_t>(min_score), keep_data + image * rounds,
+            kept_score_data + image * rounds);
+      }
+    });
+  });
+  return {keep, kept_scores};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(centripetalnet, library) {
+  library.def(
+      "soft_nms(Tensor boxes, Tensor scores, Tensor classes, int max_detections, bool gaussian, "
+      "float sigma, float iou_threshold, float min_score) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(centripetalnet, CPU, library) { library.impl("soft_nms", &soft_nms_cpu); }
+
+}  // namespace centripetalnet
