@@ -120,6 +120,12 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     cfg.TEST.AUG.SCALES = [1.0]
 
     # ---------------------------------------------------------------- computation
+    # What evaluation and prediction convolve in: "float32", "bfloat16" or "float16". Scores, shifts
+    # and matching stay in float32.
+    cfg.TEST.PRECISION = "float32"
+    # Training: keep only what comes into each block of the network, and compute the rest a second
+    # time for the gradient. Less memory, more time, the same gradients.
+    net.CHECKPOINT_ACTIVATIONS = False
     # Layout of the feature maps: channels last is faster on CPUs, and on GPUs in half precision.
     # PyTorch 2.3 on the CPU dies in the float32 backward of a 1x1 convolution with stride 2 from 8
     # to 16 channels laid out so; other widths tried there were right.

@@ -35,7 +35,8 @@ from .checkpoint import CentripetalNetCheckpointer
 from .config import load_config
 from .data import CentripetalNetDatasetMapper
 from .data.dataset_check import check_coco_categories, check_num_classes
-from .modeling import CentripetalNetWithTTA
+from .modeling import CentripetalNetWithTTA, optimize_for_inference
+from .precision import cpu_has_bfloat16, dtype_of
 from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -59,12 +60,6 @@ class CPUAMPTrainer(SimpleTrainer):
         total.backward()
         self._write_metrics(losses, data_time)
         self.optimizer.step()
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; where it must emulate that, it is slower so."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(torch.backends.mkldnn.is_available() and supported is not None and supported())
 
 
 class Evaluator(COCOEvaluator):
@@ -118,8 +113,9 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+        # Options that evaluation refuses are better known before the training than after it.
+        dtype_of(cfg.TEST.PRECISION, torch.device(cfg.MODEL.DEVICE))
         if cfg.TEST.AUG.ENABLED:
-            # Options that it refuses are better known before the training than after it.
             CentripetalNetWithTTA(cfg, model)
             self.register_hooks(
                 [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
@@ -153,14 +149,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
-        """As in DefaultTrainer, with the main process's norm statistics in all processes.
-
-        Each process collects its own in training, and a checkpoint holds the main one's.
-        """
-        if comm.get_world_size() > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
-        return super().test(cfg, model, evaluators)
+        """As in DefaultTrainer, in ``TEST.PRECISION``."""
+        _share_norm_statistics(model)
+        return super().test(cfg, optimize_for_inference(model, cfg.TEST.PRECISION), evaluators)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -174,13 +165,21 @@ class Trainer(DefaultTrainer):
             As :meth:`test`, the keys with the suffix ``_TTA``.
         """
         logger.info("Running inference with test-time augmentation ...")
-        model = CentripetalNetWithTTA(cfg, model)
+        _share_norm_statistics(model)
+        model = CentripetalNetWithTTA(cfg, optimize_for_inference(model, cfg.TEST.PRECISION))
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in cfg.DATASETS.TEST
         ]
-        results = cls.test(cfg, model, evaluators)
+        results = super().test(cfg, model, evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _share_norm_statistics(model: nn.Module) -> None:
+    """Each process collects its own in training, and a checkpoint holds the main one's."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def _check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:

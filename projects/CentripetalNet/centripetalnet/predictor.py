@@ -6,13 +6,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from .checkpoint import CentripetalNetCheckpointer
-from .modeling import CentripetalNetWithTTA
+from .modeling import CentripetalNetWithTTA, optimize_for_inference
 
 
 class Predictor:
     """A model with its weights, for one picture at a time; Detectron2's DefaultPredictor, stricter.
 
-    Weights that do not fit are an error, and ``TEST.AUG.ENABLED`` is followed.
+    Weights that do not fit are an error, and ``TEST.AUG.ENABLED`` and ``TEST.PRECISION`` are
+    followed.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -26,8 +27,9 @@ class Predictor:
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("a checkpoint is needed: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
-        self.model = build_model(cfg).eval()
-        CentripetalNetCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        model = build_model(cfg)
+        CentripetalNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        self.model = optimize_for_inference(model, cfg.TEST.PRECISION)
         if cfg.TEST.AUG.ENABLED:
             self.model = CentripetalNetWithTTA(cfg, self.model)
 

@@ -1,3 +1,4 @@
+from .activation_checkpoint import run_checkpointed
 from .corner_pool import corner_pool, corner_pool_reference
 from .cross_star_deform_conv import CrossStarDeformConv, deform_conv3x3
 from .gaussian_focal_loss import (
@@ -18,5 +19,6 @@ __all__ = [
     "gaussian_focal_loss",
     "gaussian_focal_loss_reference",
     "render_bumps",
+    "run_checkpointed",
     "soft_nms_reference",
 ]

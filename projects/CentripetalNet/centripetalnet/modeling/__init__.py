@@ -1,4 +1,5 @@
 from .hourglass import StackedHourglass, build_hourglass_backbone
+from .inference import optimize_for_inference
 from .meta_arch import CentripetalNet
 from .test_time_augmentation import CentripetalNetWithTTA
 
@@ -7,4 +8,5 @@ __all__ = [
     "CentripetalNetWithTTA",
     "StackedHourglass",
     "build_hourglass_backbone",
+    "optimize_for_inference",
 ]

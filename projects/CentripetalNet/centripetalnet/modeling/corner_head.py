@@ -73,10 +73,10 @@ class CornerPooling(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(N, channels, H, W) to the same shape."""
-        pooled = corner_pool(self.vertical(feature), self.vertical_direction) + corner_pool(
-            self.horizontal(feature), self.horizontal_direction
-        )
-        return self.out(F.relu_(self.pooled(pooled) + self.shortcut(feature)))
+        # Sums are in place where no gradient needs what they overwrite.
+        pooled = corner_pool(self.vertical(feature), self.vertical_direction)
+        pooled.add_(corner_pool(self.horizontal(feature), self.horizontal_direction))
+        return self.out(F.relu_(self.pooled(pooled).add_(self.shortcut(feature))))
 
 
 class CornerBranch(nn.Module):
@@ -141,9 +141,10 @@ class CornerBranch(nn.Module):
         row = torch.div(cells, width, rounding_mode="floor")
         y, image_index = row % height, torch.div(row, height, rounding_mode="floor")
 
-        patches = _patches(pooled, image_index, y, x)
+        patches = _patches(pooled, image_index, y, x).to(self.offset[0].weight.dtype)
         guiding_shift = _on_patches(self.guiding_shift, patches)
         adapted = self.cross_star.at_cells(pooled, guiding_shift, image_index, y, x)
+        adapted = adapted.to(patches.dtype)
         return CornerShifts(
             offset=_on_patches(self.offset, patches[:, :, 1:-1, 1:-1])[:, :, 0, 0],
             guiding_shift=guiding_shift[:, :, 1, 1],

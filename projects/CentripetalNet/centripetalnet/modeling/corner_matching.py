@@ -82,16 +82,18 @@ def find_peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
     """
     num_images, num_classes, height, width = heatmap.shape
     kernel, num_cells = options.local_maximum_kernel, height * width
-    probability = heatmap.float().sigmoid()
+    # With the classes of a cell side by side pooling is several times faster on CPUs.
+    probability = heatmap.float().contiguous(memory_format=torch.channels_last).sigmoid()
     largest_around = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
-    peaks = probability * (probability == largest_around)
-    score, index = peaks.flatten(1).topk(min(options.topk, num_classes * num_cells))
+    peaks = probability.mul_(probability == largest_around)
+    peaks = peaks.permute(0, 2, 3, 1).reshape(num_images, num_cells, num_classes)
+    # The best K lie in the K cells with the best maxima, which are quicker to find.
+    _, cells = peaks.amax(dim=2).topk(min(options.topk, num_cells), dim=1)
+    peaks = peaks.gather(1, cells[:, :, None].expand(-1, -1, num_classes)).flatten(1)
+    score, index = peaks.topk(min(options.topk, peaks.shape[1]), dim=1)
+    cell = cells.gather(1, torch.div(index, num_classes, rounding_mode="floor"))
     first_cell = torch.arange(num_images, device=index.device)[:, None] * num_cells
-    return Peaks(
-        score=score,
-        cls=torch.div(index, num_cells, rounding_mode="floor"),
-        cell=first_cell + index % num_cells,
-    )
+    return Peaks(score=score, cls=index % num_classes, cell=first_cell + cell)
 
 
 def locate_corners(

@@ -11,6 +11,8 @@ from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from ..layers import run_checkpointed
+
 STRIDE = 4
 
 
@@ -42,11 +44,18 @@ class ResidualBlock(CNNBlockBase):
         self.shortcut = None
         if stride != 1 or in_channels != out_channels:
             self.shortcut = _conv_norm(in_channels, out_channels, 1, norm, stride, relu=False)
+        self.checkpoint_activations = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        if self.checkpoint_activations and self.training:
+            return run_checkpointed(self, self._forward, x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         identity = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(self.conv2(self.conv1(x)) + identity)
+        # In place, as no norm or convolution needs its output for the gradient.
+        return F.relu_(self.conv2(self.conv1(x)).add_(identity))
 
 
 def _residual_path(
@@ -86,7 +95,7 @@ class Hourglass(nn.Module):
         """(N, channels[0], H, W) to the same shape."""
         skip = self.skip(x)
         low = self.up(self.inner(self.down(x)))
-        return skip + F.interpolate(low, size=skip.shape[-2:], mode="nearest")
+        return F.interpolate(low, size=skip.shape[-2:], mode="nearest").add_(skip)
 
 
 class StackedHourglass(Backbone):
@@ -106,6 +115,7 @@ class StackedHourglass(Backbone):
         out_channels: int,
         in_channels: int = 3,
         norm: str = "BN",
+        checkpoint_activations: bool = False,
     ):
         """
         Args:
@@ -116,6 +126,8 @@ class StackedHourglass(Backbone):
             out_channels: width of the feature maps that come out.
             in_channels: channels of the image.
             norm: of every convolution, as in ``detectron2.layers.get_norm``.
+            checkpoint_activations: whether training keeps only what comes into the stem and into
+                each residual block, and computes the rest a second time.
 
         Raises:
             ValueError: if the numbers of an hourglass do not fit together.
@@ -151,6 +163,10 @@ class StackedHourglass(Backbone):
         self.merge = nn.ModuleList(
             ResidualBlock(width, width, 1, norm) for _ in range(num_stacks - 1)
         )
+        self.checkpoint_activations = checkpoint_activations
+        for block in (*self.hourglasses.modules(), *self.merge):
+            if isinstance(block, ResidualBlock):
+                block.checkpoint_activations = checkpoint_activations
         self._out_features = [f"stack{i + 1}" for i in range(num_stacks)]
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
         self._out_feature_strides = dict.fromkeys(self._out_features, STRIDE)
@@ -166,6 +182,7 @@ class StackedHourglass(Backbone):
             "out_channels": hourglass.OUT_CHANNELS,
             "in_channels": input_shape.channels,
             "norm": hourglass.NORM,
+            "checkpoint_activations": cfg.MODEL.CENTRIPETALNET.CHECKPOINT_ACTIVATIONS,
         }
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
@@ -176,13 +193,16 @@ class StackedHourglass(Backbone):
         Returns:
             ``stack1``, ``stack2``, ...: (N, out_channels, H, W) each.
         """
-        x = self.stem(x)
+        if self.checkpoint_activations and self.training:
+            x = run_checkpointed(self.stem, self.stem, x)
+        else:
+            x = self.stem(x)
         features = {}
         for i, name in enumerate(self._out_features):
             features[name] = self.out_convs[i](self.hourglasses[i](x))
             if i + 1 < len(self._out_features):
-                merged = F.relu_(self.merge_in[i](x) + self.merge_out[i](features[name]))
-                x = self.merge[i](merged)
+                merged = self.merge_in[i](x).add_(self.merge_out[i](features[name]))
+                x = self.merge[i](F.relu_(merged))
         return features
 
 

@@ -16,7 +16,8 @@ from detectron2.utils.events import get_event_storage
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
-from ..structures import Candidates, Corners
+from ..layers import run_checkpointed
+from ..structures import Candidates, Corners, CornerTargets
 from .corner_head import CornerBranch, CornerHead
 from .corner_losses import corner_losses
 from .corner_matching import (
@@ -81,6 +82,7 @@ class CentripetalNet(nn.Module):
         pixel_std: Tuple[float, ...],
         input_format: str = "RGB",
         channels_last: bool = False,
+        checkpoint_activations: bool = False,
         vis_period: int = 0,
     ):
         """
@@ -93,6 +95,8 @@ class CentripetalNet(nn.Module):
             pixel_mean, pixel_std: for each channel, in the order of ``input_format``.
             input_format: channel order of the images, "RGB" or "BGR".
             channels_last: whether feature maps are laid out with their channels last.
+            checkpoint_activations: whether training keeps nothing of the heads but the feature maps
+                that come into them, and computes the rest a second time.
             vis_period: iterations between two pictures of predictions in the event storage; 0 for
                 none.
 
@@ -118,6 +122,7 @@ class CentripetalNet(nn.Module):
         self.selection = selection
         self.canvas_bits = canvas_bits
         self.input_format = input_format
+        self.checkpoint_activations = checkpoint_activations
         self.vis_period = vis_period
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)
@@ -174,6 +179,7 @@ class CentripetalNet(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
             "channels_last": net.CHANNELS_LAST,
+            "checkpoint_activations": net.CHECKPOINT_ACTIVATIONS,
             "vis_period": cfg.VIS_PERIOD,
         }
 
@@ -235,19 +241,29 @@ class CentripetalNet(nn.Module):
         losses = dict.fromkeys(weights, 0.0)
         for name, head in zip(self.feature_names, self.heads):
             for branch, target in ((head.tl, targets.tl), (head.br, targets.br)):
-                pooled = branch.pooling(features[name])
-                of_corner = corner_losses(
-                    branch.heatmap(pooled),
-                    branch.shifts_at(pooled, target.cell),
-                    target,
-                    focal_alpha=options.focal_alpha,
-                    focal_beta=options.focal_beta,
-                    smooth_l1_beta=options.smooth_l1_beta,
-                )
+                inputs = (branch, features[name], target)
+                if self.checkpoint_activations:
+                    of_corner = run_checkpointed(branch, self._branch_losses, *inputs)
+                else:
+                    of_corner = self._branch_losses(*inputs)
                 for key in losses:
                     # The mean of the two corners.
                     losses[key] = losses[key] + of_corner[key] / 2
         return {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
+
+    def _branch_losses(
+        self, branch: CornerBranch, feature: Tensor, target: CornerTargets
+    ) -> Dict[str, Tensor]:
+        """The losses of one corner of one stack, not yet weighted."""
+        pooled = branch.pooling(feature)
+        return corner_losses(
+            branch.heatmap(pooled),
+            branch.shifts_at(pooled, target.cell),
+            target,
+            focal_alpha=self.loss_options.focal_alpha,
+            focal_beta=self.loss_options.focal_beta,
+            smooth_l1_beta=self.loss_options.smooth_l1_beta,
+        )
 
     def inference(self, batched_inputs: List[dict]) -> List[Dict[str, Instances]]:
         """
@@ -279,7 +295,11 @@ class CentripetalNet(nn.Module):
             groups.setdefault(self._canvas_size(image), []).append(i)
         results: List[Candidates] = [None] * len(images)
         for canvas_size, members in groups.items():
-            canvas = self.pixel_mean.new_zeros((len(members), len(self.pixel_mean), *canvas_size))
+            canvas = torch.zeros(
+                (len(members), len(self.pixel_mean), *canvas_size),
+                dtype=next(self.backbone.parameters()).dtype,
+                device=self.device,
+            )
             border = []
             for row, i in enumerate(members):
                 height, width = images[i].shape[-2:]
@@ -293,7 +313,7 @@ class CentripetalNet(nn.Module):
             found = match_corners(
                 self._corners(self.heads[-1].tl, feature, +1, canvas_size),
                 self._corners(self.heads[-1].br, feature, -1, canvas_size),
-                canvas.new_tensor(border),
+                self.pixel_mean.new_tensor(border),
                 self.matching,
             )
             found = best_candidates(found, self.selection.max_candidates)

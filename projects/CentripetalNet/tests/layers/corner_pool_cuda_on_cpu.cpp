@@ -1,28 +1,12 @@
-// Runs the CUDA kernels of corner pooling on the CPU, with one thread for every thread of a CUDA
-// block, and compares them with a plain scan. Under ThreadSanitizer a missing barrier is found even
-// where the numbers happen to be right.
-#include <barrier>
+// Runs the CUDA kernels of corner pooling on the CPU and compares them with a plain scan.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <limits>
 #include <random>
-#include <thread>
 #include <vector>
 
-struct Index {
-  unsigned x, y;
-};
-static thread_local Index threadIdx, blockIdx;
-static std::barrier<>* block_barrier = nullptr;
-
-#define __global__
-#define __device__
-#define __host__
-#define __launch_bounds__(...)
-// Blocks run one after the other, so one copy for all of them is one for each.
-#define __shared__ static
-inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+#include "cuda_on_cpu.h"
 
 #include "corner_pool_kernel.cuh"
 
@@ -30,22 +14,7 @@ using namespace centripetalnet::gpu;
 
 template <typename Kernel>
 void launch(const LineLayout& layout, const Kernel& kernel) {
-  std::barrier<> barrier(kThreads);
-  block_barrier = &barrier;
-  std::vector<std::thread> threads;
-  for (unsigned thread = 0; thread < kThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      threadIdx = {thread % kLines, thread / kLines};
-      for (int64_t block = 0; block < block_count(layout); ++block) {
-        blockIdx = {static_cast<unsigned>(block), 0};
-        kernel();
-        __syncthreads();
-      }
-    });
-  }
-  for (auto& thread : threads) {
-    thread.join();
-  }
+  cuda_on_cpu::launch({static_cast<unsigned>(block_count(layout))}, {kLines, kSegments}, kernel);
 }
 
 template <bool kContiguous>

@@ -1,7 +1,3 @@
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +5,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import centripetalnet.layers
 from centripetalnet.layers import corner_pool, corner_pool_reference
 
 DIRECTIONS = ("top", "bottom", "left", "right")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 GOLDEN = Path(__file__).parents[1] / "data" / "corner_pool.pt"
-CSRC = Path(centripetalnet.layers.__file__).parent / "csrc"
 
 
 def pool_with_grad(pool, input, direction, grad_output):
@@ -273,42 +267,3 @@ def test_backward_operator_wants_a_gradient_like_the_input(grad_output, error, m
 
     with pytest.raises(error, match=message):
         torch.ops.centripetalnet.corner_pool_backward(grad_output.to(device), input, 0)
-
-
-@pytest.fixture(scope="module")
-def run_cuda_source_on_cpu(tmp_path_factory):
-    """Compile the CUDA kernels for the CPU, a thread of it for every CUDA thread, and run them."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs g++ or clang++ on Linux")
-
-    def run(source, *options):
-        folder = tmp_path_factory.mktemp("cuda_on_cpu")
-        (folder / "corner_pool_kernel.cuh").write_text(source)
-        command = [compiler, "-std=c++20", "-O1", "-g", "-w", "-pthread", *options]
-        test = Path(__file__).with_name("corner_pool_cuda_on_cpu.cpp")
-        binary = folder / "test"
-        subprocess.run([*command, f"-I{folder}", str(test), "-o", str(binary)], check=True)
-        return subprocess.run([str(binary)], capture_output=True, text=True)
-
-    return run
-
-
-@pytest.mark.slow
-def test_cuda_source_is_right_and_free_of_races_on_the_cpu(run_cuda_source_on_cpu):
-    source = (CSRC / "corner_pool_kernel.cuh").read_text()
-
-    result = run_cuda_source_on_cpu(source, "-fsanitize=thread")
-
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@pytest.mark.slow
-def test_a_missing_barrier_in_the_cuda_source_would_be_found(run_cuda_source_on_cpu):
-    source = (CSRC / "corner_pool_kernel.cuh").read_text()
-    barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", source)]
-
-    start, end = barriers[-1]
-    result = run_cuda_source_on_cpu(source[:start] + source[end:], "-fsanitize=thread")
-
-    assert "data race" in result.stderr

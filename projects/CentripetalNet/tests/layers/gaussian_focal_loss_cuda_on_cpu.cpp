@@ -1,0 +1,93 @@
+// Runs the CUDA kernels of the Gaussian focal loss on the CPU and compares them with the formula
+// on a dense target.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "cuda_on_cpu.h"
+
+#include "gaussian_focal_loss_kernel.cuh"
+
+using namespace centripetalnet::gpu;
+
+bool is_close(double actual, double expected) {
+  return std::abs(actual - expected) <= 1e-9 * std::max(1.0, std::abs(expected));
+}
+
+bool is_right(bool channels_last, unsigned blocks, FocalExponents<double> exponents) {
+  constexpr int kImages = 2, kChannels = 3, kHeight = 11, kWidth = 17;
+  constexpr int kCells = kChannels * kHeight * kWidth;
+  const std::vector<int32_t> rows = {0, 2, 3, -1, 1, 4, 9, 3, 1, 5, 12, 2, 5, 0, 16, 4};
+  const std::vector<int32_t> plane_start = {0, 1, 3, 3, 3, 3, 4};
+  const HeatmapLayout layout{kChannels, kHeight, kWidth, channels_last};
+
+  std::mt19937 random(blocks);
+  std::normal_distribution<double> normal(0, 3);
+  std::vector<double> logits(kImages * kCells), gradient(logits.size()), expected(logits.size());
+  const double grad_loss = 3;
+  double expected_loss = 0;
+  for (int image = 0; image < kImages; ++image) {
+    for (int cell = 0; cell < kCells; ++cell) {
+      const int channel = channels_last ? cell % kChannels : cell / (kHeight * kWidth);
+      const int position = channels_last ? cell / kChannels : cell % (kHeight * kWidth);
+      double target = 0;
+      for (size_t bump = 0; bump < rows.size(); bump += 4) {
+        const int dy = position / kWidth - rows[bump + 1], dx = position % kWidth - rows[bump + 2];
+        const int radius = rows[bump + 3];
+        if (rows[bump] == image * kChannels + channel && std::abs(dy) <= radius &&
+            std::abs(dx) <= radius) {
+          const double sigma = (2 * radius + 1) / 6.0;
+          target = std::max(target, std::exp(-(dx * dx + dy * dy) / (2 * sigma * sigma)));
+        }
+      }
+      const double x = normal(random), p = 1 / (1 + std::exp(-x)), q = 1 - p;
+      const double alpha = exponents.alpha, weight = std::pow(1 - target, exponents.beta);
+      const int64_t at = image * kCells + cell;
+      logits[at] = x;
+      expected_loss += target == 1 ? -std::log(p) * std::pow(q, alpha)
+                                   : -std::log(q) * std::pow(p, alpha) * weight;
+      expected[at] = grad_loss *
+          (target == 1 ? std::pow(q, alpha) * (alpha * p * std::log(p) - q)
+                       : std::pow(p, alpha) * (p - alpha * q * std::log(q)) * weight);
+    }
+  }
+
+  const Bumps bumps{rows.data(), plane_start.data()};
+  const dim3 grid{blocks, kImages}, block{kLossThreads};
+  std::vector<double> partial_sums(blocks * kImages);
+  cuda_on_cpu::launch(grid, block, [&] {
+    gaussian_focal_loss_kernel<double, double>(
+        logits.data(), bumps, layout, exponents, partial_sums.data());
+  });
+  cuda_on_cpu::launch(grid, block, [&] {
+    gaussian_focal_loss_backward_kernel<double, double>(
+        &grad_loss, logits.data(), bumps, layout, exponents, gradient.data());
+  });
+  double loss = 0;
+  for (const double sum : partial_sums) {
+    loss += sum;
+  }
+  bool right = is_close(loss, expected_loss);
+  for (size_t i = 0; i < gradient.size(); ++i) {
+    right = right && is_close(gradient[i], expected[i]);
+  }
+  if (!right) {
+    std::printf("channels_last %d blocks %u is wrong: loss %g\n", channels_last, blocks, loss);
+  }
+  return right;
+}
+
+int main() {
+  bool right = true;
+  for (const bool channels_last : {false, true}) {
+    // A block walks on where there are fewer blocks than cells, and idles where there are more.
+    for (const unsigned blocks : {1u, 4u}) {
+      right = is_right(channels_last, blocks, {2, 4}) && right;
+      right = is_right(channels_last, blocks, {1.5, 3.5}) && right;
+    }
+  }
+  return right ? 0 : 1;
+}

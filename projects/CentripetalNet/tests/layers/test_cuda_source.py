@@ -1,0 +1,100 @@
+"""The CUDA kernels where there is no GPU: compiled, and run by threads of the CPU."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import centripetalnet.layers
+
+CSRC = Path(centripetalnet.layers.__file__).parent / "csrc"
+KERNELS = ("corner_pool", "gaussian_focal_loss")
+# How the .cu files instantiate them.
+INSTANCES = {
+    "corner_pool": """
+        template __global__ void centripetalnet::gpu::corner_pool_kernel<float, float, true>(
+            const float*, float*, LineLayout);
+        template __global__ void centripetalnet::gpu::corner_pool_kernel<double, double, false>(
+            const double*, double*, LineLayout);
+        template __global__ void
+        centripetalnet::gpu::corner_pool_backward_kernel<float, float, true>(
+            const float*, const float*, float*, Marks*, LineLayout);
+        template __global__ void
+        centripetalnet::gpu::corner_pool_backward_kernel<double, double, false>(
+            const double*, const double*, double*, Marks*, LineLayout);
+    """,
+    "gaussian_focal_loss": """
+        template __global__ void centripetalnet::gpu::gaussian_focal_loss_kernel<float, float>(
+            const float*, Bumps, HeatmapLayout, FocalExponents<float>, double*);
+        template __global__ void
+        centripetalnet::gpu::gaussian_focal_loss_backward_kernel<double, double>(
+            const double*, const double*, Bumps, HeatmapLayout, FocalExponents<double>, double*);
+    """,
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_architecture_that_nvcc_lists_is_compiled_for(kernel, tmp_path):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    numbers = [int(x) for x in re.findall(r"compute_(\d+)$", listed.stdout, re.MULTILINE)]
+    numbers = [x for x in numbers if 75 <= x <= 90]
+    assert numbers
+    source = tmp_path / "kernels.cu"
+    source.write_text(
+        f'#include "{kernel}_kernel.cuh"\nusing namespace centripetalnet::gpu;\n'
+        + INSTANCES[kernel]
+    )
+
+    targets = [f"-gencode=arch=compute_{x},code=sm_{x}" for x in numbers]
+    command = [nvcc, "-std=c++17", "-O3", "--threads", "2", f"-I{CSRC}", *targets]
+    command += ["-c", str(source), "-o", str(tmp_path / "kernels.o")]
+    result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def run_on_cpu(tmp_path_factory):
+    """Compiles kernels for the CPU, a thread of it for every CUDA thread, and runs them."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs g++ or clang++ on Linux")
+
+    def run(kernel, source, *options):
+        folder = tmp_path_factory.mktemp("cuda_on_cpu")
+        (folder / f"{kernel}_kernel.cuh").write_text(source)
+        command = [compiler, "-std=c++20", "-O1", "-g", "-w", "-pthread", *options]
+        test = Path(__file__).with_name(f"{kernel}_cuda_on_cpu.cpp")
+        binary = folder / "test"
+        subprocess.run([*command, f"-I{folder}", str(test), "-o", str(binary)], check=True)
+        return subprocess.run([str(binary)], capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_are_right_and_free_of_races_on_the_cpu(kernel, run_on_cpu):
+    source = (CSRC / f"{kernel}_kernel.cuh").read_text()
+
+    result = run_on_cpu(kernel, source, "-fsanitize=thread")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_missing_barrier_would_be_found(kernel, run_on_cpu):
+    source = (CSRC / f"{kernel}_kernel.cuh").read_text()
+    barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", source)]
+
+    start, end = barriers[-1]
+    result = run_on_cpu(kernel, source[:start] + source[end:], "-fsanitize=thread")
+
+    assert "data race" in result.stderr
