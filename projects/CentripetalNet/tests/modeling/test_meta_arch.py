@@ -267,3 +267,50 @@ def test_options_of_the_config_are_the_released_ones(model):
 def test_canvas_bits_must_be_one_less_than_a_power_of_two():
     with pytest.raises(ValueError, match="TEST_CANVAS_BITS.*128"):
         build_model(config(**NARROW, MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=128))
+
+
+def test_checkpointing_changes_neither_losses_nor_gradients_nor_statistics():
+    def trained(checkpoint):
+        torch.manual_seed(0)
+        options = {"MODEL__CENTRIPETALNET__CHECKPOINT_ACTIVATIONS": checkpoint}
+        model = build_model(config(**NARROW, **options)).train()
+        boxes = torch.tensor([[10.0, 20, 90, 100], [30, 5, 120, 60]])
+        instances = Instances((127, 127), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([3, 79]))
+        losses = model([{"image": image(127, 127, s), "instances": instances} for s in range(2)])
+        sum(losses.values()).backward()
+        return model, losses
+
+    (plain, expected), (checkpointed, losses) = trained(False), trained(True)
+
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name])
+    for (name, a), b in zip(checkpointed.named_parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    for (name, a), b in zip(checkpointed.named_buffers(), plain.buffers()):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_backbone_and_head_compile_into_one_graph():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    shallow = {"MODEL__HOURGLASS__CHANNELS": [8, 12], "MODEL__HOURGLASS__BLOCKS": [1, 1]}
+    model = build_model(config(**{**NARROW, **shallow})).train()
+    x, cells = torch.randn(2, 3, 63, 63), torch.tensor([5, 100, 300])
+
+    def outputs(x):
+        features, result = model.backbone(x), []
+        for name, head in zip(model.feature_names, model.heads):
+            feature = features[name]
+            pooled = head.tl.pooling(feature)
+            maps = head.br(feature)
+            shifts = head.tl.shifts_at(pooled, cells)
+            result += [head.tl.heatmap(pooled), *maps, *shifts]
+        return result
+
+    # A graph break is an error here.
+    compiled = torch.compile(outputs, fullgraph=True, backend="aot_eager")(x)
+
+    for actual, expected in zip(compiled, outputs(x)):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    sum(x.sum() for x in compiled).backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
