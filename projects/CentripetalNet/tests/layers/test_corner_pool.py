@@ -1,3 +1,8 @@
+import importlib
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +80,7 @@ LAYOUTS = (
     specials=st.sampled_from([0, 0.05, 0.5]),
     seed=st.integers(0, 2**32 - 1),
 )
-# More positions than a thread block's tile, and more lanes than a block of the CPU kernel.
+# More positions than a thread block's tile.
 @example((1, 3, 2, 300), torch.float32, "left", "contiguous", "contiguous", 9, 0.05, 0)
 @example((1, 3, 300, 2), torch.float64, "top", "contiguous", "contiguous", 9, 0.05, 1)
 @example((1, 3, 300, 2), torch.bfloat16, "bottom", "channels_last", "contiguous", 9, 0.05, 2)
@@ -108,6 +113,89 @@ def test_agrees_with_cummax_in_value_and_gradient(
 
     assert_equal(output.cpu(), expected[0].to(dtype))
     assert_equal(grad_input.cpu(), expected[1].to(dtype))
+
+
+@pytest.fixture(scope="module")
+def cases_for_vectors():
+    """Inputs of the two operators with the outputs expected, around the sizes of vectors."""
+    generator = torch.Generator().manual_seed(0)
+    special = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0, 0.0])
+
+    def integers(shape, specials):
+        values = torch.randint(-8, 9, shape, generator=generator).float()
+        chosen = torch.rand(shape, generator=generator) < specials
+        return torch.where(chosen, special[values.long() % len(special)], values)
+
+    cases = []
+    for shape in (
+        (1, 1, 1, 1),
+        (3, 1, 4, 31),
+        (2, 3, 5, 37),
+        (1, 2, 70, 33),
+        (1, 33, 3, 66),
+        (1, 1, 131, 7),
+        (1, 130, 2, 121),  # more lanes than a block
+    ):
+        for number, direction in enumerate(DIRECTIONS):
+            input = integers(shape, specials=0.05)
+            grad_output = integers(shape, specials=0.01)
+            expected = pool_with_grad(
+                corner_pool_reference, input.double(), direction, grad_output.double()
+            )
+            for dtype in DTYPES:
+                for layout in ("contiguous", "channels_last"):
+                    arguments = [
+                        arrange(values.to(dtype), layout) for values in (grad_output, input)
+                    ]
+                    cases.append(((*arguments, number), [x.to(dtype) for x in expected]))
+    return cases
+
+
+def run_with_capability(capability, arguments, folder):
+    """What the operators return in a new process, which holds them to an instruction set."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("kernels are compiled for several instruction sets on x86 only")
+    library = importlib.import_module("centripetalnet._C").__file__
+    torch.save(arguments, folder / "arguments.pt")
+    code = f"""
+import torch
+torch.ops.load_library({library!r})
+operators = torch.ops.centripetalnet
+outputs = [
+    (operators.corner_pool(input, direction),
+     operators.corner_pool_backward(grad_output, input, direction))
+    for grad_output, input, direction in torch.load("arguments.pt")
+]
+torch.save(outputs, "outputs.pt")
+"""
+    environment = {**os.environ, "CENTRIPETALNET_CPU_CAPABILITY": capability}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr)
+    return torch.load(folder / "outputs.pt")
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_kernels_for_every_instruction_set_agree_with_cummax(
+    capability, cases_for_vectors, tmp_path
+):
+    lower = {"AVX512": ("baseline", "avx2", "avx512"), "AVX2": ("baseline", "avx2")}
+    if capability not in lower.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
+        pytest.skip(f"this machine has no {capability}")
+
+    outputs = run_with_capability(capability, [case for case, _ in cases_for_vectors], tmp_path)
+
+    for actual, (_, expected) in zip(outputs, cases_for_vectors):
+        for a, e in zip(actual, expected):
+            assert_equal(a, e)
+
+
+def test_unknown_instruction_set_is_an_error(tmp_path):
+    case = (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 0)
+
+    with pytest.raises(RuntimeError, match="ValueError: .*_CPU_CAPABILITY must be .* got 'sse9'"):
+        run_with_capability("sse9", [case], tmp_path)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -6,7 +6,6 @@ from detectron2.modeling import build_model
 from centripetalnet.modeling import optimize_for_inference
 
 
-
 def picture(height, width, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
@@ -89,7 +88,7 @@ def test_an_unknown_precision_is_named(model, precision):
 
 def test_a_precision_that_the_device_lacks_is_told(model, monkeypatch):
     def refuse(*args):
-        raise RuntimeError('"slow_conv2d_cpu" not implemented for \'Half\'')
+        raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", refuse)
 

@@ -4,38 +4,89 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "corner_pool.h"
-#include "corner_pool_cpu.h"
+#include "cpu_capability.h"
+
+#if CENTRIPETALNET_HAS_X86_CAPABILITIES
+#include <immintrin.h>
+#endif
 
 namespace centripetalnet {
 namespace {
 
-using namespace cpu;
+// Memory that grows, for vectors of every instruction set.
+class AlignedBuffer {
+ public:
+  // Room for `count` values, which is no longer there after the next call.
+  template <typename Value>
+  Value* array(int64_t count) {
+    const size_t lines = count * sizeof(Value) / sizeof(Line) + 1;
+    if (lines > lines_.size()) {
+      lines_.resize(lines);
+    }
+    return reinterpret_cast<Value*>(lines_.data());
+  }
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::vector<Line> lines_;
+};
+
+// What kernels keep between rows, and between the passes of backward.
+struct Scratch {
+  AlignedBuffer state, marks;
+};
+
+}  // namespace
+}  // namespace centripetalnet
+
+#define CENTRIPETALNET_KERNELS "corner_pool_cpu.h"
+#include "foreach_cpu_capability.h"
+
+namespace centripetalnet {
+namespace {
+
 using at::Tensor;
 
-// Long rows keep the hardware prefetcher on few streams.
-constexpr int64_t kBlockLanes = 1024;
-// Bytes of marks per block of lanes in the backward pass that stay in a second-level cache.
-constexpr int64_t kMarkBytes = int64_t{1} << 18;
+// The state of so many bytes of lanes stays in a first-level cache.
+constexpr int64_t kMaxBlockBytes = int64_t{1} << 14;
+// Shorter pieces of rows are slow to read.
+constexpr int64_t kMinBlockBytes = int64_t{1} << 10;
 // Elements below which another thread costs more than it saves.
 constexpr int64_t kGrainElements = int64_t{1} << 15;
 
-// Calls body(begin, end) for ranges of blocks of about `block_elements` each, in parallel.
+// Calls body(block, scratch) for `count` blocks of about `block_elements` each, in parallel; every
+// thread goes through its blocks from the last one where `backwards`.
 template <typename Body>
-void parallel_blocks(int64_t blocks, int64_t block_elements, const Body& body) {
-  at::parallel_for(0, blocks, std::max<int64_t>(1, kGrainElements / block_elements), body);
+void parallel_blocks(int64_t count, int64_t block_elements, bool backwards, const Body& body) {
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / block_elements);
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    for (int64_t i = begin; i < end; ++i) {
+      body(backwards ? begin + end - 1 - i : i, scratch);
+    }
+  });
 }
 
 // The rows of adjacent lanes in a ScanLayout, cut into blocks.
 struct RowBlocks {
-  RowBlocks(const ScanLayout& layout, int64_t max_lanes)
+  RowBlocks(const ScanLayout& layout, int64_t element_bytes)
       : inner(layout.inner),
         length(layout.length),
-        lanes(std::min(max_lanes, layout.inner)),
+        lanes(block_lanes(layout, element_bytes)),
         per_row((layout.inner + lanes - 1) / lanes),
         count(layout.outer * per_row),
         first_row(layout.reverse ? (layout.length - 1) * layout.inner : 0),
@@ -49,93 +100,76 @@ struct RowBlocks {
     return std::min(lanes, inner - block % per_row * lanes);
   }
 
+  // Long, but with a block for every thread.
+  static int64_t block_lanes(const ScanLayout& layout, int64_t element_bytes) {
+    const int64_t per_row = (at::get_num_threads() + layout.outer - 1) / layout.outer;
+    const int64_t bytes = layout.inner * element_bytes / per_row;
+    return std::min(
+        layout.inner, std::clamp(bytes / 64 * 64, kMinBlockBytes, kMaxBlockBytes) / element_bytes);
+  }
+
   int64_t inner, length, lanes, per_row, count, first_row, step;
 };
 
-template <typename T>
-void pool_all_rows(const T* input, T* output, const ScanLayout& layout) {
-  const RowBlocks blocks(layout, kBlockLanes);
-  parallel_blocks(blocks.count, layout.length * blocks.lanes, [&](int64_t begin, int64_t end) {
-    std::vector<typename Lanes<T>::Key> best(vectors<T>(blocks.lanes));
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t offset = blocks.offset(block);
-      pool_rows(
-          input + offset, output + offset, best.data(), layout.length, blocks.lanes_of(block),
-          blocks.step);
-    }
-  });
-}
+// Contiguous scan lines, in blocks that fill 16 bytes with an element of each.
+struct LineBlocks {
+  LineBlocks(const ScanLayout& layout, int64_t element_bytes)
+      : length(layout.length),
+        lines(16 / element_bytes),
+        all_lines(layout.outer),
+        count((layout.outer + lines - 1) / lines) {}
 
-template <typename T>
-void unpool_all_rows(
-    const T* grad_output, const T* input, T* grad_input, const ScanLayout& layout) {
-  const int64_t max_lanes =
-      std::clamp<int64_t>(kMarkBytes / sizeof(T) / layout.length, 64, kBlockLanes);
-  const RowBlocks blocks(layout, max_lanes);
-  parallel_blocks(blocks.count, layout.length * blocks.lanes, [&](int64_t begin, int64_t end) {
-    const int64_t slots = vectors<T>(blocks.lanes);
-    std::vector<typename Lanes<T>::Mask> starts(slots * layout.length);
-    std::vector<typename Lanes<T>::Key> best(slots);
-    std::vector<typename Lanes<T>::Sum> sums(slots);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t offset = blocks.offset(block);
-      unpool_rows(
-          grad_output + offset, input + offset, grad_input + offset, starts.data(), best.data(),
-          sums.data(), layout.length, blocks.lanes_of(block), blocks.step);
-    }
-  });
-}
+  int64_t offset(int64_t block) const { return block * lines * length; }
+  int64_t lines_of(int64_t block) const { return std::min(lines, all_lines - block * lines); }
 
-template <typename T, bool kReverse>
-void pool_all_lines(const T* input, T* output, const ScanLayout& layout) {
-  constexpr int64_t kSize = Lanes<T>::kSize;
-  const int64_t groups = vectors<T>(layout.outer);
-  parallel_blocks(groups, layout.length * kSize, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t line = group * kSize;
-      const int64_t offset = line * layout.length;
-      pool_lines<T, kReverse>(
-          input + offset, output + offset, Lines<T>{layout.length, layout.outer - line});
-    }
-  });
-}
-
-template <typename T, bool kReverse>
-void unpool_all_lines(
-    const T* grad_output, const T* input, T* grad_input, const ScanLayout& layout) {
-  constexpr int64_t kSize = Lanes<T>::kSize;
-  const int64_t groups = vectors<T>(layout.outer);
-  parallel_blocks(groups, layout.length * kSize, [&](int64_t begin, int64_t end) {
-    std::vector<typename Lanes<T>::Mask> starts(layout.length);
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t line = group * kSize;
-      const int64_t offset = line * layout.length;
-      unpool_lines<T, kReverse>(
-          grad_output + offset, input + offset, grad_input + offset, starts.data(),
-          Lines<T>{layout.length, layout.outer - line});
-    }
-  });
-}
+  int64_t length, lines, all_lines, count;
+};
 
 template <typename T>
 void pool(const T* input, T* output, const ScanLayout& layout) {
   if (layout.inner > 1) {
-    pool_all_rows(input, output, layout);
-  } else if (layout.reverse) {
-    pool_all_lines<T, true>(input, output, layout);
+    const RowBlocks blocks(layout, sizeof(T));
+    const auto body = [&](int64_t block, Scratch& scratch) {
+      const int64_t offset = blocks.offset(block);
+      CENTRIPETALNET_DISPATCH(
+          corner_pooling::pool_rows<T>, input + offset, output + offset, scratch, layout.length,
+          blocks.lanes_of(block), blocks.step);
+    };
+    // Blocks follow each other in memory as their rows do.
+    parallel_blocks(blocks.count, layout.length * blocks.lanes, layout.reverse, body);
   } else {
-    pool_all_lines<T, false>(input, output, layout);
+    const LineBlocks blocks(layout, sizeof(T));
+    const auto body = [&](int64_t block, Scratch& scratch) {
+      const int64_t offset = blocks.offset(block);
+      CENTRIPETALNET_DISPATCH(
+          corner_pooling::pool_lines<T>, input + offset, output + offset, scratch, layout.length,
+          blocks.lines_of(block), layout.reverse);
+    };
+    parallel_blocks(blocks.count, layout.length * blocks.lines, false, body);
   }
 }
 
 template <typename T>
 void unpool(const T* grad_output, const T* input, T* grad_input, const ScanLayout& layout) {
   if (layout.inner > 1) {
-    unpool_all_rows(grad_output, input, grad_input, layout);
-  } else if (layout.reverse) {
-    unpool_all_lines<T, true>(grad_output, input, grad_input, layout);
+    const RowBlocks blocks(layout, sizeof(T));
+    const auto body = [&](int64_t block, Scratch& scratch) {
+      const int64_t offset = blocks.offset(block);
+      CENTRIPETALNET_DISPATCH(
+          corner_pooling::unpool_rows<T>, grad_output + offset, input + offset,
+          grad_input + offset, scratch, layout.length, blocks.lanes_of(block), blocks.step);
+    };
+    // The pass over two of the three tensors runs against the scan.
+    parallel_blocks(blocks.count, layout.length * blocks.lanes, !layout.reverse, body);
   } else {
-    unpool_all_lines<T, false>(grad_output, input, grad_input, layout);
+    const LineBlocks blocks(layout, sizeof(T));
+    const auto body = [&](int64_t block, Scratch& scratch) {
+      const int64_t offset = blocks.offset(block);
+      CENTRIPETALNET_DISPATCH(
+          corner_pooling::unpool_lines<T>, grad_output + offset, input + offset,
+          grad_input + offset, scratch, layout.length, blocks.lines_of(block), layout.reverse);
+    };
+    parallel_blocks(blocks.count, layout.length * blocks.lines, false, body);
   }
 }
 

@@ -1,26 +1,18 @@
-// CPU kernels of corner pooling.
+// CPU kernels of corner pooling for one instruction set. corner_pool_cpu.cpp includes this once for
+// each, see cpu_capability.h, after what the kernels need.
 //
-// A lane is one scan line. Kernels advance as many lanes at once as fit in 16 bytes, the one vector
-// size that every common instruction set has, with the vector types of GCC and Clang. In rows of
-// adjacent lanes these are plain loads (pool_rows); where a scan line itself is contiguous, squares
-// of lines x columns are transposed in registers first (pool_lines).
-#pragma once
+// A lane is one scan line. Kernels advance as many lanes at once as a vector has, with the vector
+// types of GCC and Clang. In rows of adjacent lanes these are plain loads (pool_rows); where a scan
+// line itself is contiguous, tiles of lines x columns are transposed in registers first
+// (pool_lines). What works on single vectors has to be inlined, as a vector that goes to a function
+// through memory costs more than what is done with it; so the kernels are flattened.
+namespace centripetalnet::CENTRIPETALNET_CAPABILITY::corner_pooling {
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <utility>
-
-namespace centripetalnet::cpu {
+constexpr int kVectorBytes = CENTRIPETALNET_VECTOR_BYTES;
 
 template <typename Element>
 struct VectorOf {
-  typedef Element Type __attribute__((vector_size(16)));
+  typedef Element Type __attribute__((vector_size(CENTRIPETALNET_VECTOR_BYTES)));
 };
 template <typename Element>
 using Vector = typename VectorOf<Element>::Type;
@@ -36,17 +28,20 @@ inline To bits_as(const From& from) {
 // Lanes<T> is how the lanes of one vector are compared and summed. The order is that of cummax: NaN
 // is above all numbers, and equal values replace each other. The forward pass compares ranks, which
 // can be turned back into values, the backward pass keys, which are equal where cummax finds values
-// equal. A `Mask` has all bits of a lane set where something holds.
+// equal. A `Mask` has all bits of a lane set where something holds. Gradients are summed in kParts
+// vectors of `Floats`: part() converts one of them from Data, join() all of them to Data.
 template <typename T, typename Bits>
 struct FloatLanes {
-  using Element = T;
   using Data = Vector<T>;
   using Mask = Vector<Bits>;
   using Key = Data;
-  using Sum = Data;
-  static constexpr int kSize = 16 / sizeof(T);
+  using Floats = Data;
+  using PartMask = Mask;
+  static constexpr int kSize = kVectorBytes / sizeof(T);
+  static constexpr int kParts = 1;
 
-  static Key lowest() { return Key{} - std::numeric_limits<T>::infinity(); }
+  static Data minus_infinity() { return Data{} - std::numeric_limits<T>::infinity(); }
+  static Key lowest() { return minus_infinity(); }
   static Key rank(Data data) { return data; }
   static Data value(Key rank) { return rank; }
   static Key key(Data data) { return data; }
@@ -57,30 +52,29 @@ struct FloatLanes {
     const Mask mask = reaches(candidate, best);
     return bits_as<Key>((bits_as<Mask>(candidate) & mask) | (bits_as<Mask>(best) & ~mask));
   }
-  // Adds `grad`; where `starts`, the sum is returned and begins again from zero.
-  static Data collect(Sum& sum, Data grad, Mask starts) {
-    const Mask total = bits_as<Mask>(sum + grad);
-    sum = bits_as<Sum>(total & ~starts);
-    return bits_as<Data>(total & starts);
-  }
+  static Floats part(Data data, int) { return data; }
+  static PartMask part_mask(Mask mask, int) { return mask; }
+  static Data join(const Floats (&parts)[1]) { return parts[0]; }
 };
 
 // 16-bit floats are compared as integers, which needs no conversion to float and fits twice as many
-// lanes in a vector. Sums are in float.
-template <typename T, int16_t kInfinityBits>
+// lanes in a vector. Sums are in float, of the lower and of the upper lane of every word.
+template <int16_t kInfinityBits>
 struct HalfLanes {
-  using Element = int16_t;
   using Data = Vector<int16_t>;
   using Mask = Vector<int16_t>;
   using Key = Vector<int16_t>;
   using Unsigned = Vector<uint16_t>;
+  using Words = Vector<uint32_t>;
   using Floats = Vector<float>;
-  static constexpr int kSize = 8;
+  using PartMask = Vector<int32_t>;
+  static constexpr int kSize = kVectorBytes / 2;
+  static constexpr int kParts = 2;
   static constexpr uint16_t kSignedNans = 0x7fff - kInfinityBits;
-  struct Sum {
-    Floats low, high;
-  };
 
+  static Data minus_infinity() {
+    return Data{} + static_cast<int16_t>(kInfinityBits - 0x8000);
+  }
   static Key lowest() { return Key{} + std::numeric_limits<int16_t>::min(); }
   // With the bits of negative numbers turned over, integers are in the order of the numbers. Only
   // the NaNs with a sign are at the lower end: stepping back by their count wraps them to the top.
@@ -92,46 +86,30 @@ struct HalfLanes {
     const auto ordered = bits_as<Data>(bits_as<Unsigned>(rank) + kSignedNans);
     return ordered ^ ((ordered >> 15) & 0x7fff);
   }
-  // The magnitude with the sign applied, so that there is one zero; and one NaN.
+  // The magnitude with the sign applied, so that there is one zero. Then the NaNs with a sign wrap
+  // as in rank(), by one step more because a zero is gone, and all NaNs become the first of them.
   static Key key(Data data) {
-    const Data magnitude = data & 0x7fff;
-    const Mask sign = data >> 15;
-    const Mask is_nan = magnitude > kInfinityBits;
-    const auto top_bit = std::numeric_limits<int16_t>::min();
-    return (((magnitude ^ sign) - sign) | is_nan) & ~(is_nan & top_bit);
+    const auto sign = bits_as<Unsigned>(data >> 15);
+    const Unsigned ordered = (bits_as<Unsigned>(data & 0x7fff) ^ sign) - sign;
+    const auto wrapped = bits_as<Key>(ordered - static_cast<uint16_t>(kSignedNans + 1));
+    const Key nan = Key{} + static_cast<int16_t>(kInfinityBits - kSignedNans);
+    return wrapped < nan ? wrapped : nan;
   }
   static Mask reaches(Key candidate, Key best) { return candidate >= best; }
   static Key maximum(Key candidate, Key best) { return candidate > best ? candidate : best; }
-  static Data collect(Sum& sum, Data grad, Mask starts) {
-    T values[kSize];
-    std::memcpy(values, &grad, sizeof(values));
-    for (int lane = 0; lane < kSize / 2; ++lane) {
-      sum.low[lane] += static_cast<float>(values[lane]);
-      sum.high[lane] += static_cast<float>(values[lane + kSize / 2]);
-    }
-    for (int lane = 0; lane < kSize / 2; ++lane) {
-      values[lane] = static_cast<T>(starts[lane] ? sum.low[lane] : 0.0f);
-      values[lane + kSize / 2] = static_cast<T>(starts[lane + kSize / 2] ? sum.high[lane] : 0.0f);
-      sum.low[lane] = starts[lane] ? 0.0f : sum.low[lane];
-      sum.high[lane] = starts[lane + kSize / 2] ? 0.0f : sum.high[lane];
-    }
-    return bits_as<Data>(values);
+  static PartMask part_mask(Mask mask, int part) {
+    return (bits_as<PartMask>(mask) & (part == 0 ? 0x0000ffff : int32_t(0xffff0000))) != 0;
   }
 };
 
-struct BFloat16Lanes : HalfLanes<c10::BFloat16, 0x7f80> {
-  using Words = Vector<uint32_t>;
-
-  // bfloat16 is the upper half of float. So of two lanes in a word one is cut off and the other
-  // shifted up. Which of them comes first does not matter, as they go back the same way.
-  static Data collect(Sum& sum, Data grad, Mask starts) {
-    const auto grads = bits_as<Words>(grad);
-    const auto begins = bits_as<Vector<int32_t>>(starts);
-    const Floats low = sum.low + bits_as<Floats>(grads << 16);
-    const Floats high = sum.high + bits_as<Floats>(grads & 0xffff0000);
-    sum.low = bits_as<Floats>(bits_as<Words>(low) & ~bits_as<Words>((begins << 16) >> 16));
-    sum.high = bits_as<Floats>(bits_as<Words>(high) & ~bits_as<Words>(begins >> 16));
-    return bits_as<Data>((round(low) >> 16) | (round(high) & 0xffff0000)) & starts;
+struct BFloat16Lanes : HalfLanes<0x7f80> {
+  // bfloat16 is the upper half of float.
+  static Floats part(Data data, int part) {
+    const auto words = bits_as<Words>(data);
+    return bits_as<Floats>(part == 0 ? words << 16 : words & 0xffff0000);
+  }
+  static Data join(const Floats (&parts)[2]) {
+    return bits_as<Data>((round(parts[0]) >> 16) | (round(parts[1]) & 0xffff0000));
   }
 
  private:
@@ -140,6 +118,44 @@ struct BFloat16Lanes : HalfLanes<c10::BFloat16, 0x7f80> {
   static Words round(Floats value) {
     const auto bits = bits_as<Words>(value);
     return bits + (((bits >> 16) & 1) + 0x7fff);
+  }
+};
+
+struct Float16Lanes : HalfLanes<0x7c00> {
+  typedef uint16_t Halves __attribute__((vector_size(CENTRIPETALNET_VECTOR_BYTES / 2)));
+
+  static Floats part(Data data, int part) {
+    const auto halves = __builtin_convertvector(bits_as<Words>(data) >> (16 * part), Halves);
+#if CENTRIPETALNET_VECTOR_BYTES == 64
+    return bits_as<Floats>(_mm512_maskz_cvtph_ps(-1, bits_as<__m256i>(halves)));
+#elif CENTRIPETALNET_VECTOR_BYTES == 32
+    return bits_as<Floats>(_mm256_cvtph_ps(bits_as<__m128i>(halves)));
+#else
+    Floats floats;
+    for (int lane = 0; lane < kSize / 2; ++lane) {
+      floats[lane] = c10::Half(halves[lane], c10::Half::from_bits());
+    }
+    return floats;
+#endif
+  }
+  static Data join(const Floats (&parts)[2]) {
+    return bits_as<Data>(round(parts[0]) | (round(parts[1]) << 16));
+  }
+
+ private:
+  static Words round(Floats value) {
+    Halves halves;
+#if CENTRIPETALNET_VECTOR_BYTES == 64
+    halves = bits_as<Halves>(
+        _mm512_maskz_cvtps_ph(-1, bits_as<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif CENTRIPETALNET_VECTOR_BYTES == 32
+    halves = bits_as<Halves>(_mm256_cvtps_ph(bits_as<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int lane = 0; lane < kSize / 2; ++lane) {
+      halves[lane] = c10::Half(value[lane]).x;
+    }
+#endif
+    return __builtin_convertvector(halves, Words);
   }
 };
 
@@ -159,122 +175,275 @@ struct LanesOf<c10::BFloat16> {
 };
 template <>
 struct LanesOf<c10::Half> {
-  using Type = HalfLanes<c10::Half, 0x7c00>;
+  using Type = Float16Lanes;
 };
 template <typename T>
 using Lanes = typename LanesOf<T>::Type;
 
+// `data` where `mask` is set, else zero.
+template <typename L>
+inline typename L::Data only(typename L::Data data, typename L::Mask mask) {
+  return bits_as<typename L::Data>(bits_as<typename L::Mask>(data) & mask);
+}
+
+// Sums of gradients, one for each lane.
 template <typename T>
-inline typename Lanes<T>::Data load(const T* from, int64_t count) {
-  typename Lanes<T>::Data data{};
+struct Sums {
+  using L = Lanes<T>;
+  typename L::Floats parts[L::kParts];
+
+  void add(typename L::Data grad) {
+    for (int part = 0; part < L::kParts; ++part) {
+      parts[part] += L::part(grad, part);
+    }
+  }
+
+  void add_where(typename L::Mask mask, const Sums& other) {
+    for (int part = 0; part < L::kParts; ++part) {
+      const auto bits = bits_as<typename L::PartMask>(other.parts[part]);
+      parts[part] += bits_as<typename L::Floats>(bits & L::part_mask(mask, part));
+    }
+  }
+
+  // Adds `grad`; where `starts`, the sum is returned and begins again from zero.
+  typename L::Data collect(typename L::Data grad, typename L::Mask starts) {
+    add(grad);
+    const auto total = L::join(parts);
+    for (int part = 0; part < L::kParts; ++part) {
+      const auto bits = bits_as<typename L::PartMask>(parts[part]);
+      parts[part] = bits_as<typename L::Floats>(bits & ~L::part_mask(starts, part));
+    }
+    return only<L>(total, starts);
+  }
+};
+
+#if CENTRIPETALNET_VECTOR_BYTES == 64
+inline __mmask64 first_bytes(int64_t count) { return (uint64_t{1} << count) - 1; }
+#endif
+
+// Loads `count` elements, or as many as a vector has; missing ones are `fill`.
+template <typename T>
+inline typename Lanes<T>::Data load(
+    const T* from, int64_t count, typename Lanes<T>::Data fill = typename Lanes<T>::Data{}) {
+  typename Lanes<T>::Data data;
   if (count >= Lanes<T>::kSize) {
     std::memcpy(&data, from, sizeof(data));
-  } else {
-    std::memcpy(&data, from, count * sizeof(T));
+    return data;
   }
+#if CENTRIPETALNET_VECTOR_BYTES == 64
+  return bits_as<typename Lanes<T>::Data>(
+      _mm512_mask_loadu_epi8(bits_as<__m512i>(fill), first_bytes(count * sizeof(T)), from));
+#else
+  data = fill;
+  std::memcpy(&data, from, count * sizeof(T));
   return data;
+#endif
 }
 
 template <typename T>
 inline void store(typename Lanes<T>::Data data, T* to, int64_t count) {
   if (count >= Lanes<T>::kSize) {
     std::memcpy(to, &data, sizeof(data));
-  } else {
-    std::memcpy(to, &data, count * sizeof(T));
+    return;
   }
+#if CENTRIPETALNET_VECTOR_BYTES == 64
+  _mm512_mask_storeu_epi8(to, first_bytes(count * sizeof(T)), bits_as<__m512i>(data));
+#else
+  std::memcpy(to, &data, count * sizeof(T));
+#endif
 }
 
-// Calls visit(slot, lane, count) for vectors that cover `lanes` adjacent lanes. Where they do not
-// divide, the last one overlaps the one before; it has a slot of its own, so that its lanes are
-// computed twice and not advanced twice.
-template <int kSize, typename Visit>
-inline void for_each_vector(int64_t lanes, const Visit& visit) {
-  const int64_t whole = lanes / kSize;
-  for (int64_t slot = 0; slot < whole; ++slot) {
-    visit(slot, slot * kSize, int64_t{kSize});
-  }
-  if (whole * kSize < lanes) {
-    visit(whole, std::max<int64_t>(lanes - kSize, 0), std::min<int64_t>(lanes, kSize));
-  }
-}
-
+// 64 is the common size of a cache line; any other is only slower. Addresses are numbers because
+// they may lie beyond the tensor's end.
 template <typename T>
-constexpr int64_t vectors(int64_t lanes) {
-  return (lanes + Lanes<T>::kSize - 1) / Lanes<T>::kSize;
-}
-
-// Hardware prefetchers do not follow short rows that are walked backwards, so the kernels ask for
-// what they will read and write soon. 64 is the common size of a cache line; any other is only
-// slower. Addresses are numbers because they may lie beyond the tensor's end.
-inline void prefetch(uintptr_t address, int64_t bytes) {
-  for (int64_t offset = 0; offset < bytes; offset += 64) {
+inline void prefetch(const T* base, int64_t first, int64_t count) {
+  const auto address = reinterpret_cast<uintptr_t>(base) + first * sizeof(T);
+  for (uintptr_t offset = 0; offset < count * sizeof(T); offset += 64) {
     __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
   }
 }
 
-template <typename T>
-inline void prefetch(const T* base, int64_t first, int64_t count) {
-  prefetch(reinterpret_cast<uintptr_t>(base) + first * sizeof(T), count * sizeof(T));
-}
+// ---- Rows of adjacent lanes
 
-// How many rows ahead, in elements: about as far as memory is slow.
+// So many rows are walked at once: one load and store of a lane's state for all of them, and still
+// few enough streams for hardware prefetchers, and for the ways of a first-level cache where rows
+// that are a power of two apart share a set.
+constexpr int kRowsAtOnce = 4;
+
+// Where to prefetch while an element is computed: about as far as memory is slow. Short rows are
+// walked towards the next ones, long rows along themselves.
 template <typename T>
 inline int64_t prefetch_distance(int64_t lanes, int64_t step) {
-  constexpr int64_t kBytes = 4096;
-  return std::max<int64_t>(1, kBytes / (lanes * int64_t{sizeof(T)})) * step;
+  constexpr int64_t kAcross = 6144 / sizeof(T);
+  constexpr int64_t kAlong = 1536 / sizeof(T);
+  return lanes < kAcross ? kAcross / lanes * step : kAlong;
 }
 
-// Pools `length` rows of `lanes` adjacent elements. `step` is the distance to the next row of the
-// scan, negative where it runs backwards. `best` has room for vectors<T>(lanes).
+// A slot is the state of one vector of lanes while rows are walked.
 template <typename T>
-void pool_rows(
-    const T* input, T* output, typename Lanes<T>::Key* best, int64_t length, int64_t lanes,
-    int64_t step) {
-  using L = Lanes<T>;
-  std::fill_n(best, vectors<T>(lanes), L::lowest());
-  const int64_t ahead = prefetch_distance<T>(lanes, step);
-  for (int64_t row = 0; row < length; ++row, input += step, output += step) {
-    prefetch(input, ahead, lanes);
-    prefetch(output, ahead, lanes);
-    for_each_vector<L::kSize>(lanes, [&](int64_t slot, int64_t lane, int64_t count) {
-      best[slot] = L::maximum(L::rank(load(input + lane, count)), best[slot]);
-      store(L::value(best[slot]), output + lane, count);
-    });
+constexpr int64_t slots_of(int64_t lanes) {
+  return (lanes + Lanes<T>::kSize - 1) / Lanes<T>::kSize;
+}
+
+// Advances all slots by kRows rows from `row` on. Where vectors do not divide the lanes, the last
+// one overlaps the one before; as it has a slot of its own, its lanes are computed twice and not
+// advanced twice.
+template <typename T, int kRows, typename Kernel>
+inline void advance_slots(Kernel& kernel, int64_t row, int64_t lanes) {
+  constexpr int64_t kSize = Lanes<T>::kSize;
+  const int64_t whole = lanes / kSize;
+  for (int64_t slot = 0; slot < whole; ++slot) {
+    kernel.template advance<kRows>(slot, row, slot * kSize, kSize);
   }
+  if (whole * kSize < lanes) {
+    kernel.template advance<kRows>(
+        whole, row, std::max<int64_t>(lanes - kSize, 0), std::min(lanes, kSize));
+  }
+}
+
+template <typename T, typename Kernel>
+inline void walk_rows(Kernel kernel, int64_t length, int64_t lanes) {
+  int64_t row = 0;
+  for (; row + kRowsAtOnce <= length; row += kRowsAtOnce) {
+    advance_slots<T, kRowsAtOnce>(kernel, row, lanes);
+  }
+  for (; row < length; ++row) {
+    advance_slots<T, 1>(kernel, row, lanes);
+  }
+}
+
+template <typename T, typename Kernel>
+inline void walk_rows_backwards(Kernel kernel, int64_t length, int64_t lanes) {
+  int64_t row = length;
+  while (row % kRowsAtOnce != 0) {
+    advance_slots<T, 1>(kernel, --row, lanes);
+  }
+  while (row > 0) {
+    row -= kRowsAtOnce;
+    advance_slots<T, kRowsAtOnce>(kernel, row, lanes);
+  }
+}
+
+template <typename T>
+struct PoolRows {
+  using L = Lanes<T>;
+  const T* input;
+  T* output;
+  typename L::Key* best;
+  int64_t step, ahead;
+
+  template <int kRows>
+  void advance(int64_t slot, int64_t row, int64_t lane, int64_t count) {
+    auto top = best[slot];
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t at = (row + i) * step + lane;
+      prefetch(input, at + ahead, L::kSize);
+      prefetch(output, at + ahead, L::kSize);
+      top = L::maximum(L::rank(load(input + at, count)), top);
+      store(L::value(top), output + at, count);
+    }
+    best[slot] = top;
+  }
+};
+
+// Marks the elements that become the maximum: one bit for each, which shifts up from row to row.
+template <typename T>
+struct MarkRows {
+  using L = Lanes<T>;
+  static constexpr int kBits = 8 * sizeof(T);
+  static_assert(kBits % kRowsAtOnce == 0, "rows that are walked at once have marks in one vector");
+  const T* input;
+  typename L::Mask* marks;
+  typename L::Key* best;
+  int64_t slots, step, ahead;
+
+  template <int kRows>
+  void advance(int64_t slot, int64_t row, int64_t lane, int64_t count) {
+    auto top = best[slot];
+    auto bits = row % kBits == 0 ? typename L::Mask{} : marks[row / kBits * slots + slot];
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t at = (row + i) * step + lane;
+      prefetch(input, at + ahead, L::kSize);
+      const auto candidate = L::key(load(input + at, count));
+      bits = bits + bits - L::reaches(candidate, top);
+      top = L::maximum(candidate, top);
+    }
+    best[slot] = top;
+    marks[row / kBits * slots + slot] = bits;
+  }
+};
+
+// Walks backwards and uses up the marks.
+template <typename T>
+struct CollectRows {
+  using L = Lanes<T>;
+  static constexpr int kBits = MarkRows<T>::kBits;
+  const T* grad_output;
+  T* grad_input;
+  typename L::Mask* marks;
+  Sums<T>* sums;
+  int64_t slots, step, ahead;
+
+  template <int kRows>
+  void advance(int64_t slot, int64_t row, int64_t lane, int64_t count) {
+    auto sum = sums[slot];
+    auto bits = marks[row / kBits * slots + slot];
+    for (int i = kRows - 1; i >= 0; --i) {
+      const int64_t at = (row + i) * step + lane;
+      prefetch(grad_output, at + ahead, L::kSize);
+      prefetch(grad_input, at + ahead, L::kSize);
+      store(sum.collect(load(grad_output + at, count), -(bits & 1)), grad_input + at, count);
+      bits = bits >> 1;
+    }
+    sums[slot] = sum;
+    marks[row / kBits * slots + slot] = bits;
+  }
+};
+
+// Pools `length` rows of `lanes` adjacent elements. `step` is the distance to the next row of the
+// scan, negative where it runs backwards.
+template <typename T>
+[[gnu::flatten]] void pool_rows(
+    const T* input, T* output, Scratch& scratch, int64_t length, int64_t lanes, int64_t step) {
+  using L = Lanes<T>;
+  const int64_t slots = slots_of<T>(lanes);
+  auto* best = scratch.state.template array<typename L::Key>(slots);
+  std::fill_n(best, slots, L::lowest());
+  walk_rows<T>(
+      PoolRows<T>{input, output, best, step, prefetch_distance<T>(lanes, step)}, length, lanes);
 }
 
 // The gradient of pool_rows. An element that became the maximum gets the sum of the output
-// gradients from its row to the row before the next such element. So a first pass marks them in
-// `starts`, which has room for length * vectors<T>(lanes), and a second, backwards, sums up.
+// gradients from its row to the row before the next such element. So a first pass marks them, and a
+// second, backwards, sums up.
 template <typename T>
-void unpool_rows(
-    const T* grad_output, const T* input, T* grad_input, typename Lanes<T>::Mask* starts,
-    typename Lanes<T>::Key* best, typename Lanes<T>::Sum* sums, int64_t length, int64_t lanes,
-    int64_t step) {
+[[gnu::flatten]] void unpool_rows(
+    const T* grad_output, const T* input, T* grad_input, Scratch& scratch, int64_t length,
+    int64_t lanes, int64_t step) {
   using L = Lanes<T>;
-  const int64_t slots = vectors<T>(lanes);
-  const int64_t ahead = prefetch_distance<T>(lanes, step);
+  const int64_t slots = slots_of<T>(lanes);
+  const int64_t mark_rows = (length + MarkRows<T>::kBits - 1) / MarkRows<T>::kBits;
+  auto* marks = scratch.marks.template array<typename L::Mask>(mark_rows * slots);
+  auto* best = scratch.state.template array<typename L::Key>(slots);
   std::fill_n(best, slots, L::lowest());
-  for (int64_t row = 0; row < length; ++row) {
-    prefetch(input, row * step + ahead, lanes);
-    for_each_vector<L::kSize>(lanes, [&](int64_t slot, int64_t lane, int64_t count) {
-      const auto candidate = L::key(load(input + row * step + lane, count));
-      starts[row * slots + slot] = L::reaches(candidate, best[slot]);
-      best[slot] = L::maximum(candidate, best[slot]);
-    });
-  }
-  std::fill_n(sums, slots, typename L::Sum{});
-  for (int64_t row = length - 1; row >= 0; --row) {
-    prefetch(grad_output, row * step - ahead, lanes);
-    prefetch(grad_input, row * step - ahead, lanes);
-    for_each_vector<L::kSize>(lanes, [&](int64_t slot, int64_t lane, int64_t count) {
-      const auto grad = load(grad_output + row * step + lane, count);
-      store(
-          L::collect(sums[slot], grad, starts[row * slots + slot]),
-          grad_input + row * step + lane, count);
-    });
-  }
+  walk_rows<T>(
+      MarkRows<T>{input, marks, best, slots, step, prefetch_distance<T>(lanes, step)}, length,
+      lanes);
+  auto* sums = scratch.state.template array<Sums<T>>(slots);
+  std::fill_n(sums, slots, Sums<T>{});
+  walk_rows_backwards<T>(
+      CollectRows<T>{
+          grad_output, grad_input, marks, sums, slots, step, prefetch_distance<T>(lanes, -step)},
+      length, lanes);
 }
+
+// ---- Contiguous scan lines
+
+// A group is 16 bytes of a vector, the unit in which instruction sets shuffle cheaply. A tile is as
+// many lines as a group has elements, and as many columns as a vector has: transposed, vector i has
+// columns i, i + kLines, i + 2 kLines... of the tile in its groups, and in every group all lines.
+// So every group scans kLines adjacent columns, and then takes over what the groups before found.
+constexpr int kGroups = kVectorBytes / 16;
 
 template <typename Data, int... kIndex>
 inline Data shuffle(Data a, Data b, std::integer_sequence<int, kIndex...>) {
@@ -287,133 +456,254 @@ inline Data shuffle(Data a, Data b, std::integer_sequence<int, kIndex...>) {
 #endif
 }
 
-template <int kSize, int kFirst, int... kIndex>
+// Of every group the elements from kFirst on, in turn from the one and the other of two vectors.
+template <int kGroup, int kFirst, int... kIndex>
 constexpr auto interleaved(std::integer_sequence<int, kIndex...>) {
-  return std::integer_sequence<int, (kFirst + kIndex / 2 + (kIndex % 2) * kSize)...>();
+  constexpr int kSize = sizeof...(kIndex);
+  return std::integer_sequence<
+      int, (kIndex / kGroup * kGroup + kFirst + kIndex % kGroup / 2 + kIndex % 2 * kSize)...>();
 }
 
-// Every round interleaves row i with row i + kSize / 2; log2(kSize) rounds transpose a square.
-template <int kSize, typename Data>
-inline void transpose(Data (&rows)[kSize]) {
-  constexpr auto lanes = std::make_integer_sequence<int, kSize>();
-  Data next[kSize];
-  for (int round = 1; round < kSize; round *= 2) {
-    for (int i = 0; i < kSize / 2; ++i) {
-      next[2 * i] = shuffle(rows[i], rows[i + kSize / 2], interleaved<kSize, 0>(lanes));
+template <int kOffset, int... kIndex>
+constexpr auto from_offset(std::integer_sequence<int, kIndex...>) {
+  return std::integer_sequence<int, (kIndex + kOffset)...>();
+}
+
+// Every round interleaves row i with row i + kRows / 2; log2(kRows) rounds transpose the squares
+// that the groups are.
+template <int kRows, typename Data>
+inline void transpose(Data (&rows)[kRows]) {
+  constexpr auto lanes = std::make_integer_sequence<int, kGroups * kRows>();
+  for (int round = 1; round < kRows; round *= 2) {
+    Data next[kRows];
+    for (int i = 0; i < kRows / 2; ++i) {
+      next[2 * i] = shuffle(rows[i], rows[i + kRows / 2], interleaved<kRows, 0>(lanes));
       next[2 * i + 1] =
-          shuffle(rows[i], rows[i + kSize / 2], interleaved<kSize, kSize / 2>(lanes));
+          shuffle(rows[i], rows[i + kRows / 2], interleaved<kRows, kRows / 2>(lanes));
     }
-    std::copy(next, next + kSize, rows);
+    std::copy(next, next + kRows, rows);
   }
 }
 
-// Up to kSize adjacent scan lines of `length` contiguous elements, read and written in squares of
-// lines x columns. Where there are fewer lines, the last one stands in for the missing ones.
+// Moves what is in the groups kDistance further in the scan, and lets the end of `before` follow.
+template <int kDistance, bool kReverse, typename Data>
+inline Data shift_groups(Data data, Data before) {
+  constexpr int kSize = sizeof(Data) / sizeof(data[0]);
+  constexpr int kMoved = kSize / kGroups * kDistance;
+  constexpr auto lanes = std::make_integer_sequence<int, kSize>();
+  if constexpr (kReverse) {
+    return shuffle(data, before, from_offset<kMoved>(lanes));
+  } else {
+    return shuffle(before, data, from_offset<kSize - kMoved>(lanes));
+  }
+}
+
+template <int kDistance, bool kReverse, typename T>
+inline Sums<T> shift_groups(Sums<T> sums, const Sums<T>& before) {
+  for (int part = 0; part < Lanes<T>::kParts; ++part) {
+    sums.parts[part] =
+        shift_groups<kDistance, kReverse>(sums.parts[part], before.parts[part]);
+  }
+  return sums;
+}
+
+// The maxima before each group, from those of each group and of the groups of the tile before.
+template <typename L, bool kReverse>
+inline typename L::Key maxima_before(typename L::Key maxima, typename L::Key before) {
+  auto result = shift_groups<1, kReverse>(maxima, before);
+  if constexpr (kGroups > 1) {
+    result = L::maximum(result, shift_groups<1, kReverse>(result, L::lowest()));
+  }
+  if constexpr (kGroups > 2) {
+    result = L::maximum(result, shift_groups<2, kReverse>(result, L::lowest()));
+  }
+  return result;
+}
+
+// The sums that groups are given by those before them, from what each would pass on by itself and
+// what the tile before passes on. Where `passes`, it goes on through a group.
+template <typename T, bool kReverse>
+inline Sums<T> sums_before(
+    const Sums<T>& sums, typename Lanes<T>::Mask passes, const Sums<T>& before) {
+  constexpr typename Lanes<T>::Mask kNone{};
+  auto result = shift_groups<1, kReverse>(sums, before);
+  if constexpr (kGroups > 1) {
+    auto through = shift_groups<1, kReverse>(passes, kNone);
+    result.add_where(through, shift_groups<1, kReverse>(result, Sums<T>{}));
+    if constexpr (kGroups > 2) {
+      through &= shift_groups<1, kReverse>(through, kNone);
+      result.add_where(through, shift_groups<2, kReverse>(result, Sums<T>{}));
+    }
+  }
+  return result;
+}
+
+// Up to kLines adjacent scan lines of `length` elements. Where there are fewer, the last one stands
+// in for the missing ones.
 template <typename T>
 struct Lines {
   using Data = typename Lanes<T>::Data;
-  static constexpr int kSize = Lanes<T>::kSize;
-  int64_t length;
-  int64_t count;
+  static constexpr int kLines = 16 / sizeof(T);
+  static constexpr int kColumns = Lanes<T>::kSize;
 
-  int64_t offset(int line) const { return std::min<int64_t>(line, count - 1) * length; }
-  // While the square at `column` is computed, ask for as much of these or of the next kSize lines,
-  // in order of memory.
-  void prefetch_these(const T* lines, int64_t column) const {
-    prefetch(lines, column * kSize, kSize * kSize);
+  Lines(int64_t length, int64_t count)
+      : length(length),
+        tiles((length + kColumns - 1) / kColumns),
+        ahead(std::max<int64_t>(1, kAhead / length)) {
+    for (int line = 0; line < kLines; ++line) {
+      first[line] = std::min<int64_t>(line, count - 1) * length;
+    }
   }
-  void prefetch_next(const T* lines, int64_t column) const {
-    prefetch(lines, (length + column) * kSize, kSize * kSize);
-  }
-  int64_t columns(int64_t column) const { return std::min<int64_t>(length - column, kSize); }
 
-  void load_columns(const T* from, int64_t column, Data (&data)[kSize]) const {
-    const int64_t width = columns(column);
-    for (int line = 0; line < kSize; ++line) {
-      data[line] = load(from + offset(line) + column, width);
+  // Asks for as much as the i-th tile of the lines that come `blocks` times kLines later, in order
+  // of memory.
+  void prefetch_tile(const T* lines, int64_t i, int64_t blocks) const {
+    prefetch(lines, (blocks * length + i * kColumns) * kLines, kColumns * kLines);
+  }
+
+  // Columns beyond the lines' end are `fill`. Whole tiles have a loop of their own, because a
+  // length that may vary keeps vectors in memory.
+  void load_tile(const T* from, int64_t tile, Data fill, Data (&data)[kLines]) const {
+    from += tile * kColumns;
+    const int64_t columns = length - tile * kColumns;
+    if (columns >= kColumns) {
+      for (int line = 0; line < kLines; ++line) {
+        data[line] = load(from + first[line], kColumns);
+      }
+    } else {
+      for (int line = 0; line < kLines; ++line) {
+        data[line] = load(from + first[line], columns, fill);
+      }
     }
     transpose(data);
   }
-  void store_columns(Data (&data)[kSize], T* to, int64_t column) const {
-    const int64_t width = columns(column);
+  void store_tile(Data (&data)[kLines], T* to, int64_t tile) const {
     transpose(data);
-    for (int line = 0; line < kSize; ++line) {
-      store(data[line], to + offset(line) + column, width);
+    to += tile * kColumns;
+    const int64_t columns = length - tile * kColumns;
+    if (columns >= kColumns) {
+      for (int line = 0; line < kLines; ++line) {
+        store(data[line], to + first[line], kColumns);
+      }
+    } else {
+      for (int line = 0; line < kLines; ++line) {
+        store(data[line], to + first[line], columns);
+      }
     }
   }
+
+  // About as far as memory is slow.
+  static constexpr int64_t kAhead = 8192 / sizeof(T) / kLines;
+  int64_t length, tiles, ahead;
+  int64_t first[kLines];
 };
 
-// Calls visit(column) for the first column of every square, and visits the squares backwards where
-// `backwards`.
-template <int kSize, bool kBackwards, typename Visit>
-inline void for_each_square(int64_t length, const Visit& visit) {
-  const int64_t squares = (length + kSize - 1) / kSize;
-  for (int64_t square = 0; square < squares; ++square) {
-    visit((kBackwards ? squares - 1 - square : square) * kSize);
-  }
+// The i-th of `count` in the order of the scan.
+template <bool kReverse>
+constexpr int64_t in_order(int64_t i, int64_t count) {
+  return kReverse ? count - 1 - i : i;
 }
 
-// Calls visit(i) for the first `width` columns of a square. Whole squares get a loop of constant
-// length, which keeps their vectors in registers.
-template <int kSize, bool kBackwards, typename Visit>
-inline void for_each_column(int64_t width, const Visit& visit) {
-  if (width == kSize) {
-    for (int i = 0; i < kSize; ++i) {
-      visit(kBackwards ? kSize - 1 - i : i);
-    }
-  } else {
-    for (int i = 0; i < width; ++i) {
-      visit(kBackwards ? static_cast<int>(width) - 1 - i : i);
-    }
-  }
-}
-
-// Pools up to kSize contiguous scan lines.
 template <typename T, bool kReverse>
-void pool_lines(const T* input, T* output, const Lines<T>& lines) {
+[[gnu::flatten]] void pool_lines_along(const T* input, T* output, const Lines<T>& lines) {
   using L = Lanes<T>;
+  constexpr int kLines = Lines<T>::kLines;
   auto best = L::lowest();
-  for_each_square<L::kSize, kReverse>(lines.length, [&](int64_t column) {
-    lines.prefetch_next(input, column);
-    lines.prefetch_next(output, column);
-    typename L::Data data[L::kSize];
-    lines.load_columns(input, column, data);
-    for_each_column<L::kSize, kReverse>(lines.columns(column), [&](int i) {
-      best = L::maximum(L::rank(data[i]), best);
-      data[i] = L::value(best);
-    });
-    lines.store_columns(data, output, column);
-  });
+  for (int64_t i = 0; i < lines.tiles; ++i) {
+    const int64_t tile = in_order<kReverse>(i, lines.tiles);
+    lines.prefetch_tile(input, i, lines.ahead);
+    lines.prefetch_tile(output, i, lines.ahead);
+    typename L::Data data[kLines];
+    lines.load_tile(input, tile, L::minus_infinity(), data);
+    typename L::Key tops[kLines];
+    auto top = L::lowest();
+    for (int j = 0; j < kLines; ++j) {
+      const int64_t k = in_order<kReverse>(j, kLines);
+      top = L::maximum(L::rank(data[k]), top);
+      tops[k] = top;
+    }
+    const auto before = maxima_before<L, kReverse>(top, best);
+    best = L::maximum(top, before);
+    for (int k = 0; k < kLines; ++k) {
+      data[k] = L::value(L::maximum(tops[k], before));
+    }
+    lines.store_tile(data, output, tile);
+  }
 }
 
-// The gradient of pool_lines, see unpool_rows. `starts` has room for lines.length.
 template <typename T, bool kReverse>
+[[gnu::flatten]] void unpool_lines_along(
+    const T* grad_output, const T* input, T* grad_input, Scratch& scratch, const Lines<T>& lines) {
+  using L = Lanes<T>;
+  using Mask = typename L::Mask;
+  constexpr int kLines = Lines<T>::kLines;
+  auto* marks = scratch.marks.template array<Mask>(lines.tiles * kLines);
+  auto best = L::lowest();
+  for (int64_t i = 0; i < lines.tiles; ++i) {
+    const int64_t tile = in_order<kReverse>(i, lines.tiles);
+    lines.prefetch_tile(grad_output, i, lines.ahead - 1);
+    lines.prefetch_tile(grad_input, i, lines.ahead - 1);
+    typename L::Data data[kLines];
+    lines.load_tile(input, tile, L::minus_infinity(), data);
+    typename L::Key tops[kLines];
+    auto top = L::lowest();
+    for (int j = 0; j < kLines; ++j) {
+      const int64_t k = in_order<kReverse>(j, kLines);
+      data[k] = bits_as<typename L::Data>(L::key(data[k]));
+      top = L::maximum(bits_as<typename L::Key>(data[k]), top);
+      tops[k] = top;
+    }
+    const auto before = maxima_before<L, kReverse>(top, best);
+    best = L::maximum(top, before);
+    // An element became the maximum where the maximum up to it is the element itself.
+    for (int k = 0; k < kLines; ++k) {
+      marks[tile * kLines + k] =
+          bits_as<Mask>(L::maximum(tops[k], before)) == bits_as<Mask>(data[k]);
+    }
+  }
+  Sums<T> sums{};
+  for (int64_t i = 0; i < lines.tiles; ++i) {
+    const int64_t tile = in_order<!kReverse>(i, lines.tiles);
+    lines.prefetch_tile(input, i, lines.ahead);
+    typename L::Data data[kLines];
+    lines.load_tile(grad_output, tile, typename L::Data{}, data);
+    const Mask* starts = marks + tile * kLines;
+    if constexpr (kGroups > 1) {
+      // What a group passes on is what comes after its last mark in the order of this pass.
+      Sums<T> open{};
+      Mask passes = ~Mask{};
+      for (int j = 0; j < kLines; ++j) {
+        const int64_t k = in_order<kReverse>(j, kLines);
+        passes &= ~starts[k];
+        open.add(only<L>(data[k], passes));
+      }
+      sums = sums_before<T, !kReverse>(open, passes, sums);
+    }
+    for (int j = 0; j < kLines; ++j) {
+      const int64_t k = in_order<!kReverse>(j, kLines);
+      data[k] = sums.collect(data[k], starts[k]);
+    }
+    lines.store_tile(data, grad_input, tile);
+  }
+}
+
+// Pools up to Lines<T>::kLines contiguous scan lines.
+template <typename T>
+void pool_lines(
+    const T* input, T* output, Scratch&, int64_t length, int64_t count, bool reverse) {
+  const Lines<T> lines(length, count);
+  reverse ? pool_lines_along<T, true>(input, output, lines)
+          : pool_lines_along<T, false>(input, output, lines);
+}
+
+// The gradient of pool_lines, see unpool_rows.
+template <typename T>
 void unpool_lines(
-    const T* grad_output, const T* input, T* grad_input, typename Lanes<T>::Mask* starts,
-    const Lines<T>& lines) {
-  using L = Lanes<T>;
-  auto best = L::lowest();
-  for_each_square<L::kSize, kReverse>(lines.length, [&](int64_t column) {
-    lines.prefetch_these(grad_output, column);
-    lines.prefetch_these(grad_input, column);
-    typename L::Data data[L::kSize];
-    lines.load_columns(input, column, data);
-    for_each_column<L::kSize, kReverse>(lines.columns(column), [&](int i) {
-      const auto candidate = L::key(data[i]);
-      starts[column + i] = L::reaches(candidate, best);
-      best = L::maximum(candidate, best);
-    });
-  });
-  typename L::Sum sum{};
-  for_each_square<L::kSize, !kReverse>(lines.length, [&](int64_t column) {
-    lines.prefetch_next(input, column);
-    typename L::Data data[L::kSize];
-    lines.load_columns(grad_output, column, data);
-    for_each_column<L::kSize, !kReverse>(lines.columns(column), [&](int i) {
-      data[i] = L::collect(sum, data[i], starts[column + i]);
-    });
-    lines.store_columns(data, grad_input, column);
-  });
+    const T* grad_output, const T* input, T* grad_input, Scratch& scratch, int64_t length,
+    int64_t count, bool reverse) {
+  const Lines<T> lines(length, count);
+  reverse ? unpool_lines_along<T, true>(grad_output, input, grad_input, scratch, lines)
+          : unpool_lines_along<T, false>(grad_output, input, grad_input, scratch, lines);
 }
 
-}  // namespace centripetalnet::cpu
+}  // namespace centripetalnet::CENTRIPETALNET_CAPABILITY::corner_pooling

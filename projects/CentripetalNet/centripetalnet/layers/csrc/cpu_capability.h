@@ -23,6 +23,7 @@
 #include <string>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cpuid.h>
 #define CENTRIPETALNET_HAS_X86_CAPABILITIES 1
 #else
 #define CENTRIPETALNET_HAS_X86_CAPABILITIES 0
@@ -32,9 +33,17 @@ namespace centripetalnet {
 
 enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
+#if CENTRIPETALNET_HAS_X86_CAPABILITIES
+// Compilers before GCC 11 do not know it in __builtin_cpu_supports.
+inline bool has_f16c() {
+  unsigned int a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 inline CpuCapability machine_capability() {
 #if CENTRIPETALNET_HAS_X86_CAPABILITIES
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) {
     return CpuCapability::kBaseline;
   }
   const bool has_avx512 =

@@ -14,7 +14,7 @@
 #if CENTRIPETALNET_HAS_X86_CAPABILITIES
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define CENTRIPETALNET_CAPABILITY avx2
 #define CENTRIPETALNET_VECTOR_BYTES 32
 #include CENTRIPETALNET_KERNELS
@@ -23,7 +23,7 @@
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #define CENTRIPETALNET_CAPABILITY avx512
 #define CENTRIPETALNET_VECTOR_BYTES 64
 #include CENTRIPETALNET_KERNELS
