@@ -2,6 +2,7 @@
 #   PYTHON=/path/to/python3.10   make .venv with this interpreter
 #   ENV=current                  use the active Python (or PYTHON) as it is: no .venv, no downloads
 #   PYTEST_ARGS="-k corner"      more arguments for pytest
+#   BENCH_ARGS="--only decoding"  more arguments for the benchmark
 #   LOCK_ARGS=--upgrade          let `make lock` choose newer versions
 
 SHELL := /bin/bash
@@ -9,6 +10,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PROJECT := projects/CentripetalNet
+DEMO_MODEL := output/demo/training/model_final.pth
 
 ifeq ($(ENV),current)
 PYTHON_OF_ENV := $(or $(PYTHON),python)
@@ -49,6 +51,15 @@ test: ## all tests but the slow ones
 test-slow: ## the slow tests
 	@dev/setup.sh test
 	$(IN_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(DEMO_MODEL) ## time and memory of the parts beside their goals, also as output/benchmark.json
+	@dev/setup.sh demo
+	$(IN_ENV) $(PYTHON_OF_ENV) $(PROJECT)/tools/benchmark.py --output output/benchmark.json --weights $(DEMO_MODEL) $(BENCH_ARGS)
+
+# One of its lines is what lower precision costs in AP, for which it takes a trained model.
+$(DEMO_MODEL):
+	@$(MAKE) demo
 
 .PHONY: lint
 lint: ## what ruff has to say about code and formatting

@@ -116,6 +116,16 @@ def plain_convolution(dtype: torch.dtype, memory_format: torch.memory_format) ->
     return lambda: F.conv2d(x, weight, padding=1)
 
 
+def weight_gradient(dtype: torch.dtype, memory_format: torch.memory_format) -> Callable:
+    x, grad = (
+        torch.randn(1, 256, *MAP_SIZE).to(dtype, memory_format=memory_format) for _ in range(2)
+    )
+    weight = torch.randn(256, 256, 3, 3).to(dtype, memory_format=memory_format)
+    ones, zeros = [1, 1], [0, 0]
+    options = (None, ones, ones, ones, False, zeros, 1, [False, True, False])
+    return lambda: torch.ops.aten.convolution_backward(grad, x, weight, *options)
+
+
 CONVOLUTION_FLOPS = 2 * 9 * 256 * 256 * MAP_SIZE[0] * MAP_SIZE[1]
 
 
@@ -137,6 +147,8 @@ def machine() -> Iterator[Row]:
             seconds = median_seconds(9, conv=plain_convolution(dtype, memory_format))["conv"]
             part = f"convolution 3x3, 256 channels, {name}, {layout}"
             yield Row(part, CONVOLUTION_FLOPS / seconds / 1e9, "GFLOP/s")
+            seconds = median_seconds(9, grad=weight_gradient(dtype, memory_format))["grad"]
+            yield Row(f"{part}, weight gradient", CONVOLUTION_FLOPS / seconds / 1e9, "GFLOP/s")
 
 
 # ----------------------------------------------------------------------------------------- layers
@@ -309,12 +321,13 @@ def detection(model: CentripetalNet, height: int, width: int) -> Callable:
 
 @torch.no_grad()
 def needed_flops(model: CentripetalNet) -> float:
-    """Of the backbone and of the heat maps of one head; shifts at a hundred cells are left out."""
+    """Of the backbone and of its heads' heat maps; shifts at a hundred cells are left out."""
     dtype = next(model.backbone.parameters()).dtype
     feature = torch.zeros(1, 256, *MAP_SIZE, dtype=dtype)
     parts = [(model.backbone, torch.zeros(1, 3, *IMAGE_SIZE, dtype=dtype))]
-    for branch in (model.heads[-1].tl, model.heads[-1].br):
-        parts += [(branch.pooling, feature), (branch.heatmap, feature)]
+    for head in model.heads:
+        for branch in (head.tl, head.br):
+            parts += [(branch.pooling, feature), (branch.heatmap, feature)]
     total = 0
     for module, x in parts:
         analysis = FlopCountAnalysis(module, x).unsupported_ops_warnings(False)
@@ -347,6 +360,9 @@ def whole_model() -> Iterator[Row]:
     if "bfloat16" in precisions:
         ratio = inference["float32"] / inference["bfloat16"]
         yield Row("inference bfloat16", ratio, "x as fast as float32", ">= 2.5", ratio >= 2.5)
+    # The gradients of inputs and of weights take as much again each; all heads are trained.
+    ratio = 3 * needed_flops(trained) / flops
+    yield Row("training step, needed", ratio, "x the FLOPs of inference")
     for precision in precisions:
         functions = {
             "step": training_step(trained, precision),
@@ -474,6 +490,8 @@ def main() -> None:
 
     output = os.path.abspath(args.output)
     os.makedirs(os.path.dirname(output), exist_ok=True)
+    # Where `make demo` has put it.
+    os.environ.setdefault("DETECTRON2_DATASETS", os.path.join(os.path.dirname(output), "datasets"))
     rows: List[Row] = []
     for name in args.only:
         print(f"{name} ...", flush=True)

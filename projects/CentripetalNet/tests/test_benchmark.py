@@ -1,0 +1,48 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[1] / "tools" / "benchmark.py"
+
+
+def test_figures_stand_beside_their_goals_in_the_table_and_in_the_file(tmp_path):
+    output = tmp_path / "benchmark.json"
+    command = [sys.executable, str(TOOL), "--only", "decoding", "mapper", "--output", str(output)]
+
+    result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+    decoding, mapper = json.loads(output.read_text())["rows"]
+    assert decoding["goal"] == "<= 8" and decoding["met"] == (decoding["value"] <= 8)
+    assert mapper["goal"] == ">= 60" and mapper["met"] == (mapper["value"] >= 60)
+    for row in (decoding, mapper):
+        line = next(x for x in result.stdout.splitlines() if row["part"] in x)
+        assert f"{row['value']:.4g}" in line and row["goal"] in line
+        assert ("missed" in line) == (not row["met"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+def test_memory_of_a_call_is_what_it_holds_at_once(tmp_path):
+    code = """
+import runpy, torch
+tool = runpy.run_path("TOOL")
+
+def call():
+    for _ in range(3):
+        torch.ones(20, 2**18)
+    return torch.ones(5, 2**18)
+
+print(tool["peak_megabytes"](call))
+""".replace("TOOL", str(TOOL))
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) == pytest.approx(20, abs=3)
