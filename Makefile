@@ -2,7 +2,7 @@
 #   PYTHON=/path/to/python3.10   make .venv with this interpreter
 #   ENV=current                  use the active Python (or PYTHON) as it is: no .venv, no downloads
 #   PYTEST_ARGS="-k corner"      more arguments for pytest
-#   BENCH_ARGS="--only decoding"  more arguments for the benchmark
+#   BENCH_ARGS="--only pooling"  more arguments for the benchmark
 #   LOCK_ARGS=--upgrade          let `make lock` choose newer versions
 
 SHELL := /bin/bash
