@@ -248,7 +248,8 @@ def decoding() -> Iterator[Row]:
     matching, selection = MatchingOptions(), SelectionOptions()
     center, corners = 60, {"tl": (20, +1), "br": (80, -1)}
     logits = torch.randn(2, 1, NUM_CLASSES, *MAP_SIZE, generator=torch.Generator().manual_seed(0))
-    logits = logits - 12
+    # Laid out as the inference model gives them.
+    logits = [(x - 12).contiguous(memory_format=torch.channels_last) for x in logits]
     for heatmap, (first, _) in zip(logits, corners.values()):
         # A hundred corners of one class, all of which point to one centre.
         heatmap[0, 0, first : first + 20 : 2, first : first + 20 : 2] += 12

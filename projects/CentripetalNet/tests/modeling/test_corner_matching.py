@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from centripetalnet.modeling import corner_matching
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
     SelectionOptions,
@@ -237,3 +238,14 @@ def test_maps_without_any_valid_pair_give_no_boxes():
     )
 
     assert not (final.scores >= 0).any()
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 9])
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (13, 8)])
+def test_neighbourhoods_are_those_of_max_pooling(kernel, size):
+    values = torch.randn(2, 3, *size)
+
+    largest = corner_matching._largest_around(values, kernel)
+
+    expected = torch.nn.functional.max_pool2d(values, kernel, stride=1, padding=kernel // 2)
+    assert torch.equal(largest, expected)
