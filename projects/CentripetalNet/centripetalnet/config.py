@@ -86,6 +86,18 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Boxes whose score falls under this are dropped.
     net.SOFT_NMS.MIN_SCORE = 0.001
 
+    # ---------------------------------------------------------------- masks, with MODEL.MASK_ON
+    # Layers and RoIAlign are Detectron2's: MODEL.ROI_MASK_HEAD has their keys.
+    net.MASK = CfgNode()
+    # Decoded boxes of an image, the best by score, that masks are trained on beside the objects'
+    # own boxes, and the IoU with an object that they need for it.
+    net.MASK.NUM_PROPOSALS = 32
+    net.MASK.IOU_THRESHOLD = 0.5
+    # Iteration from which masks are trained: boxes have to be found first.
+    net.MASK.START_ITER = 0
+    # Weight of the mask loss in the total.
+    net.MASK.LOSS_WEIGHT = 1.0
+
     # ---------------------------------------------------------------- input
     # At test time an image lies in the middle of a canvas of size (height | BITS, width | BITS); a
     # number one less than a power of two, so that the hourglass halves it evenly.

@@ -1,11 +1,11 @@
-"""What the parts of the detector hand to each other: plain tuples of tensors.
+"""What the parts of the detector hand to each other: plain tuples.
 
 Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch, K
 corners kept of each kind in an image, P candidate boxes of an image. "tl" and "br" are the top-left
 and the bottom-right corner.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 from torch import Tensor
 
@@ -111,3 +111,16 @@ class Candidates(NamedTuple):
     """(N, P) in [0, 1]; -1 marks a pair that is not a box."""
     classes: Tensor
     """(N, P) integers in [0, C)."""
+
+
+class Findings(NamedTuple):
+    """What the network says of one image, before soft-NMS."""
+
+    candidates: Candidates
+    """One row, the best."""
+    feature: Tensor
+    """(1, channels, H, W) of the last stack."""
+    canvas_size: Tuple[int, int]
+    """(h, w) pixels of the canvas that the feature map covers."""
+    border: Tuple[int, int]
+    """Pixels of the canvas to the left of the image and above it."""

@@ -15,7 +15,7 @@ def draw_detections(
     min_score: float = 0.5,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """The boxes of one picture, with class and score.
+    """The boxes of one picture, with class and score, and masks where there are such.
 
     Args:
         image: (h0, w0, 3) RGB uint8.
@@ -33,25 +33,27 @@ def draw_detections(
 
 
 def draw_ground_truth(
-    image: np.ndarray, record: dict, metadata: Metadata, scale: float = 1.0
+    image: np.ndarray, record: dict, metadata: Metadata, masks: bool = False, scale: float = 1.0
 ) -> np.ndarray:
     """The annotated boxes of one picture.
 
     Args:
         image: (h0, w0, 3) RGB uint8.
-        record: of the picture, in Detectron2's dataset format; its masks are not drawn.
+        record: of the picture, in Detectron2's dataset format.
         metadata: of the dataset.
+        masks: whether masks are drawn too.
         scale: size of the result over that of the picture.
 
     Returns:
         (h0 * scale, w0 * scale, 3) RGB uint8.
     """
-    boxes_only = [
-        {key: value for key, value in annotation.items() if key != "segmentation"}
+    drawn = {"bbox", "bbox_mode", "category_id"} | ({"segmentation"} if masks else set())
+    annotations = [
+        {key: value for key, value in annotation.items() if key in drawn}
         for annotation in record["annotations"]
     ]
     drawer = Visualizer(image, metadata, scale=scale, instance_mode=_color_mode(metadata))
-    return drawer.draw_dataset_dict({**record, "annotations": boxes_only}).get_image()
+    return drawer.draw_dataset_dict({**record, "annotations": annotations}).get_image()
 
 
 def _color_mode(metadata: Optional[Metadata]) -> ColorMode:

@@ -20,6 +20,7 @@ from centripetalnet.engine import Trainer, main
 from centripetalnet.predictor import Predictor
 
 TINY = PROJECT / "configs" / "quick_schedules" / "centripetal_tiny.yaml"
+TINY_MASK = TINY.with_name("centripetal_mask_tiny.yaml")
 FEW = SilhouettesSpec(num_train=16, num_val=6)
 # A model that was hardly trained finds boxes only where corners may point to about anywhere.
 ANYWHERE = [
@@ -45,8 +46,8 @@ def run(*args):
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-def arguments(output, *opts, eval_only=False):
-    args = ["--config-file", str(TINY), *(["--eval-only"] if eval_only else [])]
+def arguments(output, *opts, eval_only=False, config_file=TINY):
+    args = ["--config-file", str(config_file), *(["--eval-only"] if eval_only else [])]
     return default_argument_parser().parse_args([*args, "OUTPUT_DIR", str(output), *opts])
 
 
@@ -246,6 +247,47 @@ def test_two_processes_on_the_cpu_hold_the_same_model_after_training(datasets, t
     assert not any(
         torch.equal(x, first["first"][name]) for name, x in first["last"].items() if x.dim() == 4
     )
+
+
+def test_masks_are_trained_and_evaluated(datasets, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "2", *ANYWHERE]
+    opts += ["MODEL.CENTRIPETALNET.MASK.START_ITER", "3", "DATASETS.TEST", "()"]
+    main(arguments(tmp_path, *opts, config_file=TINY_MASK))
+
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), *ANYWHERE]
+    results = main(arguments(tmp_path, *opts, eval_only=True, config_file=TINY_MASK))
+
+    assert set(results) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    assert any(json.loads(line).get("loss_mask", 0) > 0 for line in lines)
+    for folder in ("inference", "inference_TTA"):
+        detections = json.loads((tmp_path / folder / "coco_instances_results.json").read_text())
+        assert detections and all("counts" in x["segmentation"] for x in detections)
+
+
+def test_two_processes_train_masks_over_pictures_without_objects(tmp_path):
+    root = tmp_path / "silhouettes"
+    build_silhouettes(str(root), FEW)
+    file = root / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] % 3 == 0]
+    file.write_text(json.dumps(content))
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [script, root, "--config-file", TINY_MASK, "--num-gpus", "2"]
+    opts = ["OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "12", "SOLVER.IMS_PER_BATCH", "2"]
+    opts += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
+    opts += ["MODEL.CENTRIPETALNET.MASK.START_ITER", "4"]
+
+    result = run(*command, *opts)
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (
+        torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(2)
+    )
+    assert all(torch.equal(x, second["last"][name]) for name, x in first["last"].items())
+    name = next(x for x in first["last"] if x.endswith("mask_head.layers.predictor.weight"))
+    assert not torch.equal(first["first"][name], first["last"][name])
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ from centripetalnet.precision import cpu_has_bfloat16
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HG104 = os.path.join(PROJECT, "configs", "centripetal_hg104.yaml")
-TINY = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_tiny.yaml")
+TINY = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_mask_tiny.yaml")
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 IMAGE_SIZE = (511, 511)

@@ -21,8 +21,14 @@ from centripetalnet.predictor import Predictor
 from centripetalnet.visualization import draw_detections, draw_ground_truth, tile
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CONFIG_FILE = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_tiny.yaml")
+CONFIG_FILE = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_mask_tiny.yaml")
 METRICS = ("AP", "AP50", "AP75")
+TASKS = {
+    "bbox": "box",
+    "bbox_TTA": "box, with flip TTA",
+    "segm": "mask",
+    "segm_TTA": "mask, with flip TTA",
+}
 
 
 def train(training_dir: str, opts: list) -> float:
@@ -55,7 +61,7 @@ def draw_sheet(path: str, weights: str, num_images: int, columns: int, opts: lis
         instances = predictor(image[:, :, ::-1])["instances"]
         cells.append(
             (
-                draw_ground_truth(image, record, metadata, scale=2),
+                draw_ground_truth(image, record, metadata, cfg.MODEL.MASK_ON, scale=2),
                 draw_detections(image, instances, metadata, min_score=0.4, scale=2),
             )
         )
@@ -90,9 +96,7 @@ def main() -> None:
     draw_sheet(sheet, weights, args.num_images, 3, args.opts)
     draw_seconds = time.perf_counter() - start
 
-    metrics = {
-        task: {name: results[task][name] for name in METRICS} for task in ("bbox", "bbox_TTA")
-    }
+    metrics = {task: {name: result[name] for name in METRICS} for task, result in results.items()}
     metrics["iterations"] = load_config(CONFIG_FILE, args.opts).SOLVER.MAX_ITER
     metrics["dataset_seconds"] = dataset_seconds
     metrics["train_seconds"] = train_seconds
@@ -104,10 +108,11 @@ def main() -> None:
     print(
         tabulate(
             [
-                ["plain", *(metrics["bbox"][name] for name in METRICS)],
-                ["with flip TTA", *(metrics["bbox_TTA"][name] for name in METRICS)],
+                [TASKS[task], *(metrics[task][name] for name in METRICS)]
+                for task in TASKS
+                if task in metrics
             ],
-            headers=["validation box", *METRICS],
+            headers=["validation", *METRICS],
             floatfmt=".1f",
             tablefmt="github",
         )

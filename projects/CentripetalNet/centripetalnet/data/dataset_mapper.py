@@ -1,6 +1,6 @@
 """From a dataset's record to what the detector takes."""
 
-from typing import List, Sequence, Tuple
+from typing import List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -8,7 +8,9 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from fvcore.transforms.transform import Transform
+from pycocotools import mask as mask_util
 
 from .transforms import ColorDistortion, RandomCenterCropPad
 
@@ -80,6 +82,8 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "use_instance_mask": cfg.MODEL.MASK_ON,
+            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -88,9 +92,12 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             dataset_dict: one image in Detectron2's dataset format.
 
         Returns:
-            The same with ``image`` (3, h, w) uint8 and, in training, ``instances``.
+            The same with ``image`` (3, h, w) uint8 and, in training, ``instances``: ``gt_boxes``,
+            ``gt_classes`` and, with masks, ``gt_masks``.
 
         Raises:
+            ValueError: if an object has no mask where masks are trained, or one that is not in the
+                format of ``INPUT.MASK_FORMAT``; names the image.
             OSError: if the image cannot be read; names it.
             SizeMismatchError: if its size is not the one in the annotations.
         """
@@ -116,26 +123,68 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         annotations = [x for x in annotations if not x.get("iscrowd", 0)]
         boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
         augmented = T.AugInput(image, boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4))
-        self.augmentations(augmented)
-        dataset_dict["image"] = _to_tensor(augmented.image)
-        dataset_dict["instances"] = self._instances(
-            augmented.boxes, [x["category_id"] for x in annotations], augmented.image.shape[:2]
+        transforms = self.augmentations(augmented)
+        size = augmented.image.shape[:2]
+        boxes, kept = _boxes_on_canvas(augmented.boxes, size)
+        annotations = [x for x, is_kept in zip(annotations, kept) if is_kept]
+        classes = [x["category_id"] for x in annotations]
+        instances = Instances(
+            size,
+            gt_boxes=Boxes(torch.as_tensor(boxes, dtype=torch.float32)),
+            gt_classes=torch.as_tensor(classes, dtype=torch.int64),
         )
+        if self.use_instance_mask:
+            instances.gt_masks = self._masks(annotations, transforms, size, file_name)
+        dataset_dict["image"] = _to_tensor(augmented.image)
+        dataset_dict["instances"] = instances
         return dataset_dict
 
-    @staticmethod
-    def _instances(boxes: np.ndarray, classes: List[int], size: Tuple[int, int]) -> Instances:
-        """Boxes that still have their centre and an area on the canvas, clipped to it."""
-        height, width = size
-        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        clipped = np.clip(boxes, 0, (width, height, width, height))
-        kept = (centers > 0) & (centers < (width, height)) & (clipped[:, 2:] > clipped[:, :2])
-        kept = kept.all(axis=1)
-        return Instances(
-            size,
-            gt_boxes=Boxes(torch.as_tensor(clipped[kept], dtype=torch.float32)),
-            gt_classes=torch.as_tensor(classes, dtype=torch.int64)[torch.as_tensor(kept)],
-        )
+    def _masks(
+        self,
+        annotations: List[dict],
+        transforms: Transform,
+        size: Tuple[int, int],
+        file_name: str,
+    ) -> Union[PolygonMasks, BitMasks]:
+        """Masks of the objects that are left, moved as the image was."""
+        if not annotations:
+            if self.instance_mask_format == "polygon":
+                return PolygonMasks([])
+            return BitMasks(torch.zeros(0, *size, dtype=torch.bool))
+        moved = []
+        for annotation in annotations:
+            segmentation = annotation.get("segmentation")
+            if not segmentation:
+                raise ValueError(
+                    f"MODEL.MASK_ON is True, but an object of {file_name} has no segmentation; "
+                    "complete the annotation file, or train without masks"
+                )
+            if isinstance(segmentation, dict):
+                # A copy, since what comes from a resized image cannot be written to.
+                segmentation = np.array(
+                    transforms.apply_segmentation(mask_util.decode(segmentation))
+                )
+            else:
+                polygons = [np.asarray(x, dtype=np.float64).reshape(-1, 2) for x in segmentation]
+                segmentation = [x.reshape(-1) for x in transforms.apply_polygons(polygons)]
+            moved.append({**annotation, "segmentation": segmentation})
+        try:
+            return utils.annotations_to_instances(moved, size, self.instance_mask_format).gt_masks
+        except ValueError as error:
+            raise ValueError(
+                f"the masks of {file_name} cannot be had as INPUT.MASK_FORMAT "
+                f"{self.instance_mask_format!r}: {error} Run-length encoded masks need 'bitmask'."
+            ) from error
+
+
+def _boxes_on_canvas(boxes: np.ndarray, size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
+    """Boxes that still have their centre and an area on the canvas, clipped; and which they are."""
+    height, width = size
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    clipped = np.clip(boxes, 0, (width, height, width, height))
+    kept = (centers > 0) & (centers < (width, height)) & (clipped[:, 2:] > clipped[:, :2])
+    kept = kept.all(axis=1)
+    return clipped[kept], kept
 
 
 def _to_tensor(image: np.ndarray) -> torch.Tensor:

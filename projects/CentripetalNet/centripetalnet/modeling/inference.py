@@ -25,9 +25,9 @@ def optimize_for_inference(model: nn.Module, precision: str = "float32") -> Cent
     """A copy of a detector that detects the same, faster and in less memory.
 
     Batch norm is folded into the convolutions, feature maps have their channels last, and heads
-    that only training reads are left out. In a lower precision the backbone, corner pooling and the
-    hidden convolution of the heat maps, nearly all of the arithmetic, are computed in it; scores,
-    shifts, matching and soft-NMS, which need the digits, stay in float32.
+    that only training reads are left out. In a lower precision the backbone, corner pooling, the
+    hidden convolution of the heat maps and the mask head, nearly all of the arithmetic, are
+    computed in it; scores, shifts, matching and soft-NMS, which need the digits, stay in float32.
 
     Args:
         model: a CentripetalNet, possibly wrapped for distributed training. It is left as it is, and
@@ -59,6 +59,8 @@ def optimize_for_inference(model: nn.Module, precision: str = "float32") -> Cent
         hidden, last = branch.heatmap
         branch.pooling.to(dtype)
         branch.heatmap = nn.Sequential(hidden.to(dtype), _ToFloat32(), last)
+    if model.mask_head is not None:
+        model.mask_head.layers.to(dtype)
     model.memory_format = torch.channels_last
     return model.to(memory_format=torch.channels_last).requires_grad_(False)
 

@@ -4,7 +4,7 @@ Shapes: N images, h x w the canvas, H x W the feature map, P candidate boxes of 
 """
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -17,7 +17,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
 from ..layers import run_checkpointed
-from ..structures import Candidates, Corners, CornerTargets
+from ..structures import Candidates, Corners, CornerTargets, Findings
 from .corner_head import CornerBranch, CornerHead
 from .corner_losses import corner_losses
 from .corner_matching import (
@@ -31,6 +31,7 @@ from .corner_matching import (
     stack_candidates,
 )
 from .corner_targets import corner_targets
+from .mask_head import InstanceMaskHead, matched_proposals
 
 
 def scaled_to_output(
@@ -77,6 +78,7 @@ class CentripetalNet(nn.Module):
         losses: LossOptions,
         matching: MatchingOptions,
         selection: SelectionOptions,
+        mask_head: Optional[InstanceMaskHead] = None,
         canvas_bits: int,
         pixel_mean: Tuple[float, ...],
         pixel_std: Tuple[float, ...],
@@ -91,6 +93,7 @@ class CentripetalNet(nn.Module):
             heads: one for each of these maps.
             num_classes: C.
             losses, matching, selection: their numbers.
+            mask_head: what gives each detection a mask, if anything.
             canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits).
             pixel_mean, pixel_std: for each channel, in the order of ``input_format``.
             input_format: channel order of the images, "RGB" or "BGR".
@@ -115,6 +118,7 @@ class CentripetalNet(nn.Module):
             )
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
+        self.mask_head = mask_head
         self.feature_names = names
         self.num_classes = num_classes
         self.loss_options = losses
@@ -174,6 +178,11 @@ class CentripetalNet(nn.Module):
                 iou_threshold=net.SOFT_NMS.IOU_THRESHOLD,
                 min_score=net.SOFT_NMS.MIN_SCORE,
             ),
+            "mask_head": (
+                InstanceMaskHead(cfg, list(backbone.output_shape().values())[-1].channels)
+                if cfg.MODEL.MASK_ON
+                else None
+            ),
             "canvas_bits": net.TEST_CANVAS_BITS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -197,8 +206,9 @@ class CentripetalNet(nn.Module):
 
         Returns:
             In training the losses ``loss_heatmap``, ``loss_offset``, ``loss_guiding_shift`` and
-            ``loss_centripetal_shift``; in inference a list of ``{"instances": Instances}`` with
-            ``pred_boxes``, ``scores`` and ``pred_classes``.
+            ``loss_centripetal_shift``, with a mask head also ``loss_mask``; in inference a list of
+            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``, with
+            a mask head also ``pred_masks`` (P, height, width).
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -213,12 +223,13 @@ class CentripetalNet(nn.Module):
         """
         Args:
             images: (N, 3, h, w), normalised.
-            instances: ``gt_boxes`` in pixels of the canvas and ``gt_classes``, for each image.
+            instances: ``gt_boxes`` in pixels of the canvas and ``gt_classes``, for each image;
+                with a mask head also ``gt_masks``.
 
         Returns:
             The weighted losses, summed over the stacks.
         """
-        options = self.loss_options
+        options, canvas_size = self.loss_options, tuple(images.shape[-2:])
         features = self.backbone(images.contiguous(memory_format=self.memory_format))
         targets = corner_targets(
             boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
@@ -228,7 +239,7 @@ class CentripetalNet(nn.Module):
             ),
             num_images=len(instances),
             num_classes=self.num_classes,
-            canvas_size=tuple(images.shape[-2:]),
+            canvas_size=canvas_size,
             map_size=tuple(features[self.feature_names[-1]].shape[-2:]),
             min_overlap=options.min_overlap,
         )
@@ -239,31 +250,80 @@ class CentripetalNet(nn.Module):
             "centripetal_shift": options.centripetal_shift_weight,
         }
         losses = dict.fromkeys(weights, 0.0)
+        # Masks are trained on what the last head finds.
+        find_with = self.heads[-1] if self._masks_are_trained() else None
+        found = []
         for name, head in zip(self.feature_names, self.heads):
-            for branch, target in ((head.tl, targets.tl), (head.br, targets.br)):
+            for branch, target, inwards in ((head.tl, targets.tl, +1), (head.br, targets.br, -1)):
                 inputs = (branch, features[name], target)
+                if head is find_with:
+                    inputs += (inwards, canvas_size)
                 if self.checkpoint_activations:
-                    of_corner = run_checkpointed(branch, self._branch_losses, *inputs)
+                    of_corner, corners = run_checkpointed(branch, self._branch_losses, *inputs)
                 else:
-                    of_corner = self._branch_losses(*inputs)
+                    of_corner, corners = self._branch_losses(*inputs)
                 for key in losses:
                     # The mean of the two corners.
                     losses[key] = losses[key] + of_corner[key] / 2
-        return {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
+                if corners is not None:
+                    found.append(corners)
+        losses = {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
+        if self.mask_head is not None:
+            feature = features[self.feature_names[-1]]
+            proposals = self._mask_proposals(found, instances)
+            losses["loss_mask"] = self.mask_head.losses(feature, canvas_size, proposals)
+        return losses
 
     def _branch_losses(
-        self, branch: CornerBranch, feature: Tensor, target: CornerTargets
-    ) -> Dict[str, Tensor]:
-        """The losses of one corner of one stack, not yet weighted."""
+        self,
+        branch: CornerBranch,
+        feature: Tensor,
+        target: CornerTargets,
+        inwards: int = 0,
+        canvas_size: Optional[Tuple[int, int]] = None,
+    ) -> Tuple[Dict[str, Tensor], Optional[Corners]]:
+        """The losses of one corner of one stack, not yet weighted, and the corners it finds.
+
+        They are looked for where ``inwards`` is given.
+        """
         pooled = branch.pooling(feature)
-        return corner_losses(
-            branch.heatmap(pooled),
+        heatmap = branch.heatmap(pooled)
+        losses = corner_losses(
+            heatmap,
             branch.shifts_at(pooled, target.cell),
             target,
             focal_alpha=self.loss_options.focal_alpha,
             focal_beta=self.loss_options.focal_beta,
             smooth_l1_beta=self.loss_options.smooth_l1_beta,
         )
+        if not inwards:
+            return losses, None
+        with torch.no_grad():
+            return losses, self._corners(branch, pooled, heatmap, inwards, canvas_size)
+
+    def _masks_are_trained(self) -> bool:
+        if self.mask_head is None:
+            return False
+        return self.mask_head.start_iter == 0 or (
+            get_event_storage().iter >= self.mask_head.start_iter
+        )
+
+    def _mask_proposals(
+        self, corners: List[Corners], instances: List[Instances]
+    ) -> List[Instances]:
+        """What masks are trained on: see :func:`matched_proposals`; without corners nothing."""
+        if not corners:
+            nothing = [x[:0] for x in instances]
+            for x in nothing:
+                x.proposal_boxes = x.gt_boxes
+            return nothing
+        no_border = corners[0].position.new_zeros(len(instances), 2)
+        found = match_corners(*corners, no_border, self.matching)
+        found = best_candidates(found, self.mask_head.num_proposals)
+        return [
+            matched_proposals(boxes, scores, targets, self.mask_head.iou_threshold)
+            for boxes, scores, targets in zip(found.boxes, found.scores, instances)
+        ]
 
     def inference(self, batched_inputs: List[dict]) -> List[Dict[str, Instances]]:
         """
@@ -276,10 +336,16 @@ class CentripetalNet(nn.Module):
         """
         images = [x["image"] for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
-        return scaled_to_output(self.select(self.candidates(images), sizes), batched_inputs)
+        found = self.find(images)
+        results = self.select([x.candidates for x in found], sizes)
+        if self.mask_head is not None:
+            for result, findings in zip(results, found):
+                boxes, classes = self.boxes_for_masks(result)
+                result.pred_masks = self.mask_probabilities(boxes, classes, findings)
+        return scaled_to_output(results, batched_inputs)
 
-    def candidates(self, images: List[Tensor]) -> List[Candidates]:
-        """Candidate boxes of each image before soft-NMS.
+    def find(self, images: List[Tensor]) -> List[Findings]:
+        """What the network says of each image, before soft-NMS.
 
         Images whose canvases are equal go through the network together, others on their own, so
         that no image's result depends on its neighbours.
@@ -288,12 +354,12 @@ class CentripetalNet(nn.Module):
             images: (3, h0, w0) each, in [0, 255].
 
         Returns:
-            For each image its best candidates (one row each), in pixels of the image.
+            For each image its best candidates, in pixels of the image, and the feature map.
         """
         groups: Dict[Tuple[int, int], List[int]] = {}
         for i, image in enumerate(images):
             groups.setdefault(self._canvas_size(image), []).append(i)
-        results: List[Candidates] = [None] * len(images)
+        results: List[Findings] = [None] * len(images)
         for canvas_size, members in groups.items():
             canvas = torch.zeros(
                 (len(members), len(self.pixel_mean), *canvas_size),
@@ -310,23 +376,63 @@ class CentripetalNet(nn.Module):
                 inside.copy_(self._normalize(images[i]))
             canvas = canvas.contiguous(memory_format=self.memory_format)
             feature = self.backbone(canvas)[self.feature_names[-1]]
+            corners = []
+            for branch, inwards in ((self.heads[-1].tl, +1), (self.heads[-1].br, -1)):
+                pooled = branch.pooling(feature)
+                heatmap = branch.heatmap(pooled)
+                corners.append(self._corners(branch, pooled, heatmap, inwards, canvas_size))
             found = match_corners(
-                self._corners(self.heads[-1].tl, feature, +1, canvas_size),
-                self._corners(self.heads[-1].br, feature, -1, canvas_size),
+                *corners,
                 self.pixel_mean.new_tensor(border),
                 self.matching,
             )
             found = best_candidates(found, self.selection.max_candidates)
             for row, i in enumerate(members):
-                results[i] = Candidates(*(x[row : row + 1] for x in found))
+                results[i] = Findings(
+                    candidates=Candidates(*(x[row : row + 1] for x in found)),
+                    feature=feature[row : row + 1],
+                    canvas_size=canvas_size,
+                    border=border[row],
+                )
         return results
 
+    @staticmethod
+    def boxes_for_masks(result: Instances) -> Tuple[Tensor, Tensor]:
+        """Clips the boxes of an image to it, since a mask has to fill just what is seen of a box.
+
+        Returns:
+            (P, 4) the boxes in pixels of the image, and their (P,) classes.
+        """
+        result.pred_boxes.clip(result.image_size)
+        return result.pred_boxes.tensor, result.pred_classes
+
+    def mask_probabilities(self, boxes: Tensor, classes: Tensor, findings: Findings) -> Tensor:
+        """
+        Args:
+            boxes: (P, 4) pixels of the image.
+            classes: (P,) integers in [0, C).
+            findings: of the image.
+
+        Returns:
+            (P, 1, 28, 28) probability that a pixel of the box belongs to the object.
+        """
+        return self.mask_head.probabilities(
+            findings.feature,
+            findings.canvas_size,
+            boxes + boxes.new_tensor(findings.border * 2),
+            classes,
+        )
+
     def _corners(
-        self, branch: CornerBranch, feature: Tensor, inwards: int, canvas_size: Tuple[int, int]
+        self,
+        branch: CornerBranch,
+        pooled: Tensor,
+        heatmap: Tensor,
+        inwards: int,
+        canvas_size: Tuple[int, int],
     ) -> Corners:
         """The best corners of one kind; shifts are computed at them alone."""
-        pooled = branch.pooling(feature)
-        peaks = find_peaks(branch.heatmap(pooled), self.matching)
+        peaks = find_peaks(heatmap, self.matching)
         shifts = branch.shifts_at(pooled, peaks.cell.flatten())
         return locate_corners(
             peaks,

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeTransform
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +30,8 @@ class CentripetalNetWithTTA(nn.Module):
     """CentripetalNet with test-time augmentation; called like the model itself.
 
     The candidate boxes of all views of an image are put together in the image's own frame and go
-    through soft-NMS once. Source: arXiv 2003.09119, section 4.
+    through soft-NMS once; masks are the mean of what the views say.
+    Source: arXiv 2003.09119, section 4.
     """
 
     @configurable
@@ -67,22 +69,33 @@ class CentripetalNetWithTTA(nn.Module):
         Returns:
             As the model's inference.
         """
-        images = [self._image(x) for x in batched_inputs]
-        sizes = [tuple(image.shape[-2:]) for image in images]
-        merged = [self.merged_candidates(image) for image in images]
-        return scaled_to_output(self.model.select(merged, sizes), batched_inputs)
+        results = [self.detect(self._image(x)) for x in batched_inputs]
+        return scaled_to_output(results, batched_inputs)
 
-    def merged_candidates(self, image: Tensor) -> Candidates:
-        """Candidate boxes of all views of one image, in pixels of the image.
+    def detect(self, image: Tensor) -> Instances:
+        """The final boxes of one image, not yet clipped.
 
         Args:
             image: (3, h0, w0) in [0, 255].
 
         Returns:
-            One row.
+            Boxes in pixels of the image, best first; with masks these are the mean of the views'.
         """
         views = self.views(image)
-        found = self.model.candidates([view.image for view in views])
+        found = self.model.find([view.image for view in views])
+        merged = self._merged([x.candidates for x in found], views)
+        (result,) = self.model.select([merged], [tuple(image.shape[-2:])])
+        if self.model.mask_head is not None:
+            boxes, classes = self.model.boxes_for_masks(result)
+            masks = []
+            for view, findings in zip(views, found):
+                mask = self.model.mask_probabilities(self._in_view(boxes, view), classes, findings)
+                masks.append(mask.flip(-1) if view.mirrored else mask)
+            result.pred_masks = torch.stack(masks).mean(dim=0)
+        return result
+
+    def _merged(self, found: List[Candidates], views: List[View]) -> Candidates:
+        """Candidates of all views of an image as one row, in pixels of the image."""
         boxes = [self._in_image(candidates.boxes, view) for candidates, view in zip(found, views)]
         return Candidates(
             torch.cat(boxes, dim=1),
@@ -118,6 +131,15 @@ class CentripetalNetWithTTA(nn.Module):
         return torch.stack(
             (x0 / view.scale_x, y0 / view.scale_y, x1 / view.scale_x, y1 / view.scale_y), dim=-1
         )
+
+    @staticmethod
+    def _in_view(boxes: Tensor, view: View) -> Tensor:
+        """(..., 4) boxes in pixels of the image to pixels of a view."""
+        x0, y0, x1, y1 = boxes.unbind(dim=-1)
+        x0, x1 = x0 * view.scale_x, x1 * view.scale_x
+        if view.mirrored:
+            x0, x1 = view.image.shape[-1] - x1, view.image.shape[-1] - x0
+        return torch.stack((x0, y0 * view.scale_y, x1, y1 * view.scale_y), dim=-1)
 
     def _image(self, x: dict) -> Tensor:
         if "image" in x:

@@ -4,8 +4,9 @@ import torch
 from conftest import config
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
+from pycocotools import mask as mask_util
 
 from centripetalnet.data import CentripetalNetDatasetMapper, build_augmentations
 from centripetalnet.data.transforms import CropPadTransform
@@ -43,8 +44,14 @@ def record(tmp_path):
     return make
 
 
-def mapper(*augmentations, is_train=True):
-    return CentripetalNetDatasetMapper(is_train, augmentations=augmentations, image_format="RGB")
+def mapper(*augmentations, is_train=True, masks=None):
+    return CentripetalNetDatasetMapper(
+        is_train,
+        augmentations=augmentations,
+        image_format="RGB",
+        use_instance_mask=masks is not None,
+        instance_mask_format=masks or "polygon",
+    )
 
 
 def test_boxes_are_clipped_and_those_whose_centre_is_cut_off_are_left_out(record):
@@ -63,6 +70,69 @@ def test_boxes_in_coco_format_follow_resize_and_flip(record):
     result = mapper(T.Resize((120, 160)), T.RandomFlip(prob=1.0))(data)
 
     assert result["instances"].gt_boxes.tensor.tolist() == [[100, 40, 120, 60]]
+
+
+def square_mask(kind, x0, y0, x1, y1, size=(60, 80)):
+    if kind == "polygon":
+        return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    mask = np.zeros(size, dtype=np.uint8, order="F")
+    mask[y0:y1, x0:x1] = 1
+    return mask_util.encode(mask)
+
+
+def masks_of(instances):
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+    return masks.tensor
+
+
+@pytest.mark.parametrize("kind", ["polygon", "bitmask"])
+def test_masks_follow_crop_pad_resize_and_flip(record, kind):
+    data = record([(20, 20, 30, 30), (0, 0, 80, 60), (70, 20, 75, 30)])
+    for annotation in data["annotations"]:
+        box = annotation["bbox"]
+        annotation["segmentation"] = square_mask(kind, *box)
+    # The window leaves the image above, and the third object outside of it.
+    augmentations = [FixedWindow(10, -10, 40, 50), T.Resize((100, 80)), T.RandomFlip(prob=1.0)]
+
+    instances = mapper(*augmentations, masks=kind)(data)["instances"]
+
+    # Two objects have their centre in the window; a box is where its mask is.
+    assert isinstance(instances.gt_masks, PolygonMasks if kind == "polygon" else BitMasks)
+    assert instances.gt_classes.tolist() == [0, 1]
+    masks = masks_of(instances)
+    for mask, (x0, y0, x1, y1) in zip(masks, instances.gt_boxes.tensor.int()):
+        assert mask[y0:y1, x0:x1].all() and mask.sum() == (y1 - y0) * (x1 - x0)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "bitmask"])
+def test_crowds_and_images_without_objects_give_no_masks(record, kind):
+    crowd = record([(10, 10, 50, 50)], iscrowd=1, segmentation=square_mask("rle", 10, 10, 50, 50))
+
+    for data in (crowd, record()):
+        instances = mapper(masks=kind)(data)["instances"]
+        assert len(instances) == len(instances.gt_masks) == 0
+
+
+def test_polygons_can_become_bitmasks(record):
+    data = record([(20, 20, 30, 30)], segmentation=square_mask("polygon", 20, 20, 30, 30))
+
+    masks = mapper(masks="bitmask")(data)["instances"].gt_masks
+
+    assert masks.tensor[0, 20:30, 20:30].all() and masks.tensor.sum() == 100
+
+
+def test_an_object_without_mask_is_an_error_that_names_its_image(record):
+    with pytest.raises(ValueError, match="MODEL.MASK_ON .*image.png has no segmentation"):
+        mapper(masks="polygon")(record([(20, 20, 30, 30)]))
+
+
+def test_run_length_encoded_masks_want_the_other_format(record):
+    data = record([(20, 20, 30, 30)], segmentation=square_mask("rle", 20, 20, 30, 30))
+
+    with pytest.raises(ValueError, match="image.png .*INPUT.MASK_FORMAT.*need 'bitmask'"):
+        mapper(masks="polygon")(data)
 
 
 def test_crowd_and_empty_boxes_are_no_targets(record):

@@ -154,7 +154,7 @@ def test_image_lies_where_the_reference_puts_it(model, golden, monkeypatch):
         height, width = case["image_size"]
         pixels = image(height, width)
 
-        model.candidates([pixels])
+        model.find([pixels])
 
         top, _, left, _ = (int(x) for x in case["border"])
         assert tuple(seen["canvas"].shape[-2:]) == tuple(case["padded_shape"])
@@ -217,7 +217,7 @@ def test_tta_equals_views_run_one_by_one_and_merged_by_hand(model):
 
     found = tta([{"image": pixels}])[0]["instances"]
 
-    straight, mirrored = model.candidates([pixels])[0], model.candidates([pixels.flip(-1)])[0]
+    straight, mirrored = (model.find([x])[0].candidates for x in (pixels, pixels.flip(-1)))
     boxes = mirrored.boxes.clone()
     boxes[..., 0], boxes[..., 2] = 90 - mirrored.boxes[..., 2], 90 - mirrored.boxes[..., 0]
     merged = type(straight)(

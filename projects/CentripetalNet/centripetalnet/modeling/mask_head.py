@@ -1,0 +1,149 @@
+"""Instance masks on the detections: what RoIAlign cuts out of a feature map to 28 x 28 pixels.
+
+Shapes: N images, H x W the feature map, h x w the canvas, P boxes of an image. Boxes are pixels of
+the canvas here. Source: arXiv 2003.09119, section 3.4, with the mask branch of arXiv 1703.06870.
+"""
+
+from typing import List, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import build_mask_head
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor, nn
+
+
+class InstanceMaskHead(nn.Module):
+    """Detectron2's RoIAlign and mask head on the feature map of the last stack."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        pooler: ROIPooler,
+        layers: nn.Module,
+        num_proposals: int = 32,
+        iou_threshold: float = 0.5,
+        start_iter: int = 0,
+        loss_weight: float = 1.0,
+    ):
+        """
+        Args:
+            pooler: of scale 1, since it is given boxes in cells.
+            layers: a mask head of Detectron2, for one class or for each.
+            num_proposals: decoded boxes of an image that training takes, the best by score.
+            iou_threshold: of a proposal with an object, below which it is none of that object.
+            start_iter: before this iteration of a training there are no masks in it.
+            loss_weight: of the mask loss in the total.
+        """
+        super().__init__()
+        self.pooler = pooler
+        self.layers = layers
+        self.num_proposals = num_proposals
+        self.iou_threshold = iou_threshold
+        self.start_iter = start_iter
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg, channels: int):
+        net, head = cfg.MODEL.CENTRIPETALNET, cfg.MODEL.ROI_MASK_HEAD
+        resolution = head.POOLER_RESOLUTION
+        # Detectron2's mask heads look for the number of classes where R-CNNs have it.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = net.NUM_CLASSES
+        return {
+            "pooler": ROIPooler(
+                output_size=resolution,
+                scales=(1.0,),
+                sampling_ratio=head.POOLER_SAMPLING_RATIO,
+                pooler_type=head.POOLER_TYPE,
+            ),
+            "layers": build_mask_head(
+                cfg, ShapeSpec(channels=channels, height=resolution, width=resolution)
+            ),
+            "num_proposals": net.MASK.NUM_PROPOSALS,
+            "iou_threshold": net.MASK.IOU_THRESHOLD,
+            "start_iter": net.MASK.START_ITER,
+            "loss_weight": net.MASK.LOSS_WEIGHT,
+        }
+
+    def losses(
+        self, feature: Tensor, canvas_size: Tuple[int, int], proposals: List[Instances]
+    ) -> Tensor:
+        """
+        Args:
+            feature: (N, C, H, W) of the last stack.
+            canvas_size: (h, w) pixels.
+            proposals: of each image, from :func:`matched_proposals`; there may be none.
+
+        Returns:
+            The weighted mask loss, a scalar; 0 where there is no proposal in the whole batch.
+        """
+        pooled = self._pool(feature, canvas_size, [x.proposal_boxes for x in proposals])
+        return self.layers(pooled, proposals)["loss_mask"] * self.loss_weight
+
+    def probabilities(
+        self, feature: Tensor, canvas_size: Tuple[int, int], boxes: Tensor, classes: Tensor
+    ) -> Tensor:
+        """
+        Args:
+            feature: (1, C, H, W) of the last stack, of one image.
+            canvas_size: (h, w) pixels.
+            boxes: (P, 4).
+            classes: (P,) integers in [0, C).
+
+        Returns:
+            (P, 1, 28, 28) probability that a pixel of the box belongs to the object.
+        """
+        pooled = self._pool(feature, canvas_size, [Boxes(boxes)])
+        dtype = next(self.layers.parameters()).dtype
+        detections = Instances(canvas_size, pred_classes=classes)
+        (detections,) = self.layers(pooled.to(dtype), [detections])
+        return detections.pred_masks.float()
+
+    def _pool(self, feature: Tensor, canvas_size: Tuple[int, int], boxes: List[Boxes]) -> Tensor:
+        """(sum of P, C, 14, 14). A cell is canvas / map wide, 511 / 128 pixels and not 4."""
+        height, width = feature.shape[-2:]
+        cells_per_pixel = (width / canvas_size[1], height / canvas_size[0])
+        scale = boxes[0].tensor.new_tensor(cells_per_pixel * 2)
+        scaled = [Boxes(x.tensor * scale) for x in boxes]
+        # Positions in half precision would be wrong by whole cells.
+        with torch.autocast(feature.device.type, enabled=False):
+            return self.pooler([feature.float()], scaled)
+
+
+def matched_proposals(
+    boxes: Tensor, scores: Tensor, targets: Instances, iou_threshold: float
+) -> Instances:
+    """Boxes to train masks on, each with its object: decoded boxes that hit one, and the objects'.
+
+    Args:
+        boxes: (P, 4) decoded boxes of one image.
+        scores: (P,) negative where there is no box.
+        targets: ``gt_boxes``, ``gt_classes`` and ``gt_masks`` of the image's G objects.
+        iou_threshold: decoded boxes with less IoU with every object are left out.
+
+    Returns:
+        ``proposal_boxes``, ``gt_classes`` and ``gt_masks`` of at most P + G proposals.
+    """
+    height, width = targets.image_size
+    truth = targets.gt_boxes.tensor
+    proposals = Boxes(boxes.to(truth))
+    proposals.clip((height, width))
+    objects = torch.arange(len(targets), device=truth.device)
+    if len(targets) > 0 and len(proposals) > 0:
+        overlap, nearest = pairwise_iou(proposals, targets.gt_boxes).max(dim=1)
+        is_hit = (overlap >= iou_threshold) & (scores >= 0)
+        proposals, objects = proposals[is_hit].tensor, torch.cat((nearest[is_hit], objects))
+        proposals = Boxes(torch.cat((proposals, truth)))
+    else:
+        proposals = Boxes(truth)
+    return Instances(
+        targets.image_size,
+        proposal_boxes=proposals,
+        gt_classes=targets.gt_classes[objects],
+        gt_masks=targets.gt_masks[objects],
+    )

@@ -1,0 +1,247 @@
+import math
+
+import pytest
+import torch
+from conftest import config
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+from centripetalnet.modeling import CentripetalNetWithTTA, optimize_for_inference
+from centripetalnet.modeling.mask_head import InstanceMaskHead, matched_proposals
+
+NARROW = {
+    "MODEL__MASK_ON": True,
+    "MODEL__HOURGLASS__STEM_CHANNELS": 4,
+    "MODEL__HOURGLASS__CHANNELS": [8, 12],
+    "MODEL__HOURGLASS__BLOCKS": [1, 1],
+    "MODEL__HOURGLASS__NUM_STACKS": 1,
+    "MODEL__HOURGLASS__OUT_CHANNELS": 8,
+    "MODEL__CENTRIPETALNET__POOL_CHANNELS": 8,
+    "MODEL__CENTRIPETALNET__HEAD_CHANNELS": 8,
+    "MODEL__CENTRIPETALNET__NUM_CLASSES": 3,
+    "MODEL__ROI_MASK_HEAD__NUM_CONV": 1,
+    "MODEL__ROI_MASK_HEAD__CONV_DIM": 8,
+}
+
+
+def narrow_model(**changes):
+    torch.manual_seed(0)
+    return build_model(config(**{**NARROW, **changes}))
+
+
+def picture(height, width):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def ellipses(height, width, boxes):
+    """(M, height, width) masks that fill their boxes."""
+    x0, y0, x1, y1 = boxes.T[:, :, None, None]
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    distance = ((x - (x0 + x1) / 2) / (x1 - x0)) ** 2 + ((y - (y0 + y1) / 2) / (y1 - y0)) ** 2
+    return distance <= 0.25
+
+
+def objects(size, boxes, classes, polygons=False):
+    boxes = torch.as_tensor(boxes, dtype=torch.float).reshape(-1, 4)
+    masks = BitMasks(ellipses(*size, boxes))
+    if polygons:
+        masks = PolygonMasks([[box[[0, 1, 2, 1, 2, 3, 0, 3]].numpy()] for box in boxes])
+    return Instances(
+        size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor(classes).long(), gt_masks=masks
+    )
+
+
+@pytest.mark.parametrize("canvas_size", [(511, 511), (127, 255), (383, 639)])
+def test_boxes_and_features_line_up(canvas_size):
+    map_size = tuple((side + 1) // 4 for side in canvas_size)
+    # A feature map that says where each of its cells lies on the canvas.
+    y, x = ((torch.arange(n) + 0.5) * (side / n) for n, side in zip(map_size, canvas_size))
+    feature = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
+    height, width = canvas_size
+    boxes = torch.tensor([[9.0, 17, 73, 101], [width - 90.0, height - 70, width - 8, height - 6]])
+    head = InstanceMaskHead(config(**NARROW), 2)
+
+    pooled = head._pool(feature, canvas_size, [Boxes(boxes)])
+
+    bins = (torch.arange(14) + 0.5) / 14
+    for box, values in zip(boxes, pooled):
+        expected_x = (box[0] + bins * (box[2] - box[0])).expand(14, 14)
+        expected_y = (box[1] + bins * (box[3] - box[1]))[:, None].expand(14, 14)
+        cell = canvas_size[1] / map_size[1]
+        assert (values[0] - expected_x).abs().max() < 0.1 * cell
+        assert (values[1] - expected_y).abs().max() < 0.1 * cell
+
+
+def iou(a, b):
+    return (a & b).flatten(1).sum(dim=1) / (a | b).flatten(1).sum(dim=1)
+
+
+@pytest.mark.parametrize("size", [(90, 120), (127, 127), (200, 333)])
+@pytest.mark.parametrize("output_scale", [1.0, 1.7])
+def test_perfect_boxes_and_logits_paste_to_the_true_masks(size, output_scale, monkeypatch):
+    """Plainly and as the mean of both mirror images."""
+    height, width = size
+    boxes = [[3.0, 5, 19, 21], [40, 20, 80, 84], [7.3, 30.6, 36.1, 57.9]]
+    truth = objects(size, boxes, [0, 2, 1])
+    detections = Instances(size, pred_boxes=truth.gt_boxes, pred_classes=truth.gt_classes)
+    detections.scores = torch.ones(3)
+    model = narrow_model().eval()
+    seen = {}
+
+    def perfect(feature, canvas_size, boxes, classes):
+        """What a perfect head says of boxes on the canvas of the picture or of its mirror image."""
+        left, top = canvas_size[1] // 2 - width // 2, canvas_size[0] // 2 - height // 2
+        masks = torch.zeros(3, *canvas_size, dtype=torch.bool)
+        masks[:, top : top + height, left : left + width] = (
+            truth.gt_masks.tensor.flip(-1) if seen["mirrored"].pop(0) else truth.gt_masks.tensor
+        )
+        return BitMasks(masks).crop_and_resize(boxes, 28)[:, None].float()
+
+    monkeypatch.setattr(model.mask_head, "probabilities", perfect)
+    monkeypatch.setattr(model, "select", lambda *args: [detections])
+    inputs = [
+        {
+            "image": picture(*size),
+            "height": round(height * output_scale),
+            "width": round(width * output_scale),
+        }
+    ]
+    expected = ellipses(inputs[0]["height"], inputs[0]["width"], torch.tensor(boxes) * output_scale)
+
+    for detector, mirrored in (
+        (model, [False]),
+        (CentripetalNetWithTTA(model, flip=True, scales=[1.0]), [False, True]),
+    ):
+        seen["mirrored"] = list(mirrored)
+        detections.pred_boxes = Boxes(torch.tensor(boxes))
+        result = detector(inputs)[0]["instances"]
+
+        assert result.pred_masks.shape == (3, inputs[0]["height"], inputs[0]["width"])
+        assert (iou(result.pred_masks, expected) > 0.9).all()
+
+
+def test_proposals_are_the_boxes_that_hit_an_object_and_the_objects_themselves():
+    truth = objects((64, 64), [[10, 10, 30, 30], [40, 40, 60, 64]], [2, 0])
+    boxes = torch.tensor([[11.0, 11, 31, 31], [41, 41, 61, 70], [40, 41, 60, 64], [0, 0, 9, 9]])
+
+    proposals = matched_proposals(boxes, torch.tensor([0.5, 0.4, -1, 0.3]), truth, 0.5)
+
+    # The third is no box, the fourth hits nothing, and the second is clipped to the canvas.
+    assert proposals.proposal_boxes.tensor.tolist() == [
+        [11, 11, 31, 31],
+        [41, 41, 61, 64],
+        [10, 10, 30, 30],
+        [40, 40, 60, 64],
+    ]
+    assert proposals.gt_classes.tolist() == [2, 0, 2, 0]
+    assert torch.equal(proposals.gt_masks.tensor, truth.gt_masks.tensor[[0, 1, 0, 1]])
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_a_batch_with_and_without_objects_trains_every_weight(polygons):
+    model = narrow_model().train()
+    batch = [
+        {"image": picture(63, 63), "instances": objects((63, 63), boxes, classes, polygons)}
+        for boxes, classes in (([[8, 9, 40, 50]], [1]), ([], []))
+    ]
+
+    with EventStorage():
+        losses = model(batch)
+        sum(losses.values()).backward()
+
+    assert losses["loss_mask"] > 0
+    assert all(p.grad.any() for p in model.mask_head.parameters())
+
+
+@pytest.mark.parametrize("reason", ["no objects", "before its first iteration"])
+def test_where_there_is_nothing_to_train_on_the_mask_loss_is_zero_and_reaches_every_weight(reason):
+    start_iter = 10 if reason.startswith("before") else 0
+    model = narrow_model(MODEL__CENTRIPETALNET__MASK__START_ITER=start_iter).train()
+    boxes, classes = ([[8, 9, 40, 50]], [1]) if start_iter else ([], [])
+    batch = [{"image": picture(63, 63), "instances": objects((63, 63), boxes, classes)}] * 2
+
+    with EventStorage(start_iter=9):
+        losses = model(batch)
+        sum(losses.values()).backward()
+
+    assert losses["loss_mask"] == 0
+    assert all(p.grad is not None for p in model.parameters())
+    assert not any(p.grad.any() for p in model.mask_head.parameters())
+
+
+def test_masks_are_trained_from_their_first_iteration_on():
+    model = narrow_model(MODEL__CENTRIPETALNET__MASK__START_ITER=10).train()
+    batch = [{"image": picture(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
+
+    with EventStorage(start_iter=10):
+        assert model(batch)["loss_mask"] > 0
+
+
+def test_checkpointing_changes_no_gradient_with_masks():
+    gradients = []
+    for checkpoint in (False, True):
+        model = narrow_model(MODEL__CENTRIPETALNET__CHECKPOINT_ACTIVATIONS=checkpoint).train()
+        batch = [{"image": picture(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
+        with EventStorage():
+            sum(model(batch).values()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+
+    torch.testing.assert_close(*gradients)
+
+
+def finding_model():
+    """Finds boxes of three classes, about eight cells wide."""
+    model = narrow_model().eval()
+    for branch in (model.heads[-1].tl, model.heads[-1].br):
+        branch.heatmap[-1].weight.data *= 20
+        branch.centripetal_shift[-1].bias.data[:] = math.log(4)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_detection_has_a_mask_of_the_size_of_the_picture(precision):
+    model = optimize_for_inference(finding_model(), precision)
+
+    for detector in (model, CentripetalNetWithTTA(model, flip=True, scales=[1.0, 1.5])):
+        (result,) = detector([{"image": picture(70, 90), "height": 140, "width": 180}])
+        masks = result["instances"].pred_masks
+
+        assert len(result["instances"]) > 5
+        assert masks.shape == (len(result["instances"]), 140, 180) and masks.dtype == torch.bool
+
+
+@torch.no_grad()
+def test_masks_change_no_box():
+    model = finding_model()
+    inputs = [{"image": picture(70, 90)}]
+    with_masks = model(inputs)[0]["instances"]
+    model.mask_head = None
+
+    without = model(inputs)[0]["instances"]
+
+    assert torch.equal(with_masks.pred_boxes.tensor, without.pred_boxes.tensor)
+    assert torch.equal(with_masks.scores, without.scores)
+    assert not without.has("pred_masks")
+
+
+@torch.no_grad()
+def test_a_picture_without_detections_has_no_masks():
+    model = finding_model()
+    for branch in (model.heads[-1].tl, model.heads[-1].br):
+        # Every centre lies far outside its box.
+        branch.centripetal_shift[-1].bias.data[:] = math.log(1000)
+
+    result = model([{"image": picture(70, 90)}])[0]["instances"]
+
+    assert len(result) == 0
+    assert result.pred_masks.shape == (0, 70, 90)
+
+
+def test_both_mask_configs_build():
+    with torch.device("meta"):
+        for name in ("centripetal_mask_hg104", "quick_schedules/centripetal_mask_tiny"):
+            model = build_model(config(name, MODEL__DEVICE="meta"))
+            assert model.mask_head.layers.predictor.out_channels == model.num_classes
