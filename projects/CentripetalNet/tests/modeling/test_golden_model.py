@@ -79,12 +79,11 @@ def test_inference_gives_the_reference_boxes(golden_model):
     size = tuple(numbers["image"].shape[-2:])
     feature = model.backbone(numbers["image"])["stack2"]
 
-    candidates = match_corners(
-        model._corners(model.heads[-1].tl, feature, +1, size),
-        model._corners(model.heads[-1].br, feature, -1, size),
-        torch.zeros(2, 2),
-        model.matching,
-    )
+    corners = []
+    for branch, inwards in ((model.heads[-1].tl, +1), (model.heads[-1].br, -1)):
+        pooled = branch.pooling(feature)
+        corners.append(model._corners(branch, pooled, branch.heatmap(pooled), inwards, size))
+    candidates = match_corners(*corners, torch.zeros(2, 2), model.matching)
     raw = best_candidates(candidates, model.selection.max_candidates)
     final = select_detections(candidates, model.selection)
 
