@@ -146,6 +146,12 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # ---------------------------------------------------------------- solver
     # "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAM"
+    # Periodic checkpoints that are kept, the newest; 0 keeps all. The last one and, with
+    # TEST.EVAL_PERIOD, the best by box AP (model_best.pth) stay anyway.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # Steps of a training whose loss may be infinite or no number: they are left out, and their
+    # losses and images are logged. The next one saves the state as model_diverged.pth and stops.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

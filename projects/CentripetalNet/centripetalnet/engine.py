@@ -2,7 +2,7 @@
 
 import logging
 import os
-import time
+import re
 import weakref
 from collections import OrderedDict
 from typing import Optional, Sequence
@@ -17,9 +17,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import (
-    AMPTrainer,
     DefaultTrainer,
-    SimpleTrainer,
     TrainerBase,
     create_ddp_model,
     default_setup,
@@ -38,28 +36,9 @@ from .data.dataset_check import check_coco_categories, check_num_classes
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
 from .solver import build_optimizer
+from .step_trainer import StepTrainer
 
 logger = logging.getLogger(__name__)
-
-
-class CPUAMPTrainer(SimpleTrainer):
-    """Mixed precision on the CPU: the forward pass in bfloat16 where autocast says so.
-
-    Detectron2's AMPTrainer needs CUDA. bfloat16 has the range of float32, so no gradient scaler.
-    """
-
-    def run_step(self) -> None:
-        """One iteration, see ``SimpleTrainer.run_step``."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = self.model(data)
-            total = sum(losses.values())
-        self.optimizer.zero_grad()
-        total.backward()
-        self._write_metrics(losses, data_time)
-        self.optimizer.step()
 
 
 class Evaluator(COCOEvaluator):
@@ -96,14 +75,17 @@ class Trainer(DefaultTrainer):
             model = DistributedDataParallel(model, broadcast_buffers=False)
         else:
             model = create_ddp_model(model, broadcast_buffers=False)
-        trainer_type = SimpleTrainer
-        if cfg.SOLVER.AMP.ENABLED and not on_cpu:
-            trainer_type = AMPTrainer
-        elif cfg.SOLVER.AMP.ENABLED and cpu_has_bfloat16():
-            trainer_type = CPUAMPTrainer
-        elif cfg.SOLVER.AMP.ENABLED:
+        amp = cfg.SOLVER.AMP.ENABLED
+        if amp and on_cpu and not cpu_has_bfloat16():
             logger.warning("This CPU has no bfloat16 arithmetic: training in float32.")
-        self._trainer = trainer_type(model, data_loader, optimizer)
+            amp = False
+        self._trainer = StepTrainer(
+            model,
+            data_loader,
+            optimizer,
+            amp=amp,
+            max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
+        )
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = CentripetalNetCheckpointer(
@@ -120,6 +102,41 @@ class Trainer(DefaultTrainer):
             self.register_hooks(
                 [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
             )
+
+    def run_step(self) -> None:
+        """One iteration; where its loss is not finite, the state before it is saved."""
+        try:
+            super().run_step()
+        except FloatingPointError:
+            self.checkpointer.save("model_diverged", iteration=self.iter - 1)
+            raise
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in DefaultTrainer; what a resumed training had saved is pruned with the rest."""
+        super().resume_or_load(resume)
+        if not (resume and self.checkpointer.has_checkpoint()):
+            return
+        saved = self.checkpointer.get_all_checkpoint_files()
+        for hook in self._hooks:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.recent_checkpoints = sorted(
+                    x for x in saved if re.fullmatch(r"model_\d{7}\.pth", os.path.basename(x))
+                )
+
+    def build_hooks(self) -> list:
+        """As in DefaultTrainer; old checkpoints are removed, the best is kept."""
+        result = super().build_hooks()
+        kept = self.cfg.SOLVER.CHECKPOINTS_KEPT
+        for hook in result:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_to_keep = kept or None
+        if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
+            best = hooks.BestCheckpointer(
+                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "bbox/AP", "max"
+            )
+            # After the evaluation whose result it reads, before what writes the metrics.
+            result.insert(-1, best)
+        return result
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

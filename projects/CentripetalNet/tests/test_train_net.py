@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -147,6 +148,56 @@ def test_training_goes_on_from_its_last_checkpoint(datasets, tmp_path):
 
     lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [x["iteration"] for x in lines] == [1, 3]
+
+
+def test_the_best_checkpoint_by_box_ap_is_kept(datasets, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "2"]
+
+    main(arguments(tmp_path, *opts, "TEST.AUG.ENABLED", "False", *ANYWHERE))
+
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["iteration"] in (1, 3)
+
+
+def test_a_training_that_diverges_saves_its_state_and_stops(datasets, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "50", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"]
+    opts += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "1e30", "DATASETS.TEST", "()"]
+    opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
+
+    with pytest.raises(FloatingPointError, match="loss_heatmap.*silhouettes/train/.*BASE_LR"):
+        main(arguments(tmp_path, *opts))
+
+    assert (tmp_path / "model_diverged.pth").is_file()
+
+
+def test_training_that_was_killed_goes_on_from_its_last_complete_checkpoint(datasets, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, script, datasets / "silhouettes", "--config-file", TINY]
+    opts = ["OUTPUT_DIR", tmp_path, "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    opts += ["DATASETS.TEST", "()", "SOLVER.CHECKPOINTS_KEPT", "3"]
+    moments = np.random.default_rng(0).uniform(0, 0.4, size=2)
+    for seconds in moments:
+        found = len(list(tmp_path.glob("model_0*.pth")))
+        arguments = [*command, "--resume", *opts, "SOLVER.MAX_ITER", "1000"]
+        process = subprocess.Popen([*map(str, arguments)], stderr=subprocess.DEVNULL)
+        while len(list(tmp_path.glob("model_0*.pth"))) < min(found + 2, 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+    saved = max(int(path.stem[-7:]) for path in tmp_path.glob("model_0*.pth"))
+    end = ["SOLVER.MAX_ITER", str(saved + 3)]
+
+    result = run(*command[1:], "--resume", *opts, *end)
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == saved + 2
+    steps = checkpoint["trainer"]["_trainer"]["optimizer"]["state"][0]["step"]
+    assert int(steps) == saved + 3
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 3
 
 
 @pytest.mark.parametrize(

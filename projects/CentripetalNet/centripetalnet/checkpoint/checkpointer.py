@@ -1,8 +1,10 @@
 """Loading of weights that says no to a file that does not fit."""
 
 import os
-from typing import List, Sequence
+from contextlib import contextmanager
+from typing import IO, Iterator, List, Sequence
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
@@ -53,14 +55,70 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             # Detectron2 leaves it set after an error, and then refuses the next file.
             self._parsed_url_during_load = None
 
+    def save(self, name: str, **kwargs) -> None:
+        """As in Detectron2, but a file has its name only when it is complete.
+
+        Args:
+            name: of the file, without ".pth".
+            kwargs: what is saved besides the weights and ``checkpointables``.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with _replacing(path) as file:
+            torch.save(data, file)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Notes which file a training goes on from."""
+        with _replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As in Detectron2; what a training goes on from has to fit in full."""
-        strict = self.strict
-        self.strict = strict or (resume and self.has_checkpoint())
-        try:
+        """As in Detectron2; what a training goes on from has to fit in full.
+
+        Where the last checkpoint is damaged, that is told and the one before it is taken.
+
+        Raises:
+            ValueError: if none of the checkpoints can be read, or one does not fit the model.
+        """
+        if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
+        strict, self.strict = self.strict, True
+        try:
+            return self.load(self._last_readable())
         finally:
             self.strict = strict
+
+    def _last_readable(self) -> str:
+        """Path of the newest checkpoint that is whole, the same in all processes."""
+        last = self.get_checkpoint_file()
+        saved = [x for x in self.get_all_checkpoint_files() if x.endswith(".pth") and x != last]
+        for path in (last, *sorted(saved, key=os.path.getmtime, reverse=True)):
+            problem = None
+            if comm.is_main_process():
+                try:
+                    content = load_tensors(path)
+                    if path != last and "iteration" not in content:
+                        problem = "it is not of a training"
+                except (OSError, ValueError) as error:
+                    problem = str(error)
+            problem = comm.all_gather(problem)[0]
+            if problem is None:
+                return path
+            self.logger.warning(
+                "The checkpoint %s cannot be gone on from (%s): trying the one before it.",
+                path,
+                problem,
+            )
+        raise ValueError(
+            f"--resume: no checkpoint in {self.save_dir} can be read. Put a whole one there, or "
+            "start anew without --resume in another OUTPUT_DIR."
+        )
 
     def _load_file(self, filename: str) -> dict:
         """Tensors only: whatever the file's name, nothing in it is run."""
@@ -123,6 +181,16 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"\n  INPUT.FORMAT {about['input_format']} MODEL.PIXEL_MEAN "
                 f'"{list(about["pixel_mean"])}" MODEL.PIXEL_STD "{list(about["pixel_std"])}"'
             )
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file that has its name, or takes the place of the old one, when it is complete."""
+    with open(f"{path}.part", "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.part", path)
 
 
 def _same(wanted: Sequence, given: Sequence) -> bool:

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -117,3 +118,59 @@ def test_a_checkpoint_without_weights_is_named(model, tmp_path, content):
 
     with pytest.raises(ValueError, match="holds no weights"):
         CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
+def saved_twice(folder):
+    """A checkpointer of a model that was saved with the weight 1, then with 2."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    checkpointer = CentripetalNetCheckpointer(model, str(folder))
+    for iteration in (1, 2):
+        torch.nn.init.constant_(model.weight, iteration)
+        checkpointer.save(f"model_{iteration}", iteration=iteration)
+        path = folder / f"model_{iteration}.pth"
+        # File systems may be coarse about the time of a file.
+        os.utime(path, (iteration, iteration))
+    torch.nn.init.constant_(model.weight, 0)
+    return checkpointer
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "missing"])
+def test_where_the_last_checkpoint_is_damaged_the_one_before_it_is_taken(damage, tmp_path, caplog):
+    checkpointer = saved_twice(tmp_path)
+    last = tmp_path / "model_2.pth"
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:-100])
+    elif damage == "overwritten":
+        last.write_bytes(b"no checkpoint")
+    else:
+        last.unlink()
+
+    extra = checkpointer.resume_or_load("", resume=True)
+
+    assert extra["iteration"] == 1 and checkpointer.model.weight == 1
+    assert "model_2.pth" in caplog.text
+
+
+def test_where_every_checkpoint_is_damaged_that_is_an_error(tmp_path):
+    checkpointer = saved_twice(tmp_path)
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"no checkpoint")
+
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_an_interrupted_save_leaves_the_last_checkpoint_as_it_was(tmp_path, monkeypatch):
+    checkpointer = saved_twice(tmp_path)
+
+    def stop(data, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stop)
+    for name in ("model_2", "model_3"):
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.save(name, iteration=3)
+
+    assert not (tmp_path / "model_3.pth").exists()
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 2

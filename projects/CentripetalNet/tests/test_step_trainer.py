@@ -1,0 +1,70 @@
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from centripetalnet.step_trainer import StepTrainer
+
+
+class Line(nn.Module):
+    """Its loss is what the batch says times a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch):
+        values = torch.tensor([x["value"] for x in batch])
+        return {"loss_a": (self.weight * values).sum(), "loss_b": self.weight * 0 + 1}
+
+
+def trainer_of(*values, max_skipped_steps=0):
+    model = Line()
+    batches = [[{"value": x, "file_name": f"picture{i}.jpg"}] for i, x in enumerate(values)]
+    # Momentum would move the weight even without a gradient.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = StepTrainer(model, batches, optimizer, amp=False, max_skipped_steps=max_skipped_steps)
+    trainer.iter = 0
+    return trainer
+
+
+def run(trainer, steps):
+    with EventStorage() as storage:
+        for _ in range(steps):
+            trainer.run_step()
+            trainer.iter += 1
+            storage.step()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_whose_loss_is_not_finite_is_left_out_and_told(bad, caplog):
+    trainer = trainer_of(1.0, bad, 1.0, max_skipped_steps=1)
+    expected = trainer_of(1.0, 1.0)
+
+    run(trainer, 3)
+    run(expected, 2)
+
+    assert torch.equal(trainer.model.weight, expected.model.weight)
+    assert "picture1.jpg" in caplog.text and "iteration 1" in caplog.text
+    assert "'loss_b': 1.0" in caplog.text
+
+
+def test_one_more_than_may_be_left_out_is_an_error_before_the_step():
+    trainer = trainer_of(1.0, float("nan"), float("nan"), max_skipped_steps=1)
+    run(trainer, 2)
+    before = trainer.model.weight.detach().clone()
+
+    with pytest.raises(FloatingPointError, match="loss_a.*picture2.jpg.*MAX_SKIPPED_STEPS 1"):
+        run(trainer, 1)
+
+    assert torch.equal(trainer.model.weight, before)
+
+
+def test_steps_left_out_are_counted_across_a_resume():
+    trainer = trainer_of(float("nan"), max_skipped_steps=1)
+    run(trainer, 1)
+    resumed = trainer_of(float("nan"), max_skipped_steps=1)
+    resumed.load_state_dict(trainer.state_dict())
+
+    with pytest.raises(FloatingPointError):
+        run(resumed, 1)
