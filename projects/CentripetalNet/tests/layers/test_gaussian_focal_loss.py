@@ -1,5 +1,8 @@
 import importlib
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -190,3 +193,41 @@ def test_rendered_bumps_are_gaussians_merged_by_their_maximum():
     assert heatmap[1, 4, 9].item() == pytest.approx(math.exp(-1 / (2 * (7 / 6) ** 2)))
     assert heatmap[1, 4, 10] == heatmap[1, 5, 13] == heatmap[5, 0, 20] == 1
     assert heatmap[5].count_nonzero() == 25
+
+
+@pytest.mark.parametrize(
+    "bumps, plane_start, message",
+    [
+        ([[0, 9, 0, 1]], [0, 1, 1, 1, 1, 1, 1], "lie on the map of 9 x 21 cells, got one at y = 9"),
+        ([[0, 0, -1, 1]], [0, 1, 1, 1, 1, 1, 1], "lie on the map .* x = -1"),
+        ([[6, 0, 0, 1]], [0, 0, 0, 0, 0, 0, 1], r"under N \* C = 6, got 6"),
+        ([[0, 0, 0, 1]], [0, 9, 9, 9, 9, 9, 9], "rise from 0 to the number of bumps, 1"),
+        ([[0, 0, 0, 1]], [0, 1, -5, 1, 1, 1, 1], "rise from 0"),
+    ],
+)
+def test_numbers_that_would_lead_outside_the_tensors_are_errors(bumps, plane_start, message):
+    arguments = torch.tensor(bumps, dtype=torch.int32), torch.tensor(plane_start).int()
+
+    with pytest.raises(ValueError, match=message):
+        gaussian_focal_loss(torch.zeros(SHAPE), *arguments)
+
+
+@pytest.mark.parametrize("radius", [30, 200, 2**30])
+def test_a_bump_may_be_larger_than_the_map(radius):
+    bumps = torch.tensor([[0, 4, 10, radius]], dtype=torch.int32)
+    plane_start = torch.tensor([0, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
+
+    loss = gaussian_focal_loss(logits_of(), bumps, plane_start)
+
+    expected = gaussian_focal_loss_reference(logits_of(), render_bumps(bumps, SHAPE))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+def test_kernels_for_lesser_instruction_sets_give_the_same(capability):
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "equals_the_formula"]
+    environment = {**os.environ, "CENTRIPETALNET_CPU_CAPABILITY": capability}
+
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout

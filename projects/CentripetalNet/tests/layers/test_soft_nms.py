@@ -88,3 +88,28 @@ def test_linear_decay_of_equal_boxes_never_brings_them_back():
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="hard"):
         batched_soft_nms(*random_boxes(3, seed=0), max_detections=3, method="hard")
+
+
+@pytest.mark.parametrize(
+    "changed, error, message",
+    [
+        ({"boxes": torch.zeros(1, 3, 5)}, ValueError, r"boxes of shape \(N, M, 4\)"),
+        ({"boxes": torch.zeros(1, 2, 4)}, ValueError, r"boxes of shape \(N, M, 4\)"),
+        ({"boxes": torch.zeros(1, 3, 4).double()}, TypeError, "one dtype"),
+        ({"scores": torch.zeros(3)}, ValueError, r"scores of shape \(N, M\)"),
+        ({"classes": torch.zeros(1, 2, dtype=torch.long)}, ValueError, "shape of scores"),
+        ({"classes": torch.zeros(1, 3)}, TypeError, "int64"),
+        ({"max_detections": -1}, ValueError, "max_detections >= 0"),
+    ],
+)
+def test_operator_checks_its_arguments(changed, error, message):
+    inputs = {
+        "boxes": torch.zeros(1, 3, 4),
+        "scores": torch.zeros(1, 3),
+        "classes": torch.zeros(1, 3, dtype=torch.long),
+        "max_detections": 3,
+        **changed,
+    }
+
+    with pytest.raises(error, match=message):
+        torch.ops.centripetalnet.soft_nms(*inputs.values(), True, 0.5, 0.5, 0.001)

@@ -96,10 +96,12 @@ class Rows {
         bumps_(bumps.const_data_ptr<int32_t>()),
         plane_start_(plane_start.const_data_ptr<int32_t>()),
         profile_start_(bumps.size(0) + 1) {
+    check_numbers(bumps.size(0), plane_start.size(0) - 1);
     for (int64_t bump = 0; bump < bumps.size(0); ++bump) {
-      const int32_t radius = radius_of(bump);
-      const Target sigma = (2 * radius + 1) / Target{6};
-      for (int32_t distance = 0; distance <= radius; ++distance) {
+      // No cell of the map lies farther away.
+      const int64_t radius = std::min<int64_t>(radius_of(bump), std::max(height_, width_));
+      const Target sigma = (2 * static_cast<Target>(radius_of(bump)) + 1) / 6;
+      for (int64_t distance = 0; distance <= radius; ++distance) {
         const Target squared = static_cast<Target>(distance) * distance;
         profiles_.push_back(std::exp(-squared / (2 * sigma * sigma)));
       }
@@ -129,6 +131,28 @@ class Rows {
   }
 
  private:
+  // Wrong numbers would lead outside the tensors.
+  void check_numbers(int64_t num_bumps, int64_t num_planes) const {
+    bool in_order = plane_start_[0] == 0 && plane_start_[num_planes] == num_bumps;
+    for (int64_t plane = 0; plane < num_planes; ++plane) {
+      in_order = in_order && plane_start_[plane] <= plane_start_[plane + 1];
+    }
+    TORCH_CHECK_VALUE(
+        in_order, "gaussian_focal_loss expects plane_start to rise from 0 to the number of bumps, ",
+        num_bumps);
+    for (int64_t bump = 0; bump < num_bumps; ++bump) {
+      TORCH_CHECK_VALUE(
+          radius_of(bump) < 0 || (y_of(bump) >= 0 && y_of(bump) < height_ && x_of(bump) >= 0 &&
+                                  x_of(bump) < width_),
+          "gaussian_focal_loss expects bumps whose peaks lie on the map of ", height_, " x ",
+          width_, " cells, got one at y = ", y_of(bump), ", x = ", x_of(bump));
+      TORCH_CHECK_VALUE(
+          plane_of(bump) >= 0 && plane_of(bump) < num_planes,
+          "gaussian_focal_loss expects the planes of bumps to be under N * C = ", num_planes,
+          ", got ", plane_of(bump));
+    }
+  }
+
   int32_t plane_of(int64_t bump) const { return bumps_[bump * kBumpSize]; }
   int32_t y_of(int64_t bump) const { return bumps_[bump * kBumpSize + 1]; }
   int32_t x_of(int64_t bump) const { return bumps_[bump * kBumpSize + 2]; }

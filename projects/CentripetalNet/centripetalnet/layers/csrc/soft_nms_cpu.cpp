@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -81,7 +82,25 @@ void take_boxes(
 std::tuple<Tensor, Tensor> soft_nms_cpu(
     const Tensor& boxes, const Tensor& scores, const Tensor& classes, int64_t max_detections,
     bool gaussian, double sigma, double iou_threshold, double min_score) {
+  TORCH_CHECK_VALUE(
+      scores.dim() == 2, "soft_nms expects scores of shape (N, M), got ", scores.sizes());
   const int64_t images = scores.size(0), count = scores.size(1);
+  TORCH_CHECK_VALUE(
+      boxes.dim() == 3 && boxes.size(0) == images && boxes.size(1) == count && boxes.size(2) == 4,
+      "soft_nms expects boxes of shape (N, M, 4) for scores of shape ", scores.sizes(), ", got ",
+      boxes.sizes());
+  TORCH_CHECK_VALUE(
+      classes.sizes() == scores.sizes(), "soft_nms expects classes of the shape of scores, ",
+      scores.sizes(), ", got ", classes.sizes());
+  TORCH_CHECK_TYPE(
+      classes.scalar_type() == at::kLong, "soft_nms expects classes in int64, got ",
+      classes.scalar_type());
+  TORCH_CHECK_TYPE(
+      boxes.scalar_type() == scores.scalar_type(),
+      "soft_nms expects boxes and scores of one dtype, got ", boxes.scalar_type(), " and ",
+      scores.scalar_type());
+  TORCH_CHECK_VALUE(
+      max_detections >= 0, "soft_nms expects max_detections >= 0, got ", max_detections);
   const int64_t rounds = std::min(max_detections, count);
   const Tensor dense_boxes = boxes.contiguous(), dense_scores = scores.contiguous();
   const Tensor dense_classes = classes.contiguous();
