@@ -39,6 +39,9 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler = _grad_scaler(enabled=amp and device_type == "cuda")
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        # Norm statistics before the step: the forward pass puts a bad batch into them.
+        self._buffers = list(model.buffers())
+        self._buffers_before = [x.clone() for x in self._buffers]
 
     def run_step(self) -> None:
         """One iteration, see ``SimpleTrainer.run_step``.
@@ -50,6 +53,7 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        _copy(self._buffers, self._buffers_before)
         with self.autocast:
             losses = self.model(data)
             total = sum(losses.values())
@@ -63,6 +67,7 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.update()
 
     def _skip_step(self, losses: Dict[str, Tensor], data: List[dict]) -> None:
+        _copy(self._buffers_before, self._buffers)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         names = [x.get("file_name", "an image without file name") for x in data]
         what = f"the loss of iteration {self.iter} is not finite: {values} for {', '.join(names)}"
@@ -94,6 +99,12 @@ class StepTrainer(SimpleTrainer):
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped_steps = state_dict.get("skipped_steps", 0)
+
+
+@torch.no_grad()
+def _copy(sources: List[Tensor], targets: List[Tensor]) -> None:
+    for source, target in zip(sources, targets):
+        target.copy_(source)
 
 
 def _is_finite_everywhere(loss: Tensor) -> bool:

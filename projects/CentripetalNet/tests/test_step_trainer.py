@@ -18,8 +18,8 @@ class Line(nn.Module):
         return {"loss_a": (self.weight * values).sum(), "loss_b": self.weight * 0 + 1}
 
 
-def trainer_of(*values, max_skipped_steps=0):
-    model = Line()
+def trainer_of(*values, max_skipped_steps=0, model=None):
+    model = model or Line()
     batches = [[{"value": x, "file_name": f"picture{i}.jpg"}] for i, x in enumerate(values)]
     # Momentum would move the weight even without a gradient.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -47,6 +47,26 @@ def test_a_step_whose_loss_is_not_finite_is_left_out_and_told(bad, caplog):
     assert torch.equal(trainer.model.weight, expected.model.weight)
     assert "picture1.jpg" in caplog.text and "iteration 1" in caplog.text
     assert "'loss_b': 1.0" in caplog.text
+
+
+def test_a_step_that_is_left_out_leaves_no_trace_in_norm_statistics():
+    class Normed(Line):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, batch):
+            values = torch.tensor([[x["value"]] for x in batch] * 2)
+            return {"loss": self.norm(values).sum() * self.weight}
+
+    trainer = trainer_of(float("nan"), max_skipped_steps=1, model=Normed())
+    before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+
+    run(trainer, 1)
+
+    after = trainer.model.state_dict()
+    assert trainer.skipped_steps == 1
+    assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
 def test_one_more_than_may_be_left_out_is_an_error_before_the_step():
