@@ -126,6 +126,10 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Random order of the channels.
     color.SWAP_CHANNELS = True
 
+    # Training images and annotations that cannot be used: an error, or left out and counted in the
+    # log. tools/check_dataset.py names them all.
+    cfg.DATALOADER.SKIP_UNUSABLE = False
+
     # ---------------------------------------------------------------- test-time augmentation
     # Scales of the image whose boxes are put together when TEST.AUG.ENABLED; with TEST.AUG.FLIP
     # each with its mirror image. The paper's multi-scale result uses 0.6, 1, 1.2, 1.5 and 1.8.

@@ -14,7 +14,6 @@ from detectron2.data import (
     DatasetCatalog,
     MetadataCatalog,
     build_detection_test_loader,
-    build_detection_train_loader,
 )
 from detectron2.engine import (
     DefaultTrainer,
@@ -31,8 +30,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CentripetalNetCheckpointer
 from .config import load_config
-from .data import CentripetalNetDatasetMapper
+from .data import CentripetalNetDatasetMapper, build_training_loader
 from .data.dataset_check import check_coco_categories, check_num_classes
+from .hooks import BestCheckpointer
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
 from .solver import build_optimizer
@@ -66,6 +66,9 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        if cfg.SEED < 0:
+            # Drawn once and kept with the checkpoints, so that the training can be gone on with.
+            cfg = _with_seed(cfg, comm.shared_random_seed())
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
 
         model = self.build_model(cfg)
@@ -85,6 +88,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             amp=amp,
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
+            seed=cfg.SEED,
         )
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -103,6 +107,13 @@ class Trainer(DefaultTrainer):
                 [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
             )
 
+    def before_train(self) -> None:
+        """As in DefaultTrainer; what was killed after its last iteration gets its last file."""
+        super().before_train()
+        final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if self.start_iter >= self.max_iter and not os.path.isfile(final):
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+
     def run_step(self) -> None:
         """One iteration; where its loss is not finite, the state before it is saved."""
         try:
@@ -111,9 +122,16 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save("model_diverged", iteration=self.iter - 1)
             raise
 
+    def state_dict(self) -> dict:
+        """As in DefaultTrainer; the iteration is the last one that was run, after the last, too."""
+        state = super().state_dict()
+        return {**state, "iteration": min(state["iteration"], self.max_iter - 1)}
+
     def resume_or_load(self, resume: bool = True) -> None:
         """As in DefaultTrainer; what a resumed training had saved is pruned with the rest."""
         super().resume_or_load(resume)
+        # The main process's folder counts, whatever lies in that of another machine.
+        self.start_iter = comm.all_gather(self.start_iter)[0]
         if not (resume and self.checkpointer.has_checkpoint()):
             return
         saved = self.checkpointer.get_all_checkpoint_files()
@@ -131,9 +149,7 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = kept or None
         if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
-            best = hooks.BestCheckpointer(
-                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "bbox/AP", "max"
-            )
+            best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "bbox/AP", "max")
             # After the evaluation whose result it reads, before what writes the metrics.
             result.insert(-1, best)
         return result
@@ -145,9 +161,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         _check_datasets(cfg, cfg.DATASETS.TRAIN)
-        return build_detection_train_loader(
-            cfg, mapper=CentripetalNetDatasetMapper(cfg, is_train=True)
-        )
+        return build_training_loader(cfg, CentripetalNetDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -190,6 +204,14 @@ class Trainer(DefaultTrainer):
         ]
         results = super().test(cfg, model, evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg
 
 
 def _share_norm_statistics(model: nn.Module) -> None:

@@ -2,15 +2,23 @@
 
 import logging
 import time
-from typing import Dict, List
+from collections import Counter
+from typing import Dict, List, Optional
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from .data import TrainingStream
+from .seeding import STEP, seed_generators
+
 logger = logging.getLogger(__name__)
+
+# Of different images that cannot be used.
+_MAX_WARNINGS = 10
 
 
 class StepTrainer(SimpleTrainer):
@@ -20,15 +28,23 @@ class StepTrainer(SimpleTrainer):
     scaler; Detectron2's AMPTrainer is for CUDA alone.
     """
 
-    def __init__(self, model, data_loader, optimizer, *, amp: bool, max_skipped_steps: int = 0):
+    def __init__(
+        self, model, data_loader, optimizer, *, amp: bool, max_skipped_steps: int = 0, seed: int = 0
+    ):
         """
         Args:
-            model, data_loader, optimizer: see ``SimpleTrainer``.
+            model, optimizer: see ``SimpleTrainer``.
+            data_loader: batches without end. One over a ``TrainingStream`` is gone on with where a
+                checkpoint left it.
             amp: whether the forward pass is in lower precision where autocast says so.
             max_skipped_steps: steps with a loss that is not finite that are left out; the next one
                 is an error.
+            seed: of what layers draw in training; each step draws the same whatever came before.
         """
         super().__init__(model, data_loader, optimizer)
+        self.seed = seed
+        self.num_samples = 0
+        self._left_out: Counter = Counter()
         device_type = next(model.parameters()).device.type
         self.autocast = torch.autocast(
             device_type,
@@ -43,6 +59,11 @@ class StepTrainer(SimpleTrainer):
         self._buffers = list(model.buffers())
         self._buffers_before = [x.clone() for x in self._buffers]
 
+    @property
+    def _stream(self) -> Optional[TrainingStream]:
+        dataset = getattr(self.data_loader, "dataset", None)
+        return dataset if isinstance(dataset, TrainingStream) else None
+
     def run_step(self) -> None:
         """One iteration, see ``SimpleTrainer.run_step``.
 
@@ -53,6 +74,8 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        self._tell_what_was_left_out(data)
+        seed_generators(self.seed, STEP, self.iter, comm.get_rank())
         _copy(self._buffers, self._buffers_before)
         with self.autocast:
             losses = self.model(data)
@@ -61,10 +84,25 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.scale(total).backward()
         if not _is_finite_everywhere(total):
             self._skip_step(losses, data)
-            return
-        self._write_metrics(losses, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        else:
+            self._write_metrics(losses, data_time)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        self.num_samples += len(data) * comm.get_world_size()
+
+    def _tell_what_was_left_out(self, data: List[dict]) -> None:
+        problems = [problem for x in data for problem in x.get("left_out", ())]
+        for problem in problems:
+            self._left_out[problem] += 1
+            if self._left_out[problem] == 1 and len(self._left_out) <= _MAX_WARNINGS:
+                logger.warning("Left out an image: %s", problem)
+                if len(self._left_out) == _MAX_WARNINGS:
+                    logger.warning(
+                        "More images are only counted, as images_left_out in metrics.json; "
+                        "tools/check_dataset.py names them all."
+                    )
+        if problems:
+            get_event_storage().put_scalar("images_left_out", sum(self._left_out.values()))
 
     def _skip_step(self, losses: Dict[str, Tensor], data: List[dict]) -> None:
         _copy(self._buffers_before, self._buffers)
@@ -92,6 +130,8 @@ class StepTrainer(SimpleTrainer):
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
+            "seed": self.seed,
+            "num_samples": self.num_samples,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -99,6 +139,13 @@ class StepTrainer(SimpleTrainer):
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped_steps = state_dict.get("skipped_steps", 0)
+        if self._stream is None or "num_samples" not in state_dict:
+            logger.warning("The order of the images begins anew.")
+            return
+        self.seed, self.num_samples = state_dict["seed"], state_dict["num_samples"]
+        self._stream.go_on(self.seed, self.num_samples)
+        # An iterator that was made before stands at another place.
+        self._data_loader_iter_obj = None
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.config import load_config
+from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
 
 try:
     from torch.library import opcheck as check_operator
@@ -23,6 +24,9 @@ except ImportError:  # torch < 2.4
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs"
+
+# The dataset of tests that train.
+FEW = SilhouettesSpec(num_train=16, num_val=6)
 
 # The narrow model of data/model_tiny.pt.
 GOLDEN_MODEL = {
@@ -61,6 +65,16 @@ def golden_config() -> CfgNode:
 def device(request):
     """Every device that there is."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """A few pictures in place of the whole dataset, here and in train_few.py."""
+    root = tmp_path_factory.mktemp("datasets")
+    build_silhouettes(str(root / "silhouettes"), FEW)
+    register_silhouettes(str(root / "silhouettes"), FEW)
+    yield root
+    register_silhouettes()
 
 
 @pytest.fixture(scope="session")

@@ -88,3 +88,43 @@ def test_steps_left_out_are_counted_across_a_resume():
 
     with pytest.raises(FloatingPointError):
         run(resumed, 1)
+
+
+def test_layers_draw_the_same_in_a_step_whatever_was_drawn_before():
+    class Noisy(Line):
+        def forward(self, batch):
+            drawn.append(torch.rand(()).item())
+            return super().forward(batch)
+
+    drawn = []
+    run(trainer_of(1.0, 1.0, 1.0, model=Noisy()), 3)
+    resumed = trainer_of(1.0, model=Noisy())
+    resumed.iter = 2
+    torch.rand(5)
+    run(resumed, 1)
+
+    assert len(set(drawn[:3])) == 3
+    assert drawn[3] == drawn[2]
+
+
+def test_images_left_out_are_counted_and_ten_of_them_told(caplog):
+    trainer = trainer_of(*[1.0] * 60)
+    for i, batch in enumerate(trainer.data_loader):
+        batch[0]["left_out"] = [f"cannot read picture{i % 30}.jpg"]
+
+    with EventStorage() as storage:
+        for _ in range(60):
+            trainer.run_step()
+            trainer.iter += 1
+            storage.step()
+
+    told = [x.message for x in caplog.records if "Left out an image" in x.message]
+    assert len(told) == len(set(told)) == 10
+    assert "tools/check_dataset.py" in caplog.text
+    assert storage.latest()["images_left_out"][0] == 60
+
+
+def test_without_a_stream_a_resumed_training_says_that_its_order_begins_anew(caplog):
+    trainer_of(1.0).load_state_dict(trainer_of(1.0).state_dict())
+
+    assert "order of the images begins anew" in caplog.text

@@ -1,8 +1,9 @@
 """Loading of weights that says no to a file that does not fit."""
 
+import glob
 import os
-from contextlib import contextmanager
-from typing import IO, Iterator, List, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Iterator, List, Optional, Sequence
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,6 +14,8 @@ from .conversion import COUNTER, origin_of, weights_in
 from .safe_load import load_tensors
 
 _MAX_NAMES = 10
+# The end of a file's name until it is complete.
+_UNFINISHED = ".part"
 
 
 class CentripetalNetCheckpointer(DetectionCheckpointer):
@@ -81,44 +84,64 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As in Detectron2; what a training goes on from has to fit in full.
 
-        Where the last checkpoint is damaged, that is told and the one before it is taken.
+        Where the last checkpoint is damaged, that is told and the one before it is taken. What a
+        killed process had written of another one is removed.
 
         Raises:
             ValueError: if none of the checkpoints can be read, or one does not fit the model.
+            FileNotFoundError: if a process on another machine does not see the checkpoint.
         """
-        if not (resume and self.has_checkpoint()):
-            return super().resume_or_load(path, resume=resume)
+        has_checkpoint = comm.all_gather(self.has_checkpoint())[0]
+        if not (resume and has_checkpoint):
+            return super().resume_or_load(path, resume=False)
+        self._remove_unfinished()
+        last = self._last_readable()
+        # Detectron2 would give such a process the weights, but not the optimizer's state.
+        if not os.path.isfile(last):
+            raise FileNotFoundError(
+                f"--resume: this machine does not see the checkpoint {last}. Give all machines an "
+                "OUTPUT_DIR that they share, or copy the checkpoint there."
+            )
         strict, self.strict = self.strict, True
         try:
-            return self.load(self._last_readable())
+            return self.load(last)
         finally:
             self.strict = strict
 
+    def _remove_unfinished(self) -> None:
+        if self.save_to_disk:
+            for path in glob.glob(os.path.join(glob.escape(self.save_dir), f"*{_UNFINISHED}")):
+                self.logger.warning("Removing %s, which was not written to its end.", path)
+                os.remove(path)
+
     def _last_readable(self) -> str:
         """Path of the newest checkpoint that is whole, the same in all processes."""
+        path = self._look_for_readable() if comm.is_main_process() else None
+        path = comm.all_gather(path)[0]
+        if path is None:
+            raise ValueError(
+                f"--resume: no checkpoint in {self.save_dir} can be read. Put a whole one there, "
+                "or start anew without --resume in another OUTPUT_DIR."
+            )
+        return path
+
+    def _look_for_readable(self) -> Optional[str]:
         last = self.get_checkpoint_file()
         saved = [x for x in self.get_all_checkpoint_files() if x.endswith(".pth") and x != last]
         for path in (last, *sorted(saved, key=os.path.getmtime, reverse=True)):
-            problem = None
-            if comm.is_main_process():
-                try:
-                    content = load_tensors(path)
-                    if path != last and "iteration" not in content:
-                        problem = "it is not of a training"
-                except (OSError, ValueError) as error:
-                    problem = str(error)
-            problem = comm.all_gather(problem)[0]
-            if problem is None:
-                return path
+            try:
+                content = load_tensors(path)
+                if path == last or "iteration" in content:
+                    return path
+                problem = "it is not of a training"
+            except (OSError, ValueError) as error:
+                problem = str(error)
             self.logger.warning(
                 "The checkpoint %s cannot be gone on from (%s): trying the one before it.",
                 path,
                 problem,
             )
-        raise ValueError(
-            f"--resume: no checkpoint in {self.save_dir} can be read. Put a whole one there, or "
-            "start anew without --resume in another OUTPUT_DIR."
-        )
+        return None
 
     def _load_file(self, filename: str) -> dict:
         """Tensors only: whatever the file's name, nothing in it is run."""
@@ -186,11 +209,18 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
 @contextmanager
 def _replacing(path: str) -> Iterator[IO[bytes]]:
     """A file that has its name, or takes the place of the old one, when it is complete."""
-    with open(f"{path}.part", "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.part", path)
+    unfinished = f"{path}{_UNFINISHED}"
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        # Interrupted by Ctrl-C, say, or the disk is full.
+        with suppress(OSError):
+            os.remove(unfinished)
+        raise
 
 
 def _same(wanted: Sequence, given: Sequence) -> bool:

@@ -1,5 +1,6 @@
 from . import datasets  # registers the silhouettes
 from .dataset_mapper import CentripetalNetDatasetMapper, build_augmentations
+from .training_stream import TrainingStream, build_training_loader
 from .transforms import ColorDistortion, CropPadTransform, RandomCenterCropPad
 
 __all__ = [
@@ -7,6 +8,8 @@ __all__ = [
     "ColorDistortion",
     "CropPadTransform",
     "RandomCenterCropPad",
+    "TrainingStream",
     "build_augmentations",
+    "build_training_loader",
     "datasets",
 ]

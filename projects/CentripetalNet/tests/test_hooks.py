@@ -1,0 +1,58 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+from detectron2.utils.events import EventStorage
+
+from centripetalnet.hooks import BestCheckpointer
+
+
+class Saved:
+    """A checkpointer that notes the state of the hook when it is asked to save."""
+
+    def __init__(self):
+        self.states = []
+
+    def save(self, name, **kwargs):
+        self.states.append(self.hook.state_dict())
+
+
+def hook_at(storage, iteration):
+    checkpointer = Saved()
+    hook = checkpointer.hook = BestCheckpointer(1, checkpointer, "bbox/AP")
+    hook.trainer = SimpleNamespace(storage=storage, iter=iteration, max_iter=100)
+    return hook, checkpointer
+
+
+def evaluated(hook, storage, result):
+    storage.put_scalar("bbox/AP", result, smoothing_hint=False)
+    hook.after_step()
+
+
+def test_after_an_interruption_only_a_better_model_takes_the_place_of_the_best():
+    with EventStorage(5) as storage:
+        hook, checkpointer = hook_at(storage, 5)
+        evaluated(hook, storage, 40.0)
+        evaluated(hook, storage, 30.0)
+    state = hook.state_dict()
+
+    with EventStorage(7) as storage:
+        resumed, saved = hook_at(storage, 7)
+        resumed.load_state_dict(state)
+        for result in (35.0, 41.0):
+            evaluated(resumed, storage, result)
+
+    assert state == {"best_metric": 40.0, "best_iter": 5}
+    # What is saved with the best model knows of it.
+    assert checkpointer.states == [state]
+    assert saved.states == [{"best_metric": 41.0, "best_iter": 7}]
+
+
+@pytest.mark.parametrize("result", [None, math.nan])
+def test_without_a_result_there_is_no_best(result):
+    with EventStorage(5) as storage:
+        hook, _ = hook_at(storage, 5)
+        if result is not None:
+            storage.put_scalar("bbox/AP", result)
+
+        assert hook.state_dict() == {"best_metric": None, "best_iter": None}

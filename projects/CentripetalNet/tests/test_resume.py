@@ -1,0 +1,110 @@
+"""Trainings that are killed go on as if nothing had happened."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from training import run, start, train_few
+
+MAX_ITER = 40
+OPTIONS = [
+    *("SOLVER.MAX_ITER", str(MAX_ITER), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD"),
+    *("1", "SOLVER.CHECKPOINTS_KEPT", "3", "SOLVER.AMP.ENABLED", "False", "DATASETS.TEST", "()"),
+    # Random numbers of every kind.
+    *("INPUT.COLOR_DISTORTION.ENABLED", "True"),
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(datasets, tmp_path_factory):
+    """What a training that nobody disturbs comes to."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    return finish(datasets, output)
+
+
+def differences(first, second, path=""):
+    """Where two checkpoints are not the same, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) else [path]
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        return [x for key in first for x in differences(first[key], second[key], f"{path}.{key}")]
+    if isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        return [x for a, b in zip(first, second) for x in differences(a, b, path)]
+    return [] if first == second else [path]
+
+
+def newest(output) -> int:
+    """The iteration of the newest complete checkpoint, or -1."""
+    return max((int(x.stem[-7:]) for x in output.glob("model_0*.pth")), default=-1)
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def kill_after(datasets, output, checkpoints, seconds, workers):
+    """Has a training go on, and kills it some time after it has written some checkpoints."""
+    until = newest(output) + checkpoints
+    opts = [*OPTIONS, "DATALOADER.NUM_WORKERS", workers]
+    process = start(*train_few(datasets, output, *opts, flags=["--resume"]))
+    while newest(output) < until:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.005)
+    time.sleep(seconds)
+    assert process.poll() is None
+    kill(process)
+
+
+def kill_while_saving(datasets, output, name):
+    process = start(
+        *train_few(datasets, output, *OPTIONS, flags=["--resume"]),
+        disturb=f"stall_while_saving {name}",
+    )
+    while not (output / "disturbed").exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+    kill(process)
+    (output / "disturbed").unlink()
+
+
+def finish(datasets, output):
+    result = run(*train_few(datasets, output, *OPTIONS, flags=["--resume"]))
+    assert result.returncode == 0, result.stderr[-3000:]
+    return torch.load(output / "model_final.pth", weights_only=True)
+
+
+def test_killed_at_any_moment_and_gone_on_with_it_comes_to_the_same_bits(
+    datasets, uninterrupted, tmp_path
+):
+    kill_after(datasets, tmp_path, checkpoints=6, seconds=0.05, workers=2)
+    kill_while_saving(datasets, tmp_path, "model_0000030")
+    assert (tmp_path / "model_0000030.pth.part").exists()
+    assert not (tmp_path / "model_0000030.pth").exists()
+
+    final = finish(datasets, tmp_path)
+
+    assert differences(uninterrupted, final) == []
+    assert list(tmp_path.glob("*.part")) == []
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 3
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(datasets, uninterrupted, tmp_path):
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        # While it imports, builds the model, loads the checkpoint.
+        kill_after(datasets, tmp_path, 0, random.uniform(0, 4), workers=1)
+    for workers in random.integers(0, 3, 12):
+        kill_after(datasets, tmp_path, 1, random.uniform(0, 0.06), workers)
+    for name in ("model_0000038", "model_0000038", "model_0000039", "model_final"):
+        kill_while_saving(datasets, tmp_path, name)
+
+    final = finish(datasets, tmp_path)
+
+    assert differences(uninterrupted, final) == []

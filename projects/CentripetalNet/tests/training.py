@@ -1,0 +1,55 @@
+"""What the tests of whole trainings share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import PROJECT
+from detectron2.engine import default_argument_parser
+
+TINY = PROJECT / "configs" / "quick_schedules" / "centripetal_tiny.yaml"
+TINY_MASK = TINY.with_name("centripetal_mask_tiny.yaml")
+TRAIN_FEW = Path(__file__).with_name("train_few.py")
+# Small pictures take longer with more threads, much longer where other tests run beside them.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# A model that was hardly trained finds boxes only where corners may point to about anywhere.
+ANYWHERE = [
+    *("MODEL.CENTRIPETALNET.CENTRAL_REGION_LARGE", "9.0"),
+    *("MODEL.CENTRIPETALNET.CENTRAL_REGION_SMALL", "9.0"),
+    *("MODEL.CENTRIPETALNET.MAX_CENTER_AREA", "9.0"),
+]
+
+
+def arguments(output, *opts, eval_only=False, resume=False, config_file=TINY):
+    """Those of train_net.py, for ``engine.main``."""
+    flags = [*(["--eval-only"] if eval_only else []), *(["--resume"] if resume else [])]
+    args = ["--config-file", str(config_file), *flags, "OUTPUT_DIR", str(output), *map(str, opts)]
+    return default_argument_parser().parse_args(args)
+
+
+def run(*args):
+    """A command of the project in a process of its own, to its end."""
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ENVIRONMENT
+    )
+
+
+def train_few(datasets, output, *opts, flags=(), config_file=TINY):
+    """Arguments of :func:`run` and :func:`start` for train_few.py."""
+    command = [TRAIN_FEW, datasets / "silhouettes", "--config-file", config_file, *flags]
+    return [*command, "OUTPUT_DIR", output, *opts]
+
+
+def start(*args, disturb=""):
+    """The same in the background, as the leader of a process group."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, "DISTURB": disturb},
+        start_new_session=True,
+    )
