@@ -71,6 +71,8 @@ class Trainer(DefaultTrainer):
             cfg = _with_seed(cfg, comm.shared_random_seed())
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
 
+        if on_cpu and comm.get_world_size() > 1:
+            _check_norms(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -204,6 +206,19 @@ class Trainer(DefaultTrainer):
         ]
         results = super().test(cfg, model, evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def _check_norms(cfg: CfgNode) -> None:
+    norms = {
+        "MODEL.HOURGLASS.NORM": cfg.MODEL.HOURGLASS.NORM,
+        "MODEL.CENTRIPETALNET.NORM": cfg.MODEL.CENTRIPETALNET.NORM,
+    }
+    for key, value in norms.items():
+        if value == "SyncBN":
+            raise ValueError(
+                f"{key} 'SyncBN' exists on GPUs only; for several processes on the CPU take "
+                "'naiveSyncBN'"
+            )
 
 
 def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:

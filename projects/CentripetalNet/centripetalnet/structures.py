@@ -78,6 +78,15 @@ class BoxTargets(NamedTuple):
     br: CornerTargets
 
 
+class CornerCounts(NamedTuple):
+    """How many cells the losses of one corner are the mean over."""
+
+    heatmap: Tensor
+    """Scalar, cells that are the corner of a box, counted once for each class."""
+    shifts: Tensor
+    """Scalar, cells that are the corner of a box, of whatever class."""
+
+
 class Peaks(NamedTuple):
     """The best cells of one corner's heat map in each image."""
 

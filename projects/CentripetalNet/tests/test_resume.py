@@ -1,13 +1,11 @@
 """Trainings that are killed go on as if nothing had happened."""
 
-import os
-import signal
 import time
 
 import numpy as np
 import pytest
 import torch
-from training import run, start, train_few
+from training import kill, run, start, train_few, wait_for
 
 MAX_ITER = 40
 OPTIONS = [
@@ -43,19 +41,12 @@ def newest(output) -> int:
     return max((int(x.stem[-7:]) for x in output.glob("model_0*.pth")), default=-1)
 
 
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
 def kill_after(datasets, output, checkpoints, seconds, workers):
     """Has a training go on, and kills it some time after it has written some checkpoints."""
     until = newest(output) + checkpoints
     opts = [*OPTIONS, "DATALOADER.NUM_WORKERS", workers]
-    process = start(*train_few(datasets, output, *opts, flags=["--resume"]))
-    while newest(output) < until:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.005)
+    process = start(*train_few(output, *opts, flags=["--resume"]), DATASET=datasets / "silhouettes")
+    wait_for(lambda: newest(output) >= until, process)
     time.sleep(seconds)
     assert process.poll() is None
     kill(process)
@@ -63,18 +54,17 @@ def kill_after(datasets, output, checkpoints, seconds, workers):
 
 def kill_while_saving(datasets, output, name):
     process = start(
-        *train_few(datasets, output, *OPTIONS, flags=["--resume"]),
-        disturb=f"stall_while_saving {name}",
+        *train_few(output, *OPTIONS, flags=["--resume"]),
+        DATASET=datasets / "silhouettes",
+        DISTURB=f"stall_while_saving {name}",
     )
-    while not (output / "disturbed").exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.01)
+    wait_for((output / "disturbed").exists, process)
     kill(process)
     (output / "disturbed").unlink()
 
 
 def finish(datasets, output):
-    result = run(*train_few(datasets, output, *OPTIONS, flags=["--resume"]))
+    result = run(*train_few(output, *OPTIONS, flags=["--resume"]), DATASET=datasets / "silhouettes")
     assert result.returncode == 0, result.stderr[-3000:]
     return torch.load(output / "model_final.pth", weights_only=True)
 

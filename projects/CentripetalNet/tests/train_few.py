@@ -1,30 +1,26 @@
 """train_net.py on a few pictures, in processes of its own, which a test may disturb.
 
-    train_few.py FOLDER_OF_THE_DATASET [options of train_net.py]
+    DATASET=folder train_few.py [options of train_net.py]
 
 The environment variable DISTURB makes something go wrong: "stall_while_saving NAME" stops in the
 middle of writing a checkpoint, "hang RANK ITERATION" has one process stand still. Each process
 leaves its weights before and after the training, and its last gradients, in OUTPUT_DIR/rankN.pth,
-and notes its number in OUTPUT_DIR/rankN.pid.
+and notes its number in OUTPUT_DIR/rankN.pid. What main() returns is in OUTPUT_DIR/results.json.
 """
 
+import json
 import os
-import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from conftest import FEW
-from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 from centripetalnet import engine
 from centripetalnet.checkpoint import checkpointer
+from centripetalnet.command_line import argument_parser, launch_processes
 from centripetalnet.data.datasets import register_silhouettes
-
-# Of what processes that wait for each other put up with.
-TIMEOUT = timedelta(seconds=20)
 
 
 def wait_to_be_killed(output: Path) -> None:
@@ -57,8 +53,8 @@ def disturb(output: Path, what: str, *details: str) -> None:
         raise ValueError(f"DISTURB: unknown {what!r}")
 
 
-def work(args, root: str) -> None:
-    register_silhouettes(root, FEW)
+def work(args) -> None:
+    register_silhouettes(os.environ["DATASET"], FEW)
     output = Path(args.opts[args.opts.index("OUTPUT_DIR") + 1])
     (output / f"rank{comm.get_rank()}.pid").write_text(str(os.getpid()))
     if os.environ.get("DISTURB"):
@@ -72,7 +68,9 @@ def work(args, root: str) -> None:
         self.first_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     engine.Trainer.__init__ = note
-    engine.main(args)
+    results = engine.main(args)
+    if comm.is_main_process():
+        (output / "results.json").write_text(json.dumps(results))
     for trainer in trainers:
         content = {
             "first": trainer.first_weights,
@@ -83,13 +81,7 @@ def work(args, root: str) -> None:
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args(sys.argv[2:])
-    launch(
-        work,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url if args.num_machines > 1 else "auto",
-        args=(args, sys.argv[1]),
-        timeout=TIMEOUT,
-    )
+    args = argument_parser().parse_args()
+    if args.num_machines == 1:
+        args.dist_url = "auto"
+    launch_processes(work, args)

@@ -1,8 +1,11 @@
 """What the tests of whole trainings share."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from conftest import PROJECT
@@ -28,21 +31,23 @@ def arguments(output, *opts, eval_only=False, resume=False, config_file=TINY):
     return default_argument_parser().parse_args(args)
 
 
-def run(*args):
+def run(*args, **environment):
     """A command of the project in a process of its own, to its end."""
-    command = [sys.executable, *map(str, args)]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ENVIRONMENT
+        [sys.executable, *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **environment},
     )
 
 
-def train_few(datasets, output, *opts, flags=(), config_file=TINY):
+def train_few(output, *opts, flags=(), config_file=TINY):
     """Arguments of :func:`run` and :func:`start` for train_few.py."""
-    command = [TRAIN_FEW, datasets / "silhouettes", "--config-file", config_file, *flags]
-    return [*command, "OUTPUT_DIR", output, *opts]
+    return [TRAIN_FEW, "--config-file", config_file, *flags, "OUTPUT_DIR", output, *opts]
 
 
-def start(*args, disturb=""):
+def start(*args, **environment):
     """The same in the background, as the leader of a process group."""
     return subprocess.Popen(
         [sys.executable, *map(str, args)],
@@ -50,6 +55,20 @@ def start(*args, disturb=""):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**ENVIRONMENT, "DISTURB": disturb},
+        env={**ENVIRONMENT, **environment},
         start_new_session=True,
     )
+
+
+def kill(process):
+    """Ends a process of :func:`start` and all that it has started, at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return "" if process.stderr.closed else process.communicate()[1]
+
+
+def wait_for(condition, process):
+    """Waits until something is true while a process of :func:`start` runs."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.005)

@@ -12,7 +12,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+
+from ..structures import Corners
+from .corner_matching import MatchingOptions, best_candidates, match_corners
+from .normalizer import count_per_process
 
 
 class InstanceMaskHead(nn.Module):
@@ -70,6 +75,32 @@ class InstanceMaskHead(nn.Module):
             "loss_weight": net.MASK.LOSS_WEIGHT,
         }
 
+    def is_trained(self) -> bool:
+        """Whether masks are part of the training by now."""
+        return self.start_iter == 0 or get_event_storage().iter >= self.start_iter
+
+    def proposals(
+        self, corners: List[Corners], instances: List[Instances], options: MatchingOptions
+    ) -> List[Instances]:
+        """What masks are trained on: see :func:`matched_proposals`; without corners nothing.
+
+        Args:
+            corners: top-left and bottom-right ones that the last stack finds, or none.
+            instances: ``gt_boxes``, ``gt_classes`` and ``gt_masks`` of each image.
+            options: of corner matching.
+        """
+        if not corners:
+            nothing = [x[:0] for x in instances]
+            for x in nothing:
+                x.proposal_boxes = x.gt_boxes
+            return nothing
+        no_border = corners[0].position.new_zeros(len(instances), 2)
+        found = best_candidates(match_corners(*corners, no_border, options), self.num_proposals)
+        return [
+            matched_proposals(boxes, scores, targets, self.iou_threshold)
+            for boxes, scores, targets in zip(found.boxes, found.scores, instances)
+        ]
+
     def losses(
         self, feature: Tensor, canvas_size: Tuple[int, int], proposals: List[Instances]
     ) -> Tensor:
@@ -77,13 +108,16 @@ class InstanceMaskHead(nn.Module):
         Args:
             feature: (N, C, H, W) of the last stack.
             canvas_size: (h, w) pixels.
-            proposals: of each image, from :func:`matched_proposals`; there may be none.
+            proposals: of each image, from :meth:`proposals`; there may be none.
 
         Returns:
-            The weighted mask loss, a scalar; 0 where there is no proposal in the whole batch.
+            The weighted mask loss, a scalar: the mean over the proposals of all processes, or 0
+            where there is none.
         """
         pooled = self._pool(feature, canvas_size, [x.proposal_boxes for x in proposals])
-        return self.layers(pooled, proposals)["loss_mask"] * self.loss_weight
+        mean_here = self.layers(pooled, proposals)["loss_mask"]
+        count = torch.tensor(float(len(pooled)), device=pooled.device)
+        return mean_here * (count / count_per_process(count)) * self.loss_weight
 
     def probabilities(
         self, feature: Tensor, canvas_size: Tuple[int, int], boxes: Tensor, classes: Tensor

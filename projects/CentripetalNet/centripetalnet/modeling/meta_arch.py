@@ -3,7 +3,6 @@
 Shapes: N images, h x w the canvas, H x W the feature map, P candidate boxes of an image.
 """
 
-from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -17,9 +16,9 @@ from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
 from ..layers import run_checkpointed
-from ..structures import Candidates, Corners, CornerTargets, Findings
+from ..structures import Candidates, CornerCounts, Corners, CornerTargets, Findings
 from .corner_head import CornerBranch, CornerHead
-from .corner_losses import corner_losses
+from .corner_losses import LossOptions, corner_counts, corner_losses
 from .corner_matching import (
     MatchingOptions,
     SelectionOptions,
@@ -31,7 +30,7 @@ from .corner_matching import (
     stack_candidates,
 )
 from .corner_targets import corner_targets
-from .mask_head import InstanceMaskHead, matched_proposals
+from .mask_head import InstanceMaskHead
 
 
 def scaled_to_output(
@@ -48,20 +47,6 @@ def scaled_to_output(
         }
         for result, x in zip(results, batched_inputs)
     ]
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Every number that the losses depend on; the defaults are the released model's."""
-
-    min_overlap: float = 0.3
-    focal_alpha: float = 2.0
-    focal_beta: float = 4.0
-    smooth_l1_beta: float = 1.0
-    heatmap_weight: float = 1.0
-    offset_weight: float = 1.0
-    guiding_shift_weight: float = 0.05
-    centripetal_shift_weight: float = 1.0
 
 
 @META_ARCH_REGISTRY.register()
@@ -250,12 +235,15 @@ class CentripetalNet(nn.Module):
             "centripetal_shift": options.centripetal_shift_weight,
         }
         losses = dict.fromkeys(weights, 0.0)
+        counts = [corner_counts(target) for target in targets]
+        masks_are_trained = self.mask_head is not None and self.mask_head.is_trained()
         # Masks are trained on what the last head finds.
-        find_with = self.heads[-1] if self._masks_are_trained() else None
+        find_with = self.heads[-1] if masks_are_trained else None
         found = []
         for name, head in zip(self.feature_names, self.heads):
-            for branch, target, inwards in ((head.tl, targets.tl, +1), (head.br, targets.br, -1)):
-                inputs = (branch, features[name], target)
+            branches = zip((head.tl, head.br), targets, counts, (+1, -1))
+            for branch, target, count, inwards in branches:
+                inputs = (branch, features[name], target, count)
                 if head is find_with:
                     inputs += (inwards, canvas_size)
                 if self.checkpoint_activations:
@@ -270,7 +258,7 @@ class CentripetalNet(nn.Module):
         losses = {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
         if self.mask_head is not None:
             feature = features[self.feature_names[-1]]
-            proposals = self._mask_proposals(found, instances)
+            proposals = self.mask_head.proposals(found, instances, self.matching)
             losses["loss_mask"] = self.mask_head.losses(feature, canvas_size, proposals)
         return losses
 
@@ -279,6 +267,7 @@ class CentripetalNet(nn.Module):
         branch: CornerBranch,
         feature: Tensor,
         target: CornerTargets,
+        counts: CornerCounts,
         inwards: int = 0,
         canvas_size: Optional[Tuple[int, int]] = None,
     ) -> Tuple[Dict[str, Tensor], Optional[Corners]]:
@@ -292,38 +281,13 @@ class CentripetalNet(nn.Module):
             heatmap,
             branch.shifts_at(pooled, target.cell),
             target,
-            focal_alpha=self.loss_options.focal_alpha,
-            focal_beta=self.loss_options.focal_beta,
-            smooth_l1_beta=self.loss_options.smooth_l1_beta,
+            counts,
+            self.loss_options,
         )
         if not inwards:
             return losses, None
         with torch.no_grad():
             return losses, self._corners(branch, pooled, heatmap, inwards, canvas_size)
-
-    def _masks_are_trained(self) -> bool:
-        if self.mask_head is None:
-            return False
-        return self.mask_head.start_iter == 0 or (
-            get_event_storage().iter >= self.mask_head.start_iter
-        )
-
-    def _mask_proposals(
-        self, corners: List[Corners], instances: List[Instances]
-    ) -> List[Instances]:
-        """What masks are trained on: see :func:`matched_proposals`; without corners nothing."""
-        if not corners:
-            nothing = [x[:0] for x in instances]
-            for x in nothing:
-                x.proposal_boxes = x.gt_boxes
-            return nothing
-        no_border = corners[0].position.new_zeros(len(instances), 2)
-        found = match_corners(*corners, no_border, self.matching)
-        found = best_candidates(found, self.mask_head.num_proposals)
-        return [
-            matched_proposals(boxes, scores, targets, self.mask_head.iou_threshold)
-            for boxes, scores, targets in zip(found.boxes, found.scores, instances)
-        ]
 
     def inference(self, batched_inputs: List[dict]) -> List[Dict[str, Instances]]:
         """

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from centripetalnet.modeling.corner_losses import corner_losses, heatmap_loss, shift_loss
+from centripetalnet.modeling.corner_losses import (
+    LossOptions,
+    corner_counts,
+    corner_losses,
+    heatmap_loss,
+    shift_loss,
+)
 from centripetalnet.modeling.corner_targets import corner_targets
 from centripetalnet.structures import CornerShifts
 
@@ -15,8 +21,8 @@ def test_heatmap_loss_is_divided_by_the_number_of_positive_cells():
     def loss(count):
         targets = corner_targets(
             boxes[:count], classes[:count], image_index[:count], 2, 3, (16, 16), (4, 4)
-        )
-        return heatmap_loss(logits, targets.tl.heatmap).item()
+        ).tl
+        return heatmap_loss(logits, targets.heatmap, corner_counts(targets).heatmap).item()
 
     p = logits.double().sigmoid()
     negative = -((1 - p).log() * p**2)
@@ -27,14 +33,25 @@ def test_heatmap_loss_is_divided_by_the_number_of_positive_cells():
     assert loss(3) == pytest.approx(expected.item() / 2, rel=1e-5)
 
 
-def test_shift_loss_counts_winning_cells_only_and_divides_by_their_number():
+def test_shift_loss_counts_winning_cells_only():
     prediction = torch.tensor([[0.5, 3.0], [0.0, 0.0], [100.0, 100.0]])
     wins = torch.tensor([True, True, False])
 
-    loss = shift_loss(prediction, torch.zeros(3, 2), wins, beta=1.0)
+    loss = shift_loss(prediction, torch.zeros(3, 2), wins, torch.tensor(2.0), beta=1.0)
 
     # Smooth L1: 0.5 * 0.5^2 + (3 - 0.5) at one of the two cells that count.
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
+
+
+def test_corners_on_one_cell_count_once_for_each_class_or_once():
+    boxes = torch.tensor([[8.0, 8, 40, 40], [9.0, 9, 60, 60], [8.0, 8, 62, 62], [30, 30, 50, 50]])
+    classes = torch.tensor([0, 1, 0, 1])
+
+    targets = corner_targets(boxes, classes, torch.zeros_like(classes), 1, 2, (64, 64), (16, 16))
+
+    # Three share the top-left cell, in two classes; two the bottom-right one, in two classes.
+    assert corner_counts(targets.tl) == (3, 2)
+    assert corner_counts(targets.br) == (4, 3)
 
 
 def test_a_batch_without_boxes_has_zero_shift_losses_that_reach_every_prediction():
@@ -43,7 +60,7 @@ def test_a_batch_without_boxes_has_zero_shift_losses_that_reach_every_prediction
     none = torch.zeros(0, dtype=torch.long)
     targets = corner_targets(torch.zeros(0, 4), none, none, 2, 3, (16, 16), (4, 4)).tl
 
-    losses = corner_losses(heatmap, shifts, targets)
+    losses = corner_losses(heatmap, shifts, targets, corner_counts(targets), LossOptions())
     sum(losses.values()).backward()
 
     assert losses["heatmap"] > 0

@@ -9,12 +9,12 @@ from detectron2.utils.events import EventStorage
 
 from centripetalnet.checkpoint.names import mmdet_name
 from centripetalnet.modeling import CentripetalNetWithTTA
+from centripetalnet.modeling.corner_losses import LossOptions
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
     SelectionOptions,
     match_corners,
 )
-from centripetalnet.modeling.meta_arch import LossOptions
 
 NARROW = {
     "MODEL__HOURGLASS__STEM_CHANNELS": 4,

@@ -1,0 +1,41 @@
+"""The options of train_net.py, and the processes that they ask for."""
+
+import argparse
+from datetime import timedelta
+from typing import Callable
+
+from detectron2.engine import default_argument_parser, launch
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's options of tools/train_net.py, and ``--timeout``."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30,
+        help="minutes that a process waits for the others before it gives up (default 30)",
+    )
+    return parser
+
+
+def launch_processes(main: Callable, args: argparse.Namespace) -> None:
+    """Calls a function in ``--num-gpus`` processes of this machine; one suffices for itself.
+
+    Args:
+        main: gets ``args``. In more than one process it has to be importable.
+        args: of :func:`argument_parser`.
+
+    Raises:
+        Exception: what the function raises; where one process dies or gives up, the others of this
+            machine are ended and those of other machines fail when they next wait for it.
+    """
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+        timeout=timedelta(minutes=args.timeout),
+    )

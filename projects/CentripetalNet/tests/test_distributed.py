@@ -1,0 +1,233 @@
+"""Trainings and evaluations in several processes on the CPU."""
+
+import json
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from conftest import FEW
+from detectron2.utils import comm
+from training import (
+    ANYWHERE,
+    TINY,
+    TINY_MASK,
+    arguments,
+    kill,
+    run,
+    start,
+    train_few,
+    wait_for,
+)
+
+from centripetalnet.config import load_config
+from centripetalnet.data.datasets import build_silhouettes
+from centripetalnet.engine import Trainer, main, setup
+
+TWO = ["--num-gpus", "2"]
+NO_TEST = ["DATASETS.TEST", "()"]
+MINUTES = ["--timeout", "0.3"]
+
+
+def run_few(datasets, output, *opts, **options):
+    result = run(*train_few(output, *opts, **options), DATASET=datasets / "silhouettes")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [torch.load(x, weights_only=True) for x in sorted(output.glob("rank?.pth"))]
+
+
+def is_running(pid):
+    with suppress(FileNotFoundError):
+        # A zombie has ended, whoever its parent is.
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def pids_in(output):
+    files = sorted(output.glob("rank?.pid"))
+    return [int(x.read_text()) for x in files if x.read_text()]
+
+
+def test_two_processes_hold_the_same_model_after_training(datasets, tmp_path):
+    first, second = run_few(
+        datasets, tmp_path, "SOLVER.MAX_ITER", "12", "SOLVER.IMS_PER_BATCH", "4", flags=TWO
+    )
+
+    # Norm statistics, too: those of the main process are what is evaluated and saved.
+    assert all(torch.equal(x, second["last"][name]) for name, x in first["last"].items())
+    assert not any(
+        torch.equal(x, first["first"][name]) for name, x in first["last"].items() if x.dim() == 4
+    )
+
+
+FROZEN = ["MODEL.HOURGLASS.NORM", "FrozenBN", "MODEL.CENTRIPETALNET.NORM", "FrozenBN"]
+SYNCHRONISED = ["MODEL.HOURGLASS.NORM", "naiveSyncBN", "MODEL.CENTRIPETALNET.NORM", "naiveSyncBN"]
+
+
+ONE_STEP = [
+    *("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.AMP.ENABLED", "False", *NO_TEST),
+    *("MODEL.CENTRIPETALNET.MASK.START_ITER", "0"),
+]
+
+
+def trained_alone(output, *opts, config_file=TINY):
+    trainer = Trainer(setup(arguments(output, *opts, config_file=config_file)))
+    trainer.train()
+    return trainer.model
+
+
+@pytest.mark.parametrize("config_file", [TINY, TINY_MASK], ids=["boxes", "masks"])
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(
+    config_file, datasets, tmp_path
+):
+    opts = [*ONE_STEP, *FROZEN]
+    model = trained_alone(tmp_path / "alone", *opts, config_file=config_file)
+
+    first, second = run_few(datasets, tmp_path, *opts, flags=TWO, config_file=config_file)
+
+    for name, parameter in model.named_parameters():
+        gradient, alone = first["gradients"][f"module.{name}"], parameter.grad
+        assert torch.equal(gradient, second["gradients"][f"module.{name}"])
+        assert (gradient - alone).norm() <= 2e-5 * alone.norm() + 1e-7, name
+
+
+def test_synchronised_norms_have_the_statistics_of_the_whole_batch(datasets, tmp_path):
+    opts = [*ONE_STEP, *SYNCHRONISED]
+    model = trained_alone(tmp_path / "alone", *opts)
+
+    first, _ = run_few(datasets, tmp_path, *opts, flags=TWO)
+
+    compared = 0
+    for name, value in model.state_dict().items():
+        if "backbone.stem" in name and "running" in name:
+            torch.testing.assert_close(
+                first["last"][f"module.{name}"], value, rtol=1e-3, atol=1e-4, msg=name
+            )
+            compared += 1
+    assert compared > 2
+
+
+def test_masks_are_trained_over_pictures_without_objects(tmp_path):
+    build_silhouettes(str(tmp_path / "silhouettes"), FEW)
+    file = tmp_path / "silhouettes" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [x for x in content["annotations"] if x["image_id"] % 3 == 0]
+    file.write_text(json.dumps(content))
+    opts = ["SOLVER.MAX_ITER", "12", "SOLVER.IMS_PER_BATCH", "2", *NO_TEST]
+    opts += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"]
+    opts += ["MODEL.CENTRIPETALNET.MASK.START_ITER", "4"]
+
+    first, second = run_few(tmp_path, tmp_path, *opts, flags=TWO, config_file=TINY_MASK)
+
+    assert all(torch.equal(x, second["last"][name]) for name, x in first["last"].items())
+    name = next(x for x in first["last"] if x.endswith("mask_head.layers.predictor.weight"))
+    assert not torch.equal(first["first"][name], first["last"][name])
+
+
+def test_evaluation_in_two_processes_gives_the_results_of_one(datasets, tmp_path):
+    # Of seven pictures one process has one more than the other.
+    assert FEW.num_val % 2 == 1
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "40", *NO_TEST))
+    opts = ["MODEL.WEIGHTS", tmp_path / "model_final.pth", *ANYWHERE]
+
+    for folder, flags in (("one", ()), ("two", TWO)):
+        (tmp_path / folder).mkdir()
+        run_few(datasets, tmp_path / folder, *opts, flags=[*flags, "--eval-only"])
+
+    one, two = (json.loads((tmp_path / x / "results.json").read_text()) for x in ("one", "two"))
+    assert one["bbox"]["AP"] > 0
+    assert json.dumps(one) == json.dumps(two)
+    for folder in ("inference", "inference_TTA"):
+        one, two = (
+            json.loads((tmp_path / x / folder / "coco_instances_results.json").read_text())
+            for x in ("one", "two")
+        )
+        assert sorted(map(str, one)) == sorted(map(str, two))
+
+
+def start_endless(datasets, output, *flags, **environment):
+    """A training in several processes, once it has written a checkpoint."""
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", *NO_TEST]
+    opts += ["SOLVER.CHECKPOINTS_KEPT", "1"]
+    return start(
+        *train_few(output, *opts, flags=[*flags, *MINUTES]),
+        DATASET=datasets / "silhouettes",
+        **environment,
+    )
+
+
+def has_checkpoint(output):
+    return lambda: (output / "last_checkpoint").exists()
+
+
+def test_where_one_process_is_killed_the_others_end_with_an_error(datasets, tmp_path):
+    process = start_endless(datasets, tmp_path, *TWO)
+    try:
+        wait_for(has_checkpoint(tmp_path), process)
+        pids = pids_in(tmp_path)
+
+        os.kill(pids[1], signal.SIGKILL)
+
+        assert process.wait(timeout=60) != 0
+        assert len(pids) == 2 and not any(map(is_running, pids))
+    finally:
+        errors = kill(process)
+    assert "SIGKILL" in errors or "Connection" in errors
+
+
+def test_where_another_machine_is_lost_the_training_ends_with_an_error(datasets, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    machines = [
+        start_endless(
+            datasets, tmp_path, "--num-machines", "2", "--machine-rank", i, "--dist-url", address
+        )
+        for i in range(2)
+    ]
+    try:
+        wait_for(has_checkpoint(tmp_path), machines[0])
+
+        kill(machines[1])
+
+        assert machines[0].wait(timeout=60) != 0
+    finally:
+        for machine in machines:
+            kill(machine)
+
+
+@pytest.mark.slow
+def test_where_one_process_hangs_the_others_give_up_within_the_timeout(datasets, tmp_path):
+    process = start_endless(datasets, tmp_path, *TWO, DISTURB="hang 1 5")
+    try:
+        wait_for((tmp_path / "disturbed").exists, process)
+        began = time.monotonic()
+
+        assert process.wait(timeout=60) != 0
+
+        # Eighteen seconds are what MINUTES allows.
+        assert time.monotonic() - began > 10
+        assert not any(map(is_running, pids_in(tmp_path)))
+    finally:
+        kill(process)
+
+
+def test_norms_that_need_gpus_are_refused_on_several_cpus(datasets, tmp_path, monkeypatch):
+    cfg = load_config(
+        str(TINY), ["MODEL.CENTRIPETALNET.NORM", "SyncBN", "OUTPUT_DIR", str(tmp_path)]
+    )
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+
+    with pytest.raises(ValueError, match="MODEL.CENTRIPETALNET.NORM.*naiveSyncBN"):
+        Trainer(cfg)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_named(datasets, tmp_path, monkeypatch):
+    cfg = load_config(str(TINY), ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", str(tmp_path)])
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+
+    with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH must be a multiple .* 2, got 3"):
+        Trainer(cfg)
