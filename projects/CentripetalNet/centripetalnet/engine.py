@@ -5,14 +5,12 @@ import os
 import re
 import weakref
 from collections import OrderedDict
-from typing import Optional, Sequence
+from typing import Optional
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import (
-    DatasetCatalog,
-    MetadataCatalog,
     build_detection_test_loader,
 )
 from detectron2.engine import (
@@ -31,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .checkpoint import CentripetalNetCheckpointer
 from .config import load_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
-from .data.dataset_check import check_coco_categories, check_num_classes
+from .data.checked_datasets import check_datasets, check_test_images
 from .hooks import BestCheckpointer
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
@@ -101,8 +99,10 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
-        # Options that evaluation refuses are better known before the training than after it.
+        # What evaluation refuses is better known before the training than after it.
         dtype_of(cfg.TEST.PRECISION, torch.device(cfg.MODEL.DEVICE))
+        check_datasets(cfg.DATASETS.TEST, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
+        check_test_images(cfg.DATASETS.TEST)
         if cfg.TEST.AUG.ENABLED:
             CentripetalNetWithTTA(cfg, model)
             self.register_hooks(
@@ -162,12 +162,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        _check_datasets(cfg, cfg.DATASETS.TRAIN)
+        check_datasets(cfg.DATASETS.TRAIN, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
         return build_training_loader(cfg, CentripetalNetDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        _check_datasets(cfg, [dataset_name])
+        check_datasets([dataset_name], cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=CentripetalNetDatasetMapper(cfg, is_train=False)
         )
@@ -234,24 +234,6 @@ def _share_norm_statistics(model: nn.Module) -> None:
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def _check_datasets(cfg: CfgNode, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in DatasetCatalog.list():
-            raise KeyError(
-                f"no dataset {name!r} is registered; known are {', '.join(DatasetCatalog.list())}"
-            )
-        metadata = MetadataCatalog.get(name)
-        prepare = metadata.get("prepare")
-        if prepare is not None:
-            prepare()
-        json_file = metadata.get("json_file")
-        if json_file is not None:
-            classes = check_coco_categories(json_file)
-        else:
-            classes = metadata.get("thing_classes", [])
-        check_num_classes(name, classes, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
 
 
 def setup(args) -> CfgNode:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -129,6 +130,32 @@ def test_the_best_checkpoint_by_box_ap_is_kept(datasets, tmp_path):
     }
     assert best["hooks"]["BestCheckpointer"]["best_metric"] == max(found.values())
     assert best["iteration"] in (1, 3)
+
+
+def test_a_damaged_dataset_is_refused_or_by_config_key_trained_on_without_its_damage(
+    datasets, tmp_path
+):
+    shutil.copytree(datasets / "silhouettes", tmp_path / "damaged")
+    file = tmp_path / "damaged" / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    gone, cut = (tmp_path / "damaged" / "train" / content["images"][i]["file_name"] for i in (0, 1))
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-200])
+    content["annotations"][-1]["bbox"][0] = -1000
+    file.write_text(json.dumps(content))
+    register_coco_instances("damaged", {}, str(file), str(cut.parent))
+    opts = ["DATASETS.TRAIN", "('damaged',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "12"]
+
+    with pytest.raises(ValueError, match=f"{gone.name}(.|\n)*SKIP_UNUSABLE True"):
+        main(arguments(tmp_path, *opts))
+    main(arguments(tmp_path, *opts, "DATALOADER.SKIP_UNUSABLE", "True"))
+
+    log = (tmp_path / "log.txt").read_text()
+    assert "Left out 1 of 16 images of damaged" in log
+    assert f"Left out an image: cannot read the image {cut}" in log
+    lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
+    # Fifteen images are left, and 96 samples are six times each of them.
+    assert max(x.get("images_left_out", 0) for x in lines) >= 5
 
 
 def test_a_training_that_diverges_saves_its_state_and_stops(datasets, tmp_path):

@@ -96,8 +96,8 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             ``gt_classes`` and, with masks, ``gt_masks``.
 
         Raises:
-            ValueError: if an object has no mask where masks are trained, or one that is not in the
-                format of ``INPUT.MASK_FORMAT``; names the image.
+            ValueError: if a box is not finite, or an object has no mask where masks are trained, or
+                one that is not in the format of ``INPUT.MASK_FORMAT``; names the image.
             OSError: if the image cannot be read; names it.
             SizeMismatchError: if its size is not the one in the annotations.
         """
@@ -122,7 +122,12 @@ class CentripetalNetDatasetMapper(DatasetMapper):
 
         annotations = [x for x in annotations if not x.get("iscrowd", 0)]
         boxes = [BoxMode.convert(x["bbox"], x["bbox_mode"], BoxMode.XYXY_ABS) for x in annotations]
-        augmented = T.AugInput(image, boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4))
+        boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        if not np.isfinite(boxes).all():
+            raise ValueError(
+                f"{file_name} has the boxes {boxes.tolist()}; expected finite numbers of pixels"
+            )
+        augmented = T.AugInput(image, boxes=boxes)
         transforms = self.augmentations(augmented)
         size = augmented.image.shape[:2]
         boxes, kept = _boxes_on_canvas(augmented.boxes, size)

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
 from ..seeding import SAMPLE, seed_generators
+from .checked_datasets import usable_datasets
 
 # So many images in a row that cannot be used are no accident.
 _MAX_TRIES = 20
@@ -109,7 +110,7 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
 
     Raises:
         ValueError: if the config asks for batches of similar aspect ratio, or for one that cannot
-            be shared out evenly.
+            be shared out evenly, or if a dataset has what cannot be used.
     """
     num_processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % num_processes:
@@ -122,8 +123,10 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
             "DATALOADER.ASPECT_RATIO_GROUPING must be False: all training crops have one size, and "
             "batches that wait for their like cannot be gone on with after an interruption"
         )
+    skip = cfg.DATALOADER.SKIP_UNUSABLE
     records = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        usable_datasets(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR, skip),
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
     # In one block of memory, which the workers share.
     records = DatasetFromList(records, copy=False)
@@ -133,7 +136,7 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
         mapper,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // num_processes,
-        skip_unusable=cfg.DATALOADER.SKIP_UNUSABLE,
+        skip_unusable=skip,
     )
     return build_detection_train_loader(
         dataset=stream,

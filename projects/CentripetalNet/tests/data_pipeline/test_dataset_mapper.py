@@ -210,3 +210,8 @@ def test_a_size_that_differs_from_the_annotation_is_an_error(record):
 def test_an_unknown_flip_is_named():
     with pytest.raises(ValueError, match="vertical"):
         build_augmentations(config(INPUT__RANDOM_FLIP="vertical"), is_train=True)
+
+
+def test_a_box_that_is_no_number_is_named(record):
+    with pytest.raises(ValueError, match="image.png has the boxes .*nan"):
+        mapper()(record([(0, 0, float("nan"), 10)]))

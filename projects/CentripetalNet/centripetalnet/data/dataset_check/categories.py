@@ -1,0 +1,83 @@
+"""Reading an annotation file, and whether its classes are the config's."""
+
+import functools
+import json
+import os
+from typing import Any, List, Sequence, Tuple
+
+from detectron2.utils.file_io import PathManager
+
+from .structure import class_names
+
+
+def read_annotation_file(json_file: str) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        json_file: path of the annotation file.
+
+    Returns:
+        What it holds, whatever that is.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not JSON; names it.
+    """
+    path = PathManager.get_local_path(json_file)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"there is no annotation file {json_file} (seen from {os.getcwd()}). Put the dataset "
+            "there, or set the environment variable DETECTRON2_DATASETS to the folder it lies in."
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    # RecursionError: lists in lists, a thousand deep.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{json_file} is not a COCO annotation file: {type(error).__name__}: {error}. Expected "
+            "JSON with the lists 'images', 'annotations' and 'categories'."
+        ) from error
+
+
+def check_coco_categories(json_file: str) -> List[str]:
+    """Raises if an annotation file is missing, is no COCO file, or names a category twice.
+
+    Args:
+        json_file: path of the annotation file.
+
+    Returns:
+        Names of the categories in the order of their ids.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not in COCO format or a category's id or name stands in it twice.
+    """
+    path = PathManager.get_local_path(json_file)
+    modified = os.path.getmtime(path) if os.path.isfile(path) else 0.0
+    return list(_categories(json_file, modified))
+
+
+@functools.lru_cache(maxsize=None)
+def _categories(json_file: str, modified: float) -> Tuple[str, ...]:
+    """Names in the order of their ids; a large file is not read again at each evaluation."""
+    return tuple(class_names(read_annotation_file(json_file), json_file).values())
+
+
+def check_num_classes(dataset_name: str, classes: Sequence[str], num_classes: int) -> None:
+    """Raises if the config's number of classes is not the dataset's.
+
+    Args:
+        dataset_name: for the message.
+        classes: names of the dataset's classes.
+        num_classes: ``MODEL.CENTRIPETALNET.NUM_CLASSES``.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if len(classes) != num_classes:
+        names = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+        raise ValueError(
+            f"MODEL.CENTRIPETALNET.NUM_CLASSES is {num_classes}, but the dataset {dataset_name} "
+            f"has {len(classes)} classes ({names}); set it to {len(classes)}"
+        )
