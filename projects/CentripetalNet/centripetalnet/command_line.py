@@ -2,9 +2,14 @@
 
 import argparse
 from datetime import timedelta
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess as Process
 from typing import Callable
 
 from detectron2.engine import default_argument_parser, launch
+
+# For what a process does when it is told to end.
+_SECONDS_TO_END = 5
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -30,12 +35,26 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
         Exception: what the function raises; where one process dies or gives up, the others of this
             machine are ended and those of other machines fail when they next wait for it.
     """
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-        timeout=timedelta(minutes=args.timeout),
-    )
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+            timeout=timedelta(minutes=args.timeout),
+        )
+    except BaseException:
+        _end_children()
+        raise
+
+
+def _end_children() -> None:
+    """Ends the processes that are left: one that waits for another does not notice Ctrl-C."""
+    for end in (Process.terminate, Process.kill):
+        children = active_children()
+        for child in children:
+            end(child)
+        for child in children:
+            child.join(_SECONDS_TO_END)

@@ -1,0 +1,102 @@
+"""Ctrl-C ends a training with all its processes, and leaves nothing half done."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from training import ANYWHERE, kill, start, train_few, wait_for
+
+WORKERS = [
+    "DATALOADER.NUM_WORKERS",
+    "2",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "2",
+    "SOLVER.CHECKPOINTS_KEPT",
+]
+WORKERS += ["1", "SOLVER.IMS_PER_BATCH", "2", "TEST.AUG.ENABLED", "False", *ANYWHERE]
+
+
+def processes_of(session):
+    """Numbers of the processes that a process and its children have started, those ended aside."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def interrupted(process):
+    """Presses Ctrl-C, which every process of a terminal's foreground gets; gives the errors."""
+    assert len(processes_of(process.pid)) > 0
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(timeout=60)
+        until = time.monotonic() + 10
+        while processes_of(process.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        left = processes_of(process.pid)
+    finally:
+        kill(process)
+    assert process.returncode != 0
+    assert left == []
+
+
+@pytest.fixture
+def begin(datasets, tmp_path):
+    """Starts a training whose temporary files lie in a folder of their own."""
+    before = set(os.listdir("/dev/shm"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+
+    def begin(*opts, flags=(), **environment):
+        output = tmp_path / "output"
+        output.mkdir()
+        command = train_few(output, *WORKERS, *opts, flags=flags)
+        root = datasets / "silhouettes"
+        return output, start(*command, DATASET=root, TMPDIR=str(temporary), **environment)
+
+    yield begin
+    assert list(temporary.iterdir()) == []
+    assert set(os.listdir("/dev/shm")) <= before
+    assert list((tmp_path / "output").glob("*.part")) == []
+
+
+def test_while_training_in_two_processes(begin):
+    output, process = begin("DATASETS.TEST", "()", flags=["--num-gpus", "2"])
+    wait_for((output / "last_checkpoint").exists, process)
+
+    interrupted(process)
+
+
+def test_while_saving(begin):
+    output, process = begin("DATASETS.TEST", "()", DISTURB="stall_while_saving model_0000003")
+    wait_for((output / "disturbed").exists, process)
+
+    interrupted(process)
+
+    assert (output / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+@pytest.mark.slow
+def test_while_evaluating(begin):
+    output, process = begin("TEST.EVAL_PERIOD", "1")
+    wait_for((output / "inference").exists, process)
+
+    interrupted(process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5, 3, 3.5, 4, 4.5, 5])
+def test_at_any_moment_of_the_start(begin, seconds):
+    _, process = begin("DATASETS.TEST", "()", flags=["--num-gpus", "2"])
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        interrupted(process)

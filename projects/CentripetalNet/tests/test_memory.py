@@ -1,0 +1,52 @@
+"""A long training takes no more memory than a short one."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training import kill, start, train_few
+
+
+def memory_of(process: int) -> float:
+    """MB of a process and all that it has started, pages that they share counted once."""
+    folder = Path(f"/proc/{process}")
+    children = (folder / "task" / str(process) / "children").read_text().split()
+    rollup = (folder / "smaps_rollup").read_text().splitlines()
+    own = next(int(x.split()[1]) for x in rollup if x.startswith("Pss:"))
+    return own / 1024 + sum(map(memory_of, map(int, children)))
+
+
+def newest_iteration(output) -> int:
+    try:
+        return json.loads((output / "metrics.json").read_text().splitlines()[-1])["iteration"]
+    # Not there yet, or its last line is not written to its end.
+    except (FileNotFoundError, IndexError, ValueError):
+        return 0
+
+
+@pytest.mark.slow
+def test_two_thousand_iterations_with_workers_keep_to_their_memory(datasets, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "2000", "DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "()"]
+    opts += ["SOLVER.CHECKPOINT_PERIOD", "200", "SOLVER.CHECKPOINTS_KEPT", "2"]
+    process = start(*train_few(tmp_path, *opts), DATASET=datasets / "silhouettes")
+    samples = []
+    try:
+        while process.poll() is None and newest_iteration(tmp_path) < 1980:
+            time.sleep(1)
+            try:
+                samples.append((newest_iteration(tmp_path), memory_of(process.pid)))
+            # A process that has just ended.
+            except (FileNotFoundError, ProcessLookupError, StopIteration):
+                continue
+        process.wait(timeout=120)
+    finally:
+        errors = kill(process)
+
+    assert process.returncode == 0, errors[-3000:]
+    iterations, megabytes = np.array(samples).T
+    early = np.median(megabytes[(iterations >= 200) & (iterations < 500)])
+    late = np.median(megabytes[iterations >= 1700])
+    print(f"memory: {early:.0f} MB at iterations 200 to 500, {late:.0f} MB from 1,700 on")
+    assert abs(late - early) < 0.03 * early
