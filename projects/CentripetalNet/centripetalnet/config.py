@@ -5,6 +5,7 @@ import os
 from typing import Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 
@@ -126,7 +127,7 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Random order of the channels.
     color.SWAP_CHANNELS = True
 
-    # Training images and annotations that cannot be used: an error, or left out and counted in the
+    # Annotations and training images that cannot be used: an error, or left out and counted in the
     # log. tools/check_dataset.py names them all.
     cfg.DATALOADER.SKIP_UNUSABLE = False
 
@@ -169,6 +170,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: if the file asks for Python objects, which could run code.
     """
     if not os.path.isfile(config_file):
         raise FileNotFoundError(
@@ -177,7 +179,14 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         )
     cfg = get_cfg()
     add_centripetalnet_config(cfg)
-    cfg.merge_from_file(config_file)
+    try:
+        # Detectron2 would by itself run what the file has of Python.
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"{config_file} is not a config file of plain values: {error}. Files that ask for "
+            "Python objects are not read."
+        ) from error
     cfg.merge_from_list(list(opts))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU was found: MODEL.DEVICE is set to 'cpu'.")

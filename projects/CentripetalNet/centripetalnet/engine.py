@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .checkpoint import CentripetalNetCheckpointer
 from .config import load_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
-from .data.checked_datasets import check_datasets, check_test_images
+from .data.checked_datasets import check_datasets, usable_datasets
 from .hooks import BestCheckpointer
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
@@ -101,8 +101,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         # What evaluation refuses is better known before the training than after it.
         dtype_of(cfg.TEST.PRECISION, torch.device(cfg.MODEL.DEVICE))
-        check_datasets(cfg.DATASETS.TEST, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
-        check_test_images(cfg.DATASETS.TEST)
+        _with_usable_tests(cfg)
         if cfg.TEST.AUG.ENABLED:
             CentripetalNetWithTTA(cfg, model)
             self.register_hooks(
@@ -167,7 +166,6 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        check_datasets([dataset_name], cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
         return build_detection_test_loader(
             cfg, dataset_name, mapper=CentripetalNetDatasetMapper(cfg, is_train=False)
         )
@@ -184,6 +182,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """As in DefaultTrainer, in ``TEST.PRECISION``."""
         _share_norm_statistics(model)
+        cfg = _with_usable_tests(cfg)
         return super().test(cfg, optimize_for_inference(model, cfg.TEST.PRECISION), evaluators)
 
     @classmethod
@@ -199,6 +198,7 @@ class Trainer(DefaultTrainer):
         """
         logger.info("Running inference with test-time augmentation ...")
         _share_norm_statistics(model)
+        cfg = _with_usable_tests(cfg)
         model = CentripetalNetWithTTA(cfg, optimize_for_inference(model, cfg.TEST.PRECISION))
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
@@ -225,6 +225,17 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed
+    cfg.freeze()
+    return cfg
+
+
+def _with_usable_tests(cfg: CfgNode) -> CfgNode:
+    """With the datasets to be evaluated on looked at, see :func:`usable_datasets`."""
+    check_datasets(cfg.DATASETS.TEST, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
+    names = usable_datasets(cfg.DATASETS.TEST, cfg.OUTPUT_DIR, cfg.DATALOADER.SKIP_UNUSABLE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = tuple(names)
     cfg.freeze()
     return cfg
 

@@ -158,6 +158,25 @@ def test_a_damaged_dataset_is_refused_or_by_config_key_trained_on_without_its_da
     assert max(x.get("images_left_out", 0) for x in lines) >= 5
 
 
+def test_a_damaged_dataset_is_not_evaluated_on_or_by_config_key_without_its_damage(
+    datasets, trained, tmp_path
+):
+    content = json.loads((datasets / "silhouettes" / "annotations" / "val.json").read_text())
+    content["annotations"][0]["category_id"] = 77
+    file = tmp_path / "damaged.json"
+    file.write_text(json.dumps(content))
+    register_coco_instances("damaged_val", {}, str(file), str(datasets / "silhouettes" / "val"))
+    opts = ["DATASETS.TEST", "('damaged_val',)", "MODEL.WEIGHTS", trained / "model_final.pth"]
+
+    with pytest.raises(ValueError, match="category_id is 77"):
+        main(arguments(tmp_path, *opts, eval_only=True))
+    results = main(arguments(tmp_path, *opts, "DATALOADER.SKIP_UNUSABLE", "True", eval_only=True))
+
+    assert set(results) == {"bbox", "bbox_TTA"}
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count(f"Left out 1 of {len(content['annotations'])} annotations") == 1
+
+
 def test_a_training_that_diverges_saves_its_state_and_stops(datasets, tmp_path):
     opts = ["SOLVER.MAX_ITER", "50", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"]
     opts += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "1e30", "DATASETS.TEST", "()"]

@@ -3,11 +3,12 @@
 import json
 import logging
 import os
-from typing import List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from .dataset_check import (
     Report,
@@ -20,6 +21,9 @@ from .dataset_check import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Results of usable_datasets, by all that they depend on.
+_usable_names: Dict[tuple, str] = {}
 
 
 def check_datasets(names: Sequence[str], num_classes: int) -> None:
@@ -51,32 +55,11 @@ def check_datasets(names: Sequence[str], num_classes: int) -> None:
         check_num_classes(name, classes, num_classes)
 
 
-def check_test_images(names: Sequence[str]) -> None:
-    """Raises if an image to be evaluated on is missing, which a training would learn at its end.
-
-    Args:
-        names: of datasets that passed :func:`check_datasets`.
-
-    Raises:
-        ValueError: names some of the missing images.
-    """
-    for name in names:
-        metadata = MetadataCatalog.get(name)
-        if _is_coco(metadata):
-            content = read_annotation_file(metadata.json_file)
-            report = missing_images(content, metadata.image_root, metadata.json_file)
-            if report.errors:
-                raise ValueError(
-                    f"the dataset {name} cannot be evaluated on, since images are missing:\n\n"
-                    f"{report.format()}\n"
-                )
-
-
 def usable_datasets(names: Sequence[str], output_dir: str, skip_unusable: bool) -> List[str]:
-    """Looks at training datasets in COCO format: all annotations, and whether the images are there.
+    """Looks at datasets in COCO format: all annotations, and whether the images are there.
 
-    Each machine looks at its own files. What Detectron2 would change or pass over is logged, on a
-    page for each dataset.
+    Each machine looks at its own files, once as long as they do not change. What Detectron2 would
+    change or pass over is logged, on a page for each dataset.
 
     Args:
         names: of datasets that passed :func:`check_datasets`.
@@ -103,6 +86,14 @@ def _usable_dataset(name: str, output_dir: str, skip_unusable: bool) -> str:
     metadata = MetadataCatalog.get(name)
     if not _is_coco(metadata):
         return name
+    json_file = PathManager.get_local_path(metadata.json_file)
+    looked_at = (name, json_file, os.path.getmtime(json_file), output_dir, skip_unusable)
+    if looked_at not in _usable_names:
+        _usable_names[looked_at] = _look_at(name, metadata, output_dir, skip_unusable)
+    return _usable_names[looked_at]
+
+
+def _look_at(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool) -> str:
     copy = os.path.join(output_dir, "usable_annotations", f"{name}.json")
     error: Optional[str] = None
     has_copy = False
@@ -149,7 +140,7 @@ def _check(name: str, metadata: Metadata, copy: str, skip_unusable: bool) -> boo
 
 def _refusal(name: str, report: Report) -> str:
     return (
-        f"the dataset {name} has what cannot be trained on:\n\n{report.format()}\n\n"
+        f"the dataset {name} has what cannot be used:\n\n{report.format()}\n\n"
         "Mend the annotation file (tools/check_dataset.py lists every problem, and can write a "
         "file without them), or have it left out with DATALOADER.SKIP_UNUSABLE True"
     )
