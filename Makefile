@@ -52,6 +52,11 @@ test-slow: ## the slow tests
 	@dev/setup.sh test
 	$(IN_ENV) $(PYTEST) -m slow $(PYTEST_ARGS)
 
+.PHONY: sanitize
+sanitize: ## the operators' tests on a library that finds wrong addresses and undefined operations
+	@dev/setup.sh test
+	$(IN_ENV) dev/sanitize.sh $(PYTHON_OF_ENV) $(PYTEST_ARGS)
+
 .PHONY: bench
 bench: $(DEMO_MODEL) ## time and memory of the parts beside their goals, also as output/benchmark.json
 	@dev/setup.sh demo

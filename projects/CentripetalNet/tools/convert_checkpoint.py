@@ -11,6 +11,7 @@ that is missing, of a wrong shape or fitting nowhere is an error that lists all 
 import argparse
 import os
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -48,8 +49,15 @@ def get_parser() -> argparse.ArgumentParser:
 def save(content: dict, path: str) -> None:
     """Under its name only when complete."""
     unfinished = f"{path}.unfinished"
-    torch.save(content, unfinished)
-    os.replace(unfinished, path)
+    try:
+        # To a name instead of a file PyTorch reports a folder that is not there as it likes.
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+        os.replace(unfinished, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(unfinished)
+        raise
 
 
 def main(argv=None) -> None:

@@ -3,14 +3,14 @@
 import glob
 import os
 from contextlib import contextmanager, suppress
-from typing import IO, Iterator, List, Optional, Sequence
+from typing import IO, Any, Iterator, List, Optional, Sequence
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from .conversion import COUNTER, origin_of, weights_in
+from .conversion import COUNTER, check_plain, origin_of, weights_in
 from .safe_load import load_tensors
 
 _MAX_NAMES = 10
@@ -163,6 +163,10 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 "the checkpoint holds no weights: expected a dict of tensors, possibly under the "
                 f"key 'model', got {type(weights).__name__}"
             )
+        check_plain(weights)
+        _check_versions(getattr(weights, "_metadata", None))
+        # Else a file could ask for its weights to be placed by likeness of their names.
+        checkpoint.pop("matching_heuristics", None)
         num_weights = len(weights)
         self._check_input(checkpoint.pop("about", None))
         incompatible = super()._load_model(checkpoint)
@@ -192,7 +196,17 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         model = self.model
         if not self.strict or not isinstance(about, dict) or not hasattr(model, "input_format"):
             return
-        wanted = (about["input_format"], *about["pixel_mean"], *about["pixel_std"])
+        try:
+            numbers = [float(x) for key in ("pixel_mean", "pixel_std") for x in about[key]]
+            wanted = (about["input_format"], *numbers)
+            if not isinstance(wanted[0], str):
+                raise TypeError(f"'input_format' is {wanted[0]!r}")
+        except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                "the checkpoint's 'about' does not say what pictures its weights want: expected "
+                "'input_format', 'pixel_mean' and 'pixel_std' as convert_checkpoint.py writes "
+                f"them ({type(error).__name__}: {error}). Convert it anew."
+            ) from error
         given = (
             model.input_format,
             *model.pixel_mean.flatten().tolist(),
@@ -225,7 +239,28 @@ def _replacing(path: str) -> Iterator[IO[bytes]]:
 
 def _same(wanted: Sequence, given: Sequence) -> bool:
     numbers = zip(wanted[1:], given[1:])
-    return wanted[0] == given[0] and all(abs(a - b) < 1e-3 for a, b in numbers)
+    return (
+        len(wanted) == len(given)
+        and wanted[0] == given[0]
+        and all(abs(a - b) < 1e-3 for a, b in numbers)
+    )
+
+
+def _check_versions(metadata: Any) -> None:
+    """Raises if what a file says of the versions of modules is not what modules can read."""
+    if metadata is None:
+        return
+    fits = isinstance(metadata, dict) and all(
+        isinstance(name, str)
+        and isinstance(entry, dict)
+        and isinstance(entry.get("version", 1), int)
+        for name, entry in metadata.items()
+    )
+    if not fits:
+        raise ValueError(
+            "the '_metadata' of the checkpoint's weights does not give the versions of modules as "
+            "torch.nn.Module.state_dict does. Save the weights as a plain dict."
+        )
 
 
 def _listing(title: str, names: List[str]) -> str:

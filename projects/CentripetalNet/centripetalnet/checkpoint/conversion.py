@@ -85,11 +85,33 @@ def origin_of(names) -> Tuple[Optional[str], str]:
 
 
 def weights_in(content: Mapping) -> Dict[str, Tensor]:
-    """The weights of a checkpoint: bare, or under "state_dict" or "model"."""
+    """The weights of a checkpoint: bare, or under "state_dict" or "model".
+
+    Raises:
+        ValueError: if one of them has no name or is no plain tensor.
+    """
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
-    return {name: x for name, x in content.items() if isinstance(x, Tensor)}
+    weights = {name: x for name, x in content.items() if isinstance(x, Tensor)}
+    check_plain(weights)
+    return weights
+
+
+def check_plain(weights: Mapping) -> None:
+    """Raises if what should be weights by name are not, all of them."""
+    for name, x in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(
+                f"one of the weights has the name {name!r}, expected a string; is it a checkpoint?"
+            )
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name!r} among the weights is a {type(x).__name__} and no tensor")
+        if x.layout != torch.strided or x.is_quantized or x.is_complex() or x.is_meta:
+            raise ValueError(
+                f"the weights of {name!r} are not plain numbers but a tensor of {x.dtype}, "
+                f"{x.layout}, on {x.device}; save them as dense floating point numbers"
+            )
 
 
 def model_shapes(cfg: CfgNode) -> Dict[str, torch.Size]:
@@ -125,7 +147,14 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
             f"{len(found)} tensors is of an hourglass (first names: {', '.join(list(found)[:3])})"
         )
     left_out = [x for x in found if _EMA_COPY.match(x) or (drop and re.search(drop, x))]
-    weights = {_full_name(x, prefix): found[x] for x in found if x not in left_out}
+    weights: Dict[str, Tensor] = {}
+    for name in found:
+        if name in left_out:
+            continue
+        full_name = _full_name(name, prefix)
+        if full_name in weights:
+            raise ValueError(f"{path} holds the weights of {full_name} twice, once as {name}")
+        weights[full_name] = found[name]
 
     cfg = cfg.clone()
     cfg.defrost()
@@ -133,7 +162,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
     names = translation(shapes, _NAMES[origin])
     for theirs, ours in names.items():
         if _HEATMAP_BIAS.match(ours) and theirs in weights:
-            cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = len(weights[theirs])
+            cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = _num_classes(theirs, weights[theirs], path)
     shapes = model_shapes(cfg)
 
     # Frozen norms have no counter.
@@ -180,7 +209,7 @@ def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
     cfg.defrost()
     for name, weight in found.items():
         if _HEATMAP_BIAS.match(name):
-            cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = len(weight)
+            cfg.MODEL.CENTRIPETALNET.NUM_CLASSES = _num_classes(name, weight, path)
     shapes = model_shapes(cfg)
     check_fit(
         {name: tuple(x.shape) for name, x in found.items()},
@@ -190,7 +219,8 @@ def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
     )
     names = translation(shapes, _NAMES[target])
     about = content.get("about") if isinstance(content.get("about"), Mapping) else {}
-    meta = {"CLASSES": about["classes"]} if about.get("classes") else {}
+    classes = _classes_of(about)
+    meta = {"CLASSES": classes} if classes else {}
     return {"meta": meta, "state_dict": {theirs: found[ours] for theirs, ours in names.items()}}
 
 
@@ -218,6 +248,14 @@ def check_fit(found: Dict, wanted: Dict, their_names: Dict[str, str], path: str)
     )
     if problems:
         raise ValueError(f"{path} does not fit the network that the config describes:{problems}")
+
+
+def _num_classes(name: str, bias: Tensor, path: str) -> int:
+    if bias.dim() != 1 or not len(bias):
+        raise ValueError(
+            f"{path} does not fit: {name} has the shape {tuple(bias.shape)}, expected (classes,)"
+        )
+    return len(bias)
 
 
 def _full_name(name: str, prefix: str) -> str:

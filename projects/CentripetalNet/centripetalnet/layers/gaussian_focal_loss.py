@@ -8,11 +8,16 @@ with sigma = (2 radius + 1) / 6, outside its window 0; where bumps of one plane 
 counts.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .extension import has_kernel
+
+# plane, y, x, radius
+BUMP_SIZE = 4
 
 
 def gaussian_focal_loss(
@@ -30,16 +35,22 @@ def gaussian_focal_loss(
         bumps: (M, 4) int32, in the order of their planes. A negative radius makes no bump.
         plane_start: (N * C + 1,) int32; the bumps of plane i are those from ``plane_start[i]`` to
             ``plane_start[i + 1]``.
-        alpha: exponent that quietens cells which are already right.
-        beta: exponent that quietens cells near a positive one.
+        alpha: exponent that quietens cells which are already right, not negative.
+        beta: exponent that quietens cells near a positive one, not negative.
 
     Returns:
         A scalar, in float32 or better.
+
+    Raises:
+        TypeError: if a dtype is another one.
+        ValueError: if shapes do not fit each other, an exponent is negative or, on the CPU, if
+            bumps lie off the maps or not where ``plane_start`` says.
 
     Source: CornerNet, arXiv 1808.01244, equation 1.
     """
     if has_kernel("gaussian_focal_loss", logits.device):
         return torch.ops.centripetalnet.gaussian_focal_loss(logits, bumps, plane_start, alpha, beta)
+    _check_arguments(logits, bumps, plane_start, alpha, beta)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     targets = render_bumps(bumps, tuple(logits.shape), dtype)
     return gaussian_focal_loss_reference(logits, targets, alpha, beta)
@@ -63,9 +74,10 @@ def gaussian_focal_loss_reference(
     Source: CornerNet, arXiv 1808.01244, equation 1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    # At a positive cell (1 - t)^beta is 0, so the two terms can simply be added up.
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-    negative = log_not_p * (alpha * log_p).exp() * (1 - targets).pow(beta)
+    # At a positive cell (1 - t)^beta is 0, but not where beta is.
+    weight = (1 - targets).pow(beta) * targets.ne(1)
+    negative = log_not_p * (alpha * log_p).exp() * weight
     positive = log_p * (alpha * log_not_p).exp() * targets.eq(1)
     return -(negative + positive).sum()
 
@@ -81,8 +93,15 @@ def render_bumps(bumps: Tensor, shape: tuple, dtype: torch.dtype = torch.float32
     Returns:
         (N, C, H, W) in [0, 1], exactly 1 at the peaks.
 
+    Raises:
+        ValueError: if the bumps or the shape have another form.
+
     Source: CornerNet, arXiv 1808.01244, section 3.2.
     """
+    if bumps.dim() != 2 or bumps.shape[1] != BUMP_SIZE:
+        raise ValueError(f"render_bumps expects bumps of shape (M, 4), got {tuple(bumps.shape)}")
+    if len(shape) != 4:
+        raise ValueError(f"render_bumps expects a shape (N, C, H, W), got {tuple(shape)}")
     num_images, num_classes, height, width = shape
     plane, y, x, radius = bumps.long().unbind(dim=1)
     values = (
@@ -91,6 +110,31 @@ def render_bumps(bumps: Tensor, shape: tuple, dtype: torch.dtype = torch.float32
     heatmap = torch.zeros(num_images * num_classes, height, width, dtype=dtype, device=bumps.device)
     index = plane[:, None, None].expand_as(values)
     return heatmap.scatter_reduce_(0, index, values, "amax").view(shape)
+
+
+def _check_arguments(
+    logits: Tensor, bumps: Tensor, plane_start: Tensor, alpha: float, beta: float
+) -> None:
+    shape = tuple(logits.shape)
+    if len(shape) != 4:
+        raise ValueError(f"gaussian_focal_loss expects logits of shape (N, C, H, W), got {shape}")
+    if not logits.is_floating_point():
+        raise TypeError(f"gaussian_focal_loss expects floating point logits, got {logits.dtype}")
+    if plane_start.shape != (shape[0] * shape[1] + 1,):
+        raise ValueError(
+            "gaussian_focal_loss expects plane_start of shape (N * C + 1,) for logits of shape "
+            f"{shape}, got {tuple(plane_start.shape)}"
+        )
+    if bumps.dtype != torch.int32 or plane_start.dtype != torch.int32:
+        raise TypeError(
+            "gaussian_focal_loss expects bumps and plane_start in int32, got "
+            f"{bumps.dtype} and {plane_start.dtype}"
+        )
+    if not (0 <= alpha < math.inf and 0 <= beta < math.inf):
+        raise ValueError(
+            "gaussian_focal_loss expects alpha and beta to be finite and not negative, got "
+            f"{alpha} and {beta}"
+        )
 
 
 def _profile(size: int, peak: Tensor, radius: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: N images, M candidate boxes of each (padded), D boxes kept of each.
 """
 
+import math
 from typing import Tuple
 
 import torch
@@ -42,11 +43,11 @@ def batched_soft_nms(
 
     Args:
         boxes: (N, M, 4) x0, y0, x1, y1, absolute.
-        scores: (N, M) in [0, 1]; a negative score marks padding.
+        scores: (N, M) in [0, 1]; a negative score marks padding, and so does one that is no number.
         classes: (N, M) integers.
         max_detections: D, at most this many boxes of an image are taken.
         method: "gaussian" or "linear".
-        sigma: of the Gaussian decay.
+        sigma: of the Gaussian decay, positive.
         iou_threshold: of the linear decay.
         min_score: lower limit of a lowered score. A box that is taken first keeps its own.
 
@@ -55,7 +56,9 @@ def batched_soft_nms(
         same shape, -1 where no box was left.
 
     Raises:
-        ValueError: if ``method`` is unknown.
+        TypeError: if a dtype is another one.
+        ValueError: if ``method`` is unknown, shapes do not fit each other, ``max_detections`` is
+            negative, ``sigma`` is not positive or ``min_score`` is no number.
 
     Source: arXiv 1704.04503, figure 2.
     """
@@ -91,8 +94,12 @@ def soft_nms_reference(
 
     A round is vectorised over images and boxes.
 
-    Args, Returns: see :func:`batched_soft_nms`.
+    Args, Returns, Raises: see :func:`batched_soft_nms`.
     """
+    _check_arguments(boxes, scores, classes, max_detections, method, sigma, min_score)
+    # Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
+    sigma = max(sigma, torch.finfo(scores.dtype).tiny)
+    scores = scores.masked_fill(~(scores >= 0), -1)
     num_images, num_boxes = scores.shape
     rounds = min(max_detections, num_boxes)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
@@ -109,6 +116,49 @@ def soft_nms_reference(
             decay = torch.where(iou > iou_threshold, 1 - iou, torch.ones_like(iou))
         decay = torch.where(classes == classes.gather(1, best), decay, torch.ones_like(decay))
         lowered = scores * decay
-        dropped = (scores < 0) | (lowered < min_score)
+        dropped = (scores < 0) | ~(lowered >= min_score)
         scores = lowered.masked_fill(dropped, -1).scatter(1, best, -1)
     return keep, kept_scores.clamp(min=-1)
+
+
+def _check_arguments(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    max_detections: int,
+    method: str,
+    sigma: float,
+    min_score: float,
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"soft-NMS knows the methods {METHODS}, got {method!r}")
+    if scores.dim() != 2:
+        raise ValueError(f"soft_nms expects scores of shape (N, M), got {tuple(scores.shape)}")
+    if boxes.shape != (*scores.shape, 4):
+        raise ValueError(
+            f"soft_nms expects boxes of shape (N, M, 4) for scores of shape {tuple(scores.shape)}, "
+            f"got {tuple(boxes.shape)}"
+        )
+    if classes.shape != scores.shape:
+        raise ValueError(
+            f"soft_nms expects classes of the shape of scores, {tuple(scores.shape)}, got "
+            f"{tuple(classes.shape)}"
+        )
+    if not boxes.device == scores.device == classes.device:
+        raise ValueError(
+            f"soft_nms expects boxes, scores and classes on one device, got {boxes.device}, "
+            f"{scores.device} and {classes.device}"
+        )
+    if classes.dtype != torch.int64:
+        raise TypeError(f"soft_nms expects classes in int64, got {classes.dtype}")
+    if not scores.is_floating_point() or boxes.dtype != scores.dtype:
+        raise TypeError(
+            f"soft_nms expects boxes and scores of one floating point dtype, got {boxes.dtype} and "
+            f"{scores.dtype}"
+        )
+    if max_detections < 0:
+        raise ValueError(f"soft_nms expects max_detections >= 0, got {max_detections}")
+    if not sigma > 0:
+        raise ValueError(f"soft_nms expects sigma > 0, got {sigma}")
+    if math.isnan(min_score):
+        raise ValueError("soft_nms expects min_score to be a number, got nan")

@@ -65,6 +65,10 @@ class SelectionOptions:
                 f"MODEL.CENTRIPETALNET.SOFT_NMS.METHOD must be one of {SOFT_NMS_METHODS}, got "
                 f"{self.method!r}"
             )
+        if not self.sigma > 0:
+            raise ValueError(
+                f"MODEL.CENTRIPETALNET.SOFT_NMS.SIGMA must be positive, got {self.sigma}"
+            )
 
 
 def _largest_around(values: Tensor, kernel: int) -> Tensor:

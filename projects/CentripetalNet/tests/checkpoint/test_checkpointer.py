@@ -120,6 +120,67 @@ def test_a_checkpoint_without_weights_is_named(model, tmp_path, content):
         CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
 
 
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (torch.ones(3, 2, dtype=torch.complex64), r"'0\.weight' are not plain .*complex64"),
+        (torch.eye(3, 2).to_sparse(), r"'0\.weight' are not plain .*sparse"),
+        (torch.ones(3, 2, device="meta"), r"'0\.weight' are not plain .* on meta"),
+        ([[1.0]], r"'0\.weight' among the weights is a list"),
+    ],
+)
+def test_weights_that_are_no_plain_tensors_are_named(model, tmp_path, value, message):
+    torch.save({"model": {**model.state_dict(), "0.weight": value}}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match=message):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize("name", [3, None, ("a", 1)])
+def test_weights_whose_name_is_no_string_are_refused(model, tmp_path, name):
+    torch.save({"model": {**model.state_dict(), name: torch.ones(1)}}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="has the name .* expected a string"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize("metadata", [3, {"": 3}, {"": {"version": "new"}}, {1: {}}])
+def test_versions_of_modules_that_are_none_are_refused(model, tmp_path, metadata):
+    weights = model.state_dict()
+    weights._metadata = metadata
+    torch.save({"model": weights}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="_metadata"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
+def test_a_file_cannot_have_its_weights_placed_by_likeness_of_names(model, tmp_path):
+    weights = {f"layer.{name}": x for name, x in model.state_dict().items()}
+    torch.save({"model": weights, "matching_heuristics": True}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="does not fit"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"input_format": None},
+        {"pixel_mean": 3},
+        {"pixel_std": ["a", "b", "c"]},
+        {"pixel_mean": [0.0, 0.0]},
+    ],
+)
+def test_what_a_file_says_of_its_pictures_is_checked(model, tmp_path, changed):
+    model.input_format = "RGB"
+    model.pixel_mean, model.pixel_std = torch.zeros(3), torch.ones(3)
+    about = {"input_format": "RGB", "pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3, **changed}
+    torch.save({"model": model.state_dict(), "about": about}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="'about' does not say|pictures in another form"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
 def saved_twice(folder):
     """A checkpointer of a model that was saved with the weight 1, then with 2."""
     model = torch.nn.Linear(1, 1, bias=False)

@@ -1,3 +1,4 @@
+import importlib.util
 import re
 import subprocess
 import sys
@@ -189,6 +190,63 @@ class Explosive:
 def test_a_file_that_is_something_else_is_refused(cfg, save, content, message):
     with pytest.raises(ValueError, match=message):
         convert_to_ours(save(content), cfg)
+
+
+def test_weights_that_are_there_twice_are_refused(cfg, save):
+    weights = random_weights(cfg, "mmdet")
+    name = "bbox_head.tl_off.1.1.conv.bias"
+    copies = {f"module.{x}": value for x, value in weights.items()}
+
+    with pytest.raises(ValueError, match=f"weights of {name} twice"):
+        convert_to_ours(save({**copies, name: weights[name] + 1}), cfg)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5, 1)])
+@pytest.mark.parametrize("origin", ["mmdet", "centripetalnet"])
+def test_a_number_of_classes_that_cannot_be_is_named(cfg, save, origin, shape):
+    if origin == "mmdet":
+        name, weights = "bbox_head.tl_heat.0.1.conv.bias", random_weights(cfg, "mmdet")
+    else:
+        name = "heads.0.tl.heatmap.1.bias"
+        weights = {x: torch.zeros(y) for x, y in model_shapes(cfg).items()}
+    path = save({**weights, name: torch.zeros(shape)})
+
+    with pytest.raises(ValueError, match=rf"{name} has the shape .* expected \(classes,\)"):
+        if origin == "mmdet":
+            convert_to_ours(path, cfg)
+        else:
+            convert_to_theirs(path, cfg, "mmdet")
+
+
+@pytest.mark.parametrize("classes", [3, "abc", torch.ones(2)])
+def test_classes_that_are_no_list_are_left_out(cfg, save, classes):
+    weights = {name: torch.zeros(shape) for name, shape in model_shapes(cfg).items()}
+
+    theirs = convert_to_theirs(
+        save({"model": weights, "about": {"classes": classes}}), cfg, "paper"
+    )
+
+    assert theirs["meta"] == {}
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location(
+        "convert_checkpoint", PROJECT / "tools" / "convert_checkpoint.py"
+    )
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def stop(content, file):
+        file.write(b"half of it")
+        raise OSError("no space left")
+
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        tool.save({}, str(tmp_path / "nowhere" / "ours.pth"))
+    monkeypatch.setattr(torch, "save", stop)
+    with pytest.raises(OSError, match="no space left"):
+        tool.save({}, str(tmp_path / "ours.pth"))
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_mmdetection_given_to_the_model_say_how_to_convert_them(cfg, save):

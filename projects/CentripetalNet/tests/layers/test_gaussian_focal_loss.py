@@ -212,6 +212,59 @@ def test_numbers_that_would_lead_outside_the_tensors_are_errors(bumps, plane_sta
         gaussian_focal_loss(torch.zeros(SHAPE), *arguments)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_bumps_that_are_not_where_plane_start_says_are_errors(memory_format):
+    bumps = torch.tensor([[1, 0, 0, 1]], dtype=torch.int32)
+    plane_start = torch.tensor([0, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
+
+    with pytest.raises(ValueError, match="bump 0 of plane 1 among those of plane 0"):
+        gaussian_focal_loss(
+            torch.zeros(SHAPE).contiguous(memory_format=memory_format), bumps, plane_start
+        )
+
+
+@pytest.mark.parametrize("exponent", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_exponents_must_be_finite_and_not_negative(compiled, name, exponent, monkeypatch):
+    if not compiled:
+        module = importlib.import_module("centripetalnet.layers.gaussian_focal_loss")
+        monkeypatch.setattr(module, "has_kernel", lambda *args: False)
+
+    with pytest.raises(ValueError, match="alpha and beta to be finite and not negative"):
+        gaussian_focal_loss(torch.zeros(SHAPE), BUMPS, PLANE_START, **{name: exponent})
+
+
+def test_without_quietening_near_corners_corners_still_count_once(device):
+    logits = logits_of(device=device)
+
+    loss, _ = loss_and_gradient(logits, beta=0.0)
+
+    targets = render_bumps(BUMPS, SHAPE)
+    expected, _ = expected_loss_and_gradient(logits, beta=0.0)
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=2e-6, atol=0)
+    reference = gaussian_focal_loss_reference(logits.detach().cpu(), targets, beta=0.0)
+    torch.testing.assert_close(reference.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_gradient_of_a_huge_logit_is_that_of_a_large_one():
+    logits = torch.tensor([1e4, 3e38]).view(1, 1, 1, 2).requires_grad_()
+    none, start = torch.zeros(0, 4, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+
+    gaussian_focal_loss(logits, none, start).backward()
+
+    assert logits.grad.flatten().tolist() == [1, 1]
+
+
+def test_the_gradient_wants_a_loss_on_its_own_device():
+    grad = torch.ones((), device="meta")
+
+    with pytest.raises(ValueError, match="one device, got meta and cpu"):
+        torch.ops.centripetalnet.gaussian_focal_loss_backward(
+            grad, torch.zeros(SHAPE), BUMPS, PLANE_START, 2.0, 4.0
+        )
+
+
 @pytest.mark.parametrize("radius", [30, 200, 2**30])
 def test_a_bump_may_be_larger_than_the_map(radius):
     bumps = torch.tensor([[0, 4, 10, radius]], dtype=torch.int32)

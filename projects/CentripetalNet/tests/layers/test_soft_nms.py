@@ -95,7 +95,7 @@ def test_an_unknown_method_is_named():
     [
         ({"boxes": torch.zeros(1, 3, 5)}, ValueError, r"boxes of shape \(N, M, 4\)"),
         ({"boxes": torch.zeros(1, 2, 4)}, ValueError, r"boxes of shape \(N, M, 4\)"),
-        ({"boxes": torch.zeros(1, 3, 4).double()}, TypeError, "one dtype"),
+        ({"boxes": torch.zeros(1, 3, 4).double()}, TypeError, "one floating point dtype"),
         ({"scores": torch.zeros(3)}, ValueError, r"scores of shape \(N, M\)"),
         ({"classes": torch.zeros(1, 2, dtype=torch.long)}, ValueError, "shape of scores"),
         ({"classes": torch.zeros(1, 3)}, TypeError, "int64"),
@@ -113,3 +113,54 @@ def test_operator_checks_its_arguments(changed, error, message):
 
     with pytest.raises(error, match=message):
         torch.ops.centripetalnet.soft_nms(*inputs.values(), True, 0.5, 0.5, 0.001)
+
+
+def both_ways(boxes, scores, classes, sigma=0.5, min_score=0.001, method="gaussian"):
+    """What the operator and what the reference make of the same boxes."""
+    options = (3, method, sigma, 0.5, min_score)
+    return [
+        function(boxes, scores, classes, *options)[1]
+        for function in (batched_soft_nms, soft_nms_reference)
+    ]
+
+
+@pytest.mark.parametrize("function", [batched_soft_nms, soft_nms_reference])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"sigma": 0.0}, "sigma > 0, got 0"),
+        ({"sigma": -1.0}, "sigma > 0, got -1"),
+        ({"sigma": float("nan")}, "sigma > 0, got nan"),
+        ({"min_score": float("nan")}, "min_score to be a number"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(function, changed, message):
+    options = {"method": "gaussian", "sigma": 0.5, "iou_threshold": 0.5, "min_score": 0.001}
+
+    with pytest.raises(ValueError, match=message):
+        function(*random_boxes(3, seed=0), 3, **{**options, **changed})
+
+
+@pytest.mark.parametrize("sigma", [1e-40, 1e-300])
+def test_a_sigma_that_float32_cannot_say_leaves_boxes_that_do_not_overlap(sigma):
+    boxes = torch.tensor([[[0.0, 0, 1, 1], [5, 5, 6, 6], [5, 5, 6, 7]]])
+    scores = torch.tensor([[0.9, 0.8, 0.7]])
+
+    for kept in both_ways(boxes, scores, torch.zeros(1, 3, dtype=torch.long), sigma=sigma):
+        torch.testing.assert_close(kept, torch.tensor([[0.9, 0.8, -1]]))
+
+
+@pytest.mark.parametrize("score", [float("nan"), -0.5, -float("inf")])
+def test_a_score_that_is_negative_or_no_number_is_padding(score):
+    boxes, _, classes = random_boxes(3, seed=0)
+    scores = torch.tensor([[0.5, score, 0.6]])
+
+    for kept in both_ways(boxes + torch.arange(3)[:, None] * 100, scores, classes):
+        torch.testing.assert_close(kept, torch.tensor([[0.6, 0.5, -1]]))
+
+
+def test_operator_wants_numbers_with_a_point_even_where_there_are_none():
+    none = torch.zeros(0, 0, 4, dtype=torch.bool)
+
+    with pytest.raises(TypeError, match="floating point"):
+        batched_soft_nms(none, none[..., 0], none[..., 0].long(), 3)

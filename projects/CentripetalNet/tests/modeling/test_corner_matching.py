@@ -249,3 +249,9 @@ def test_neighbourhoods_are_those_of_max_pooling(kernel, size):
 
     expected = torch.nn.functional.max_pool2d(values, kernel, stride=1, padding=kernel // 2)
     assert torch.equal(largest, expected)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.5, float("nan")])
+def test_a_sigma_that_is_not_positive_is_named(sigma):
+    with pytest.raises(ValueError, match=r"SOFT_NMS\.SIGMA must be positive"):
+        SelectionOptions(sigma=sigma)

@@ -346,6 +346,16 @@ struct PoolRows {
   }
 };
 
+// The bits of every lane shifted up, and a bit below them where `mask` is set. Unsigned, because
+// the topmost bit falls out.
+template <typename Mask>
+inline Mask with_next_bit(Mask bits, Mask mask) {
+  using Element = std::remove_reference_t<decltype(bits[0])>;
+  using Unsigned = Vector<std::make_unsigned_t<Element>>;
+  const auto word = bits_as<Unsigned>(bits);
+  return bits_as<Mask>(word + word - bits_as<Unsigned>(mask));
+}
+
 // Marks the elements that become the maximum: one bit for each, which shifts up from row to row.
 template <typename T>
 struct MarkRows {
@@ -365,7 +375,7 @@ struct MarkRows {
       const int64_t at = (row + i) * step + lane;
       prefetch(input, at + ahead, L::kSize);
       const auto candidate = L::key(load(input + at, count));
-      bits = bits + bits - L::reaches(candidate, top);
+      bits = with_next_bit(bits, L::reaches(candidate, top));
       top = L::maximum(candidate, top);
     }
     best[slot] = top;

@@ -66,14 +66,14 @@ Tensor loss_autograd(
 Tensor loss_meta(
     const Tensor& logits, const Tensor& bumps, const Tensor& plane_start, double alpha,
     double beta) {
-  check_loss_inputs(logits, bumps, plane_start);
+  check_loss_inputs(logits, bumps, plane_start, alpha, beta);
   return at::empty({}, logits.options().dtype(loss_dtype(logits)));
 }
 
 Tensor loss_backward_meta(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& bumps, const Tensor& plane_start,
     double alpha, double beta) {
-  check_loss_inputs(logits, bumps, plane_start);
+  check_loss_inputs(logits, bumps, plane_start, alpha, beta);
   check_grad_loss(grad_loss, logits);
   return at::empty_like(logits, logits.options().memory_format(logits.suggest_memory_format()));
 }

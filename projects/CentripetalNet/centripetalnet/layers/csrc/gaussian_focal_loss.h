@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <limits>
+
 namespace centripetalnet {
 
 // A bump is (plane, y, x, radius), plane = image * channels + channel.
@@ -15,7 +17,8 @@ inline at::ScalarType loss_dtype(const at::Tensor& logits) {
 }
 
 inline void check_loss_inputs(
-    const at::Tensor& logits, const at::Tensor& bumps, const at::Tensor& plane_start) {
+    const at::Tensor& logits, const at::Tensor& bumps, const at::Tensor& plane_start, double alpha,
+    double beta) {
   TORCH_CHECK_VALUE(
       logits.dim() == 4, "gaussian_focal_loss expects logits of shape (N, C, H, W), got ",
       logits.dim(), " dimensions");
@@ -40,6 +43,13 @@ inline void check_loss_inputs(
         "gaussian_focal_loss expects logits, bumps and plane_start on one device, got ",
         integers.device(), " and ", logits.device());
   }
+  for (const double exponent : {alpha, beta}) {
+    // A negative one makes the loss grow without limit where a cell is right.
+    TORCH_CHECK_VALUE(
+        exponent >= 0 && exponent <= std::numeric_limits<float>::max(),
+        "gaussian_focal_loss expects alpha and beta to be finite and not negative, got ", alpha,
+        " and ", beta);
+  }
 }
 
 inline void check_grad_loss(const at::Tensor& grad_loss, const at::Tensor& logits) {
@@ -50,6 +60,10 @@ inline void check_grad_loss(const at::Tensor& grad_loss, const at::Tensor& logit
       grad_loss.scalar_type() == loss_dtype(logits),
       "gaussian_focal_loss_backward expects a gradient in ", loss_dtype(logits), ", got ",
       grad_loss.scalar_type());
+  TORCH_CHECK_VALUE(
+      grad_loss.device() == logits.device(),
+      "gaussian_focal_loss_backward expects grad_loss and logits on one device, got ",
+      grad_loss.device(), " and ", logits.device());
 }
 
 }  // namespace centripetalnet

@@ -151,6 +151,15 @@ class Rows {
           "gaussian_focal_loss expects the planes of bumps to be under N * C = ", num_planes,
           ", got ", plane_of(bump));
     }
+    // With the channels last a bump's plane would say one thing and its place another.
+    for (int64_t plane = 0; plane < num_planes; ++plane) {
+      for (int64_t bump = plane_start_[plane]; bump < plane_start_[plane + 1]; ++bump) {
+        TORCH_CHECK_VALUE(
+            plane_of(bump) == plane,
+            "gaussian_focal_loss expects bumps in the order of their planes, as plane_start says, "
+            "got bump ", bump, " of plane ", plane_of(bump), " among those of plane ", plane);
+      }
+    }
   }
 
   int32_t plane_of(int64_t bump) const { return bumps_[bump * kBumpSize]; }
@@ -201,7 +210,7 @@ class Rows {
 Tensor loss_cpu(
     const Tensor& logits, const Tensor& bumps, const Tensor& plane_start, double alpha,
     double beta) {
-  check_loss_inputs(logits, bumps, plane_start);
+  check_loss_inputs(logits, bumps, plane_start, alpha, beta);
   const auto format = logits.suggest_memory_format();
   const Tensor dense = logits.contiguous(format);
   const Tensor bump_rows = bumps.contiguous(), starts = plane_start.contiguous();
@@ -233,7 +242,7 @@ Tensor loss_cpu(
 Tensor loss_backward_cpu(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& bumps, const Tensor& plane_start,
     double alpha, double beta) {
-  check_loss_inputs(logits, bumps, plane_start);
+  check_loss_inputs(logits, bumps, plane_start, alpha, beta);
   check_grad_loss(grad_loss, logits);
   const auto format = logits.suggest_memory_format();
   const Tensor dense = logits.contiguous(format);

@@ -8,7 +8,6 @@ namespace CENTRIPETALNET_CAPABILITY {
 namespace {
 
 typedef float Floats __attribute__((vector_size(CENTRIPETALNET_VECTOR_BYTES)));
-typedef int32_t Ints __attribute__((vector_size(CENTRIPETALNET_VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(CENTRIPETALNET_VECTOR_BYTES)));
 typedef uint16_t HalfWords __attribute__((vector_size(CENTRIPETALNET_VECTOR_BYTES / 2)));
 
@@ -61,7 +60,7 @@ inline void store_floats(Floats values, c10::Half* to) {
   }
 }
 
-// exp(-a) for a >= 0, relative error 2e-7; from 87 on what exp(-87) is.
+// exp(-a) for a >= 0, relative error 2e-7; 0 from 87 on, near where floats end.
 inline Floats exp_of_minus(Floats a) {
   const Floats limited = a > 87.0f ? all(87.0f) : a;
   // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
@@ -76,7 +75,9 @@ inline Floats exp_of_minus(Floats a) {
   power = power * rest + 0.5f;
   power = power * rest + 1.0f;
   power = power * rest + 1.0f;
-  return power * bits_of<Floats>((bits_of<Ints>(shifted) + 127) << 23);
+  const Floats result = power * bits_of<Floats>((bits_of<Words>(shifted) + 127) << 23);
+  // Whatever little were left would count where it is multiplied by a logit of 1e38.
+  return a > 87.0f ? Floats{} : result;
 }
 
 // log(1 + e) for e in [0, 1], relative error 2e-7: a Chebyshev fit of log(1 + e) / e.
@@ -134,7 +135,7 @@ inline Floats loss_of_background(const Sigmoid& sigmoid, float alpha) {
 
 inline Floats gradient_of_background(const Sigmoid& sigmoid, float alpha) {
   return power_of(sigmoid.p, sigmoid.minus_log_p, alpha) *
-         (sigmoid.p + alpha * sigmoid.minus_log_q * sigmoid.q);
+         (sigmoid.p + alpha * (sigmoid.minus_log_q * sigmoid.q));
 }
 
 inline Floats loss_of(Floats x, Floats target, float alpha, float beta) {
@@ -148,7 +149,7 @@ inline Floats loss_of(Floats x, Floats target, float alpha, float beta) {
 inline Floats gradient_of(Floats x, Floats target, float alpha, float beta) {
   const Sigmoid sigmoid(x);
   const Floats positive = -power_of(sigmoid.q, sigmoid.minus_log_q, alpha) *
-                          (sigmoid.q + alpha * sigmoid.minus_log_p * sigmoid.p);
+                          (sigmoid.q + alpha * (sigmoid.minus_log_p * sigmoid.p));
   const Floats negative = gradient_of_background(sigmoid, alpha) * quietened(target, beta);
   return target == 1.0f ? positive : negative;
 }

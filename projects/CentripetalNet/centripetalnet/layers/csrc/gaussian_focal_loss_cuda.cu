@@ -51,7 +51,7 @@ struct Launch {
 Tensor loss_cuda(
     const Tensor& logits, const Tensor& bumps, const Tensor& plane_start, double alpha,
     double beta) {
-  check_loss_inputs(logits, bumps, plane_start);
+  check_loss_inputs(logits, bumps, plane_start, alpha, beta);
   const c10::cuda::CUDAGuard device_guard(logits.device());
   const auto dtype = loss_dtype(logits);
   if (logits.numel() == 0) {
@@ -81,12 +81,8 @@ Tensor loss_cuda(
 Tensor loss_backward_cuda(
     const Tensor& grad_loss, const Tensor& logits, const Tensor& bumps, const Tensor& plane_start,
     double alpha, double beta) {
-  check_loss_inputs(logits, bumps, plane_start);
+  check_loss_inputs(logits, bumps, plane_start, alpha, beta);
   check_grad_loss(grad_loss, logits);
-  TORCH_CHECK_VALUE(
-      grad_loss.device() == logits.device(),
-      "gaussian_focal_loss_backward expects grad_loss and logits on one device, got ",
-      grad_loss.device(), " and ", logits.device());
   const c10::cuda::CUDAGuard device_guard(logits.device());
   const auto format = logits.suggest_memory_format();
   const Tensor dense = logits.contiguous(format);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -96,19 +97,27 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(
       classes.scalar_type() == at::kLong, "soft_nms expects classes in int64, got ",
       classes.scalar_type());
   TORCH_CHECK_TYPE(
-      boxes.scalar_type() == scores.scalar_type(),
-      "soft_nms expects boxes and scores of one dtype, got ", boxes.scalar_type(), " and ",
+      at::isFloatingType(scores.scalar_type()) && boxes.scalar_type() == scores.scalar_type(),
+      "soft_nms expects boxes and scores of one floating point dtype, got ", boxes.scalar_type(), " and ",
       scores.scalar_type());
   TORCH_CHECK_VALUE(
       max_detections >= 0, "soft_nms expects max_detections >= 0, got ", max_detections);
+  TORCH_CHECK_VALUE(sigma > 0, "soft_nms expects sigma > 0, got ", sigma);
+  TORCH_CHECK_VALUE(!std::isnan(min_score), "soft_nms expects min_score to be a number, got nan");
   const int64_t rounds = std::min(max_detections, count);
   const Tensor dense_boxes = boxes.contiguous(), dense_scores = scores.contiguous();
   const Tensor dense_classes = classes.contiguous();
   Tensor keep = at::zeros({images, rounds}, classes.options());
   Tensor kept_scores = at::empty({images, rounds}, scores.options()).fill_(-1);
+  if (keep.numel() == 0) {
+    return {keep, kept_scores};
+  }
   AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_nms_cpu", [&] {
+    // Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
+    const auto least_sigma = std::numeric_limits<scalar_t>::min();
     const Decay<scalar_t> decay{
-        gaussian, static_cast<scalar_t>(sigma), static_cast<scalar_t>(iou_threshold)};
+        gaussian, std::max(static_cast<scalar_t>(sigma), least_sigma),
+        static_cast<scalar_t>(iou_threshold)};
     const auto* box_data = dense_boxes.const_data_ptr<scalar_t>();
     const auto* score_data = dense_scores.const_data_ptr<scalar_t>();
     const auto* class_data = dense_classes.const_data_ptr<int64_t>();

@@ -1,0 +1,332 @@
+"""Checkpoint files, damaged or made up, given to all that read them.
+
+A file is read, or refused with an error that names it or the key; nothing in it is executed and
+nothing is written. The hypothesis statistics (--hypothesis-show-statistics) count what was tried.
+"""
+
+import importlib.util
+import io
+import re
+import tempfile
+from collections import OrderedDict
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS, GOLDEN_MODEL, PROJECT, golden_config
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from centripetalnet.checkpoint import CentripetalNetCheckpointer
+from centripetalnet.checkpoint.conversion import model_shapes
+from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
+from centripetalnet.checkpoint.safe_load import load_tensors
+
+REFUSALS = (ValueError, OSError)
+# Where the message does not name the file, it has the key or all the names that do not fit.
+KEYS_NAMED = re.compile("weights|tensor|about|does not fit the model|pictures in another form")
+FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
+NAMES = {"mmdet": mmdet_name, "paper": paper_name}
+ABOUT = {
+    "origin": "mmdet",
+    "classes": ["cat", "dog"],
+    "input_format": "RGB",
+    "pixel_mean": (1.0, 2.0, 3.0),
+    "pixel_std": (1.0, 1.0, 1.0),
+}
+EXECUTED = []
+
+
+class Explosive:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return exec, (f"import {__name__} as tests; tests.EXECUTED.append(1)",)
+
+
+class SmallModel(nn.Sequential):
+    """Two layers that say what pictures they want, as the detector does."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.input_format = "RGB"
+        self.register_buffer("pixel_mean", torch.tensor([1.0, 2.0, 3.0]), persistent=False)
+        self.register_buffer("pixel_std", torch.ones(3), persistent=False)
+
+
+def as_bytes(content, form="zip"):
+    file = io.BytesIO()
+    torch.save(content, file, **FORMATS[form])
+    return file.getvalue()
+
+
+@lru_cache(maxsize=None)
+def small_file(form):
+    return as_bytes({"model": SmallModel().state_dict(), "about": ABOUT, "iteration": 3}, form)
+
+
+@lru_cache(maxsize=None)
+def shapes():
+    return model_shapes(golden_config())
+
+
+def weights_named(names):
+    """Weights of the right shapes, with the same few bytes as values."""
+    zero, count = torch.zeros(1), torch.zeros((), dtype=torch.int64)
+    ours = {x: x for x in shapes()} if names == "ours" else translation(shapes(), NAMES[names])
+    return {
+        name: count if name.endswith("num_batches_tracked") else zero.expand(shapes()[x])
+        for name, x in ours.items()
+    }
+
+
+@lru_cache(maxsize=None)
+def whole_file(names, form):
+    return as_bytes({"state_dict": weights_named(names), "meta": {"CLASSES": list("abcde")}}, form)
+
+
+@lru_cache(maxsize=None)
+def converter():
+    path = PROJECT / "tools" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def convert(source, destination, *options):
+    """As on the command line."""
+    changes = [str(x) for key, value in GOLDEN_MODEL.items() for x in (key, value)]
+    config = ["--config-file", str(CONFIGS / "centripetal_hg104.yaml")]
+    arguments = [str(source), str(destination), *config, *options, "--opts", *changes]
+    converter().main(arguments)
+
+
+def read(what, path, call):
+    """Whether the call succeeds; if not, whether what it says is clear."""
+    try:
+        call()
+    except REFUSALS as error:
+        assert path.name in str(error) or KEYS_NAMED.search(str(error)), error
+        event(f"{what}: {type(error).__name__}")
+        return False
+    finally:
+        assert not EXECUTED
+    event(f"{what}: success")
+    return True
+
+
+def read_by_all(content: bytes, conversions=((), ("--to", "mmdet"))):
+    """Gives a file to everything that reads checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "given.pth"
+        path.write_bytes(content)
+        read("load_tensors", path, lambda: load_tensors(str(path)))
+        for strict in (True, False):
+            checkpointer = CentripetalNetCheckpointer(SmallModel(), strict=strict)
+            read("checkpointer", path, lambda c=checkpointer: c.load(str(path)))
+        for options in conversions:
+            destination = path.with_name("converted.pth")
+            name = " ".join(("converter", *options))
+            succeeded = read(name, path, lambda o=options, d=destination: convert(path, d, *o))
+            left = sorted(x.name for x in path.parent.iterdir() if x != path)
+            assert left == (["converted.pth"] if succeeded else [])
+            for file in left:
+                (path.parent / file).unlink()
+
+
+@st.composite
+def damage(draw):
+    """What happens to a file: kind, where in it (0 to 1), length, byte."""
+    return draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from(("flip", "overwrite", "delete", "insert", "truncate", "repeat")),
+                st.floats(0, 1),
+                st.one_of(st.integers(1, 8), st.integers(1, 400)),
+                st.integers(0, 255),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
+
+
+def damaged(content: bytes, steps) -> bytes:
+    for kind, place, length, byte in steps:
+        event(f"damage: {kind}")
+        start = int(place * len(content))
+        piece = content[start : start + length]
+        if kind == "flip":
+            piece = bytes(x ^ (1 << byte % 8) for x in piece[:1]) + piece[1:]
+        elif kind == "overwrite":
+            piece = bytes([byte]) * len(piece)
+        elif kind == "delete":
+            piece = b""
+        elif kind == "insert":
+            content = content[:start] + bytes([byte]) * length + content[start:]
+            continue
+        elif kind == "truncate":
+            return content[:start]
+        else:
+            piece = piece + piece
+        content = content[:start] + piece + content[start + length :]
+    return content
+
+
+def odd_tensor(kind):
+    """Tensors that are no ordinary weights."""
+    with torch.no_grad():
+        return {
+            "0-d": torch.tensor(1.0),
+            "empty": torch.zeros(0),
+            "bool": torch.ones(3, dtype=torch.bool),
+            "half": torch.ones(3, 2).half(),
+            "integer": torch.ones(3, 2, dtype=torch.int64),
+            "complex": torch.ones(3, 2, dtype=torch.complex64),
+            "sparse": torch.eye(3, 2).to_sparse(),
+            "CSR": torch.eye(3, 2).to_sparse_csr(),
+            "quantized": torch.quantize_per_tensor(torch.ones(3, 2), 0.1, 0, torch.qint8),
+            "meta": torch.zeros(3, 2, device="meta"),
+            "parameter": nn.Parameter(torch.ones(3, 2)),
+            "no number": torch.full((3, 2), float("nan")),
+            "large": torch.zeros(1).expand(3, 2**20),
+            "7-d": torch.zeros(1, 1, 1, 1, 1, 1, 1),
+        }[kind]
+
+
+ODD_TENSORS = (
+    "0-d empty bool half integer complex sparse CSR quantized meta parameter large 7-d"
+).split() + ["no number"]
+KEYS = st.one_of(
+    st.sampled_from(
+        "model state_dict meta about optimizer iteration CLASSES classes dataset_meta config cfg "
+        "input_format pixel_mean pixel_std matching_heuristics __author__ _metadata "
+        "0.weight 0.bias module.0.weight 0..weight 1.num_batches_tracked ema_0.weight "
+        "backbone.hourglass_modules.0.x hg_modules.0. module.hourglasses.0 "
+        "heads.0.tl.heatmap.1.bias bbox_head.tl_heat.0.1.conv.bias".split()
+    ),
+    st.integers(-1, 3),
+    st.just(""),
+    st.text(max_size=6),
+    st.booleans(),
+    st.none(),
+    st.just((1, "a")),
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 2**40),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(ODD_TENSORS).map(odd_tensor),
+    st.builds(Explosive),
+    st.sampled_from((b"bytes", (1, 2), [], {}, torch.Size([2]), torch.float32)),
+    st.just("mean=[1,2,3], std=[0,0,0], to_rgb=True"),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(KEYS, inner, max_size=4),
+        st.dictionaries(KEYS, inner, max_size=4).map(OrderedDict),
+    ),
+    max_leaves=8,
+)
+
+
+def with_metadata(weights, metadata):
+    """As ``nn.Module.state_dict`` gives it, with versions of modules that may be anything."""
+    weights = OrderedDict(weights)
+    weights._metadata = metadata
+    return weights
+
+
+@st.composite
+def changed_checkpoints(draw, weights):
+    """A right checkpoint but for a few entries, anywhere in it."""
+    about, meta = dict(ABOUT), {"CLASSES": list("abcde"), "config": "mean=[1]"}
+    content = {draw(st.sampled_from(("model", "state_dict"))): weights, "about": about}
+    content["meta"] = meta
+    for place in draw(st.lists(st.sampled_from(("weights", "about", "meta", "top")), max_size=3)):
+        event(f"changed: {place}")
+        part = {"weights": weights, "about": about, "meta": meta, "top": content}[place]
+        key = draw(st.sampled_from(sorted(map(str, part)))) if part and draw(st.booleans()) else ""
+        if draw(st.booleans()):
+            part.pop(key, None)
+        key = draw(st.sampled_from((key, f"module.{key}", key.upper()))) or draw(KEYS)
+        part[key] = draw(VALUES)
+    if draw(st.integers(0, 4)) == 4:
+        event("changed: metadata")
+        metadata = draw(st.one_of(VALUES, st.dictionaries(st.sampled_from(("", "1")), VALUES)))
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), dict):
+                content[key] = with_metadata(content[key], metadata)
+    return content
+
+
+def saved(content):
+    """The bytes of a file, or None where PyTorch cannot make one."""
+    try:
+        return as_bytes(content)
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+ignore_casts = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def check_damaged(form, steps):
+    read_by_all(damaged(small_file(form), steps))
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+@settings(max_examples=60, **QUIET)
+@given(steps=damage())
+def test_a_damaged_file_is_read_or_named(form, steps):
+    check_damaged(form, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", list(FORMATS))
+@settings(max_examples=150, **QUIET)
+@given(steps=damage())
+def test_files_with_many_more_damages_are_read_or_named(form, steps):
+    check_damaged(form, steps)
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+@settings(max_examples=10, **QUIET)
+@given(steps=damage(), names=st.sampled_from(("mmdet", "paper", "ours")))
+def test_a_damaged_file_of_a_whole_network_is_read_or_named(form, steps, names):
+    read_by_all(damaged(whole_file(names, form), steps))
+
+
+@ignore_casts
+@settings(max_examples=100, **QUIET)
+@given(content=VALUES)
+def test_a_file_with_anything_in_it_is_read_or_named(content):
+    file = saved(content)
+    if file is not None:
+        read_by_all(file)
+
+
+@ignore_casts
+@settings(max_examples=100, **QUIET)
+@given(st.data())
+def test_a_checkpoint_with_a_few_odd_entries_is_read_or_named(data):
+    file = saved(data.draw(changed_checkpoints(dict(SmallModel().state_dict()))))
+    if file is not None:
+        read_by_all(file)
+
+
+@ignore_casts
+@settings(max_examples=20, **QUIET)
+@given(st.data(), st.sampled_from(("mmdet", "paper", "ours")))
+def test_a_whole_network_with_a_few_odd_entries_is_read_or_named(data, names):
+    file = saved(data.draw(changed_checkpoints(weights_named(names))))
+    if file is not None:
+        read_by_all(file, conversions=((), ("--to", "paper")) if names == "ours" else ((),))
