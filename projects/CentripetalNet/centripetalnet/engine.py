@@ -10,9 +10,7 @@ from typing import Optional
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import (
-    build_detection_test_loader,
-)
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import (
     DefaultTrainer,
     TrainerBase,

@@ -41,11 +41,13 @@ def newest(output) -> int:
     return max((int(x.stem[-7:]) for x in output.glob("model_0*.pth")), default=-1)
 
 
-def kill_after(datasets, output, checkpoints, seconds, workers):
+def kill_after(datasets, output, checkpoints, seconds, workers, flags=()):
     """Has a training go on, and kills it some time after it has written some checkpoints."""
     until = newest(output) + checkpoints
-    opts = [*OPTIONS, "DATALOADER.NUM_WORKERS", workers]
-    process = start(*train_few(output, *opts, flags=["--resume"]), DATASET=datasets / "silhouettes")
+    command = train_few(
+        output, *OPTIONS, "DATALOADER.NUM_WORKERS", workers, flags=["--resume", *flags]
+    )
+    process = start(*command, DATASET=datasets / "silhouettes")
     wait_for(lambda: newest(output) >= until, process)
     time.sleep(seconds)
     assert process.poll() is None
@@ -98,3 +100,16 @@ def test_twenty_kills_change_nothing(datasets, uninterrupted, tmp_path):
     final = finish(datasets, tmp_path)
 
     assert differences(uninterrupted, final) == []
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together_as_if_they_had_not_been_killed(datasets, tmp_path):
+    two = ["--num-gpus", "2"]
+    for folder in ("killed", "whole"):
+        (tmp_path / folder).mkdir()
+    for _ in range(2):
+        kill_after(datasets, tmp_path / "killed", 8, 0.05, workers=1, flags=two)
+
+    killed, whole = (finish(datasets, tmp_path / x, two) for x in ("killed", "whole"))
+
+    assert differences(whole, killed) == []
