@@ -66,6 +66,11 @@ bench: $(DEMO_MODEL) ## time and memory of the parts beside their goals, also as
 $(DEMO_MODEL):
 	@$(MAKE) demo
 
+.PHONY: docs
+docs: ## write docs/config.md, the page of every config key, from config.py
+	@dev/setup.sh test
+	$(IN_ENV) $(PYTHON_OF_ENV) dev/config_page.py
+
 .PHONY: lint
 lint: ## what ruff has to say about code and formatting
 	@dev/setup.sh lint

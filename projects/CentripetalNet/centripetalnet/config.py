@@ -8,6 +8,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from .data.own_datasets import register_own_datasets
+
 
 def add_centripetalnet_config(cfg: CfgNode) -> None:
     """Adds the keys of CentripetalNet to ``cfg``; call it before merging a config file.
@@ -116,6 +118,7 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     crop.MAX_TRIES = 50
     # Training: colour distortion, each step with probability 1/2.
     cfg.INPUT.COLOR_DISTORTION = color = CfgNode()
+    # False leaves the colours as they are.
     color.ENABLED = True
     # Added to all channels, of 255.
     color.BRIGHTNESS = 32.0
@@ -127,6 +130,9 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Random order of the channels.
     color.SWAP_CHANNELS = True
 
+    # Datasets of your own in COCO format, to be named in DATASETS.TRAIN and DATASETS.TEST: of each
+    # [name, annotation file, image folder].
+    cfg.DATASETS.COCO_FORMAT = []
     # Annotations and training images that cannot be used: an error, or left out and counted in the
     # log. tools/check_dataset.py names them all.
     cfg.DATALOADER.SKIP_UNUSABLE = False
@@ -162,7 +168,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config that a file and ``KEY VALUE`` pairs describe, not yet frozen.
 
-    Where the config asks for CUDA and there is none, ``MODEL.DEVICE`` becomes "cpu".
+    Where the config asks for CUDA and there is none, ``MODEL.DEVICE`` becomes "cpu". The datasets
+    that it brings along are registered.
 
     Args:
         config_file: path of a yaml file.
@@ -170,7 +177,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file asks for Python objects, which could run code.
+        ValueError: if the file asks for Python objects, which could run code, or a dataset that it
+            brings along has another form than expected.
     """
     if not os.path.isfile(config_file):
         raise FileNotFoundError(
@@ -191,4 +199,5 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU was found: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"
+    register_own_datasets(cfg.DATASETS.COCO_FORMAT)
     return cfg

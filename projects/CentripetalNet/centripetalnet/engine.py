@@ -1,5 +1,6 @@
 """Training and evaluation: Detectron2's DefaultTrainer, also on the CPU, and its command line."""
 
+import gc
 import logging
 import os
 import re
@@ -105,6 +106,17 @@ class Trainer(DefaultTrainer):
             self.register_hooks(
                 [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
             )
+
+    def train(self) -> Optional[OrderedDict]:
+        """As in DefaultTrainer; loading workers go on sharing the memory of this process."""
+        # A garbage collection writes to every object that it looks at, and so makes the system copy
+        # the memory for each process that shares it. What is there by now it need not look at.
+        gc.collect()
+        gc.freeze()
+        try:
+            return super().train()
+        finally:
+            gc.unfreeze()
 
     def before_train(self) -> None:
         """As in DefaultTrainer; what was killed after its last iteration gets its last file."""

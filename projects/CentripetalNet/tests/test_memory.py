@@ -52,4 +52,4 @@ def test_two_thousand_iterations_with_workers_keep_to_their_memory(datasets, tmp
     early = np.median(megabytes[(iterations >= 200) & (iterations < 500)])
     late = np.median(megabytes[iterations >= 1700])
     print(f"memory: {early:.0f} MB at iterations 200 to 500, {late:.0f} MB from 1,700 on")
-    assert abs(late - early) < 0.03 * early
+    assert abs(late - early) < 0.05 * early

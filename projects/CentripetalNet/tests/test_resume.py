@@ -65,8 +65,9 @@ def kill_while_saving(datasets, output, name):
     (output / "disturbed").unlink()
 
 
-def finish(datasets, output):
-    result = run(*train_few(output, *OPTIONS, flags=["--resume"]), DATASET=datasets / "silhouettes")
+def finish(datasets, output, flags=()):
+    command = train_few(output, *OPTIONS, flags=["--resume", *flags])
+    result = run(*command, DATASET=datasets / "silhouettes")
     assert result.returncode == 0, result.stderr[-3000:]
     return torch.load(output / "model_final.pth", weights_only=True)
 

@@ -1,4 +1,4 @@
-"""Cross-star deformable convolution (arXiv 2003.09119, section 3.3).
+"""Cross-star deformable convolution (arXiv 2003.09119, section 3.2).
 
 Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 kernel, row by row, M
 cells of interest.
@@ -87,7 +87,7 @@ class CrossStarDeformConv(nn.Module):
     into the offsets of the nine taps, so that the kernel reaches along the "cross star" which
     corner pooling leaves on the feature map. No gradient flows back into the guiding shift.
 
-    Source: arXiv 2003.09119, section 3.3.
+    Source: arXiv 2003.09119, section 3.2.
     """
 
     # Standard deviations of the released model's normal initialisation.

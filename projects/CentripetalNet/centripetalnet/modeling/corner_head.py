@@ -174,7 +174,7 @@ def _on_patches(branch: nn.Sequential, patches: Tensor) -> Tensor:
 class CornerHead(nn.Module):
     """Head of one stack: a branch for each corner, weights not shared.
 
-    Source: arXiv 2003.09119, figure 3.
+    Source: arXiv 2003.09119, figure 2.
     """
 
     def __init__(self, **branch):

@@ -97,7 +97,7 @@ def corner_losses(
     Returns:
         Scalars ``heatmap``, ``offset``, ``guiding_shift``, ``centripetal_shift``.
 
-    Source: arXiv 2003.09119, sections 3.2 and 3.3; heat map and offset arXiv 1808.01244, 3.2.
+    Source: arXiv 2003.09119, sections 3.1 and 3.2; heat map and offset arXiv 1808.01244, 3.2.
     """
     exponents = options.focal_alpha, options.focal_beta
     losses = {"heatmap": heatmap_loss(heatmap, targets.heatmap, counts.heatmap, *exponents)}

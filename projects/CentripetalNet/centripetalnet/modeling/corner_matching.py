@@ -136,7 +136,7 @@ def locate_corners(
     Returns:
         The corners, in the order of the peaks.
 
-    Source: section 3.2, the definition of the centripetal shift turned round.
+    Source: section 3.1, the definition of the centripetal shift turned round.
     """
     height, width = map_size
     row = torch.div(peaks.cell, width, rounding_mode="floor") % height
@@ -161,7 +161,7 @@ def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOpt
     Returns:
         K * K candidates of each image.
 
-    Source: section 3.2, "Corner Matching".
+    Source: section 3.1, "Corner Matching".
     """
     border = border[:, None].to(tl.position)
     # Negative coordinates become 0 before any area is taken, as the released model does.

@@ -141,7 +141,7 @@ def corner_targets(
     Returns:
         Targets of both corners, on the device of ``boxes``.
 
-    Source: arXiv 2003.09119, sections 3.2 (centripetal shift) and 3.3 (guiding shift); heat map
+    Source: arXiv 2003.09119, sections 3.1 (centripetal shift) and 3.2 (guiding shift); heat map
     and offset arXiv 1808.01244, section 3.2.
     """
     scale = boxes.new_tensor((map_size[1] / canvas_size[1], map_size[0] / canvas_size[0]))

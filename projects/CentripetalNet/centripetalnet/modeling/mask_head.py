@@ -1,7 +1,7 @@
 """Instance masks on the detections: what RoIAlign cuts out of a feature map to 28 x 28 pixels.
 
 Shapes: N images, H x W the feature map, h x w the canvas, P boxes of an image. Boxes are pixels of
-the canvas here. Source: arXiv 2003.09119, section 3.4, with the mask branch of arXiv 1703.06870.
+the canvas here. Source: arXiv 2003.09119, section 3.3, with the mask branch of arXiv 1703.06870.
 """
 
 from typing import List, Tuple

@@ -1,0 +1,60 @@
+"""Pages that are made are up to date, and links lead somewhere."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import PROJECT
+
+REPOSITORY = PROJECT.parents[1]
+pytestmark = pytest.mark.skipif(
+    not (REPOSITORY / "dev").is_dir(), reason="the project stands without its repository"
+)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def pages():
+    found = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *PROJECT.rglob("*.md")]
+    left_out = {"output", "build"}
+    return [x for x in found if not left_out & set(x.relative_to(REPOSITORY).parts)]
+
+
+def anchors_of(page):
+    """What a heading is called in an address."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", x.lower()).strip().replace(" ", "-") for x in titles}
+
+
+def test_the_page_of_config_keys_is_up_to_date():
+    command = [sys.executable, REPOSITORY / "dev" / "config_page.py", "--check"]
+
+    result = subprocess.run(command, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_links_between_pages_lead_to_files_and_headings():
+    broken, seen = [], 0
+    for page in pages():
+        for target in LINK.findall(page.read_text()):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            seen += 1
+            if not file.exists() or (anchor and anchor not in anchors_of(file)):
+                broken.append(f"{page.relative_to(REPOSITORY)}: {target}")
+    assert broken == []
+    assert seen > 5
+
+
+def test_addresses_are_whole():
+    for page in pages():
+        for target in LINK.findall(page.read_text()):
+            if "://" in target:
+                assert re.fullmatch(r"https://[\w.-]+\.\w+(/[\w./@#%?=&+-]*)?", target), (
+                    page,
+                    target,
+                )

@@ -1,0 +1,98 @@
+"""The guide to one's own data, as printed, on a dataset that is made here."""
+
+import json
+import re
+import shlex
+
+import cv2
+import numpy as np
+import pytest
+from conftest import PROJECT
+from training import run
+
+GUIDE = PROJECT.parents[1] / "docs" / "own-data.md"
+pytestmark = pytest.mark.skipif(
+    not GUIDE.is_file(), reason="the project stands without its repository"
+)
+CLASSES = ("disc", "square", "triangle")
+# The guide trains a large network for long.
+SMALL = {
+    "centripetal_hg104.yaml": "quick_schedules/centripetal_tiny.yaml",
+    '"hg104.pth"': '""',
+    "MAX_ITER: 20000": "MAX_ITER: 30",
+    "STEPS: (16000,)": "STEPS: ()",
+    "_PERIOD: 2000": "_PERIOD: 20",
+}
+
+
+def draw(image, cls, x, y, side, color):
+    if CLASSES[cls] == "disc":
+        cv2.circle(image, (x + side // 2, y + side // 2), side // 2, color, -1)
+    elif CLASSES[cls] == "square":
+        cv2.rectangle(image, (x, y), (x + side - 1, y + side - 1), color, -1)
+    else:
+        corners = np.array([(x, y + side), (x + side, y + side), (x + side // 2, y)])
+        cv2.fillPoly(image, [corners], color)
+
+
+def make_dataset(folder, name, count, random):
+    """Shapes on noise, as JPEG files with a COCO annotation file beside their folder."""
+    (folder / name).mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": 10 * i, "name": x} for i, x in enumerate(CLASSES, 1)]
+    for number in range(count):
+        height, width = random.integers(70, 120, 2).tolist()
+        image = random.integers(0, 60, (height, width, 3)).astype(np.uint8)
+        for _ in range(2):
+            cls, side = int(random.integers(3)), int(random.integers(16, 40))
+            x, y = int(random.integers(width - side)), int(random.integers(height - side))
+            draw(image, cls, x, y, side, random.integers(120, 256, 3).tolist())
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": 10 * (cls + 1),
+                    "bbox": [x, y, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+        file_name = f"{number}.jpg"
+        cv2.imwrite(str(folder / name / file_name), image)
+        content["images"].append(
+            {"id": number, "file_name": file_name, "height": height, "width": width}
+        )
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def commands_of(guide):
+    """Lines of the code blocks that are commands."""
+    return re.findall(r"^    ((?:\./|tools/|demo/)\S+\.py .*)$", guide, flags=re.MULTILINE)
+
+
+def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    make_dataset(tmp_path / "my", "train", 12, random)
+    make_dataset(tmp_path / "my", "val", 4, random)
+    for name in ("configs", "tools", "demo", "train_net.py"):
+        (tmp_path / name).symlink_to(PROJECT / name)
+    guide = GUIDE.read_text()
+    (config,) = re.findall(r"```yaml\n(.*?)```", guide, flags=re.DOTALL)
+    for long, short in SMALL.items():
+        assert long in config
+        config = config.replace(long, short)
+    (tmp_path / "my" / "config.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+
+    commands = commands_of(guide)
+    for command in commands:
+        pictures = " ".join(map(shlex.quote, sorted(map(str, tmp_path.glob("my/val/*.jpg")))))
+        result = run(*shlex.split(command.replace("my/val/*.jpg", pictures)))
+        assert result.returncode == 0, (command, result.stderr[-3000:])
+
+    assert len(commands) == 5
+    output = tmp_path / "output"
+    assert {x.name for x in (output / "detected").iterdir()} == {f"{i}.jpg" for i in range(4)}
+    for name in ("model_best.pth", "model_final.pth", "metrics.json", "log.txt"):
+        assert (output / "my" / name).is_file()
+    assert "disc" in (output / "my" / "log.txt").read_text()
