@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from conftest import PROJECT
@@ -57,6 +58,8 @@ def start(*args, **environment):
         text=True,
         env={**ENVIRONMENT, **environment},
         start_new_session=True,
+        # A shell has what it runs in the background ignore Ctrl-C, and their children, too.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
