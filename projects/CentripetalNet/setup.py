@@ -55,11 +55,28 @@ setup(
     description="CentripetalNet object detection for Detectron2",
     license="Apache-2.0",
     python_requires=">=3.8",
-    packages=find_packages(include=["centripetalnet", "centripetalnet.*"]),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=[
+        *find_packages(include=["centripetalnet", "centripetalnet.*"]),
+        "centripetalnet.configs",
+    ],
+    # In the repository the configs lie beside the package, as in Detectron2's other projects.
+    package_dir={"centripetalnet.configs": "configs"},
+    package_data={"centripetalnet.configs": ["*.yaml", "*/*.yaml"]},
+    entry_points={
+        "console_scripts": [
+            "centripetalnet-check = centripetalnet.commands.check:main",
+            "centripetalnet-convert = centripetalnet.commands.convert:main",
+            "centripetalnet-demo = centripetalnet.commands.demo:main",
+            "centripetalnet-export = centripetalnet.commands.export:main",
+            "centripetalnet-train = centripetalnet.commands.train:main",
+        ]
+    },
     # Detectron2 and OpenCV are needed too, but each is distributed under several names (its own
     # main branch or a rebuilt wheel; opencv-python, -headless, -contrib), and naming one here would
     # install it over the one that is already there.
-    install_requires=["torch>=2.1", "fvcore", "pycocotools", "numpy"],
+    install_requires=["torch>=2.1", "fvcore", "pycocotools", "numpy", "Pillow", "PyYAML", "tqdm"],
     ext_modules=[get_extension()],
     # BuildExtension takes ninja where it is installed.
     cmdclass={"build_ext": BuildExtension},

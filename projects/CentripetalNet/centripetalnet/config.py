@@ -1,13 +1,13 @@
 """Every config key that this project adds to Detectron2's, with its default."""
 
 import logging
-import os
 from typing import Sequence
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from .config_files import find_config
 from .data.own_datasets import register_own_datasets
 
 
@@ -134,7 +134,7 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # [name, annotation file, image folder].
     cfg.DATASETS.COCO_FORMAT = []
     # Annotations and training images that cannot be used: an error, or left out and counted in the
-    # log. tools/check_dataset.py names them all.
+    # log. centripetalnet-check names them all.
     cfg.DATALOADER.SKIP_UNUSABLE = False
 
     # ---------------------------------------------------------------- test-time augmentation
@@ -172,7 +172,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     that it brings along are registered.
 
     Args:
-        config_file: path of a yaml file.
+        config_file: path of a yaml file, or the name of one that comes with the package,
+            "centripetal_hg104" say.
         opts: keys and values in turn, as on the command line.
 
     Raises:
@@ -180,11 +181,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         ValueError: if the file asks for Python objects, which could run code, or a dataset that it
             brings along has another form than expected.
     """
-    if not os.path.isfile(config_file):
-        raise FileNotFoundError(
-            f"there is no config file {config_file!r} (seen from {os.getcwd()}); give one of "
-            "configs/*.yaml with --config-file"
-        )
+    config_file = find_config(config_file)
     cfg = get_cfg()
     add_centripetalnet_config(cfg)
     try:

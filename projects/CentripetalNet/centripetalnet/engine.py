@@ -1,5 +1,6 @@
 """Training and evaluation: Detectron2's DefaultTrainer, also on the CPU, and its command line."""
 
+import argparse
 import gc
 import logging
 import os
@@ -27,9 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CentripetalNetCheckpointer
 from .config import load_config
+from .config_files import find_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
 from .data.checked_datasets import check_datasets, usable_datasets
-from .hooks import BestCheckpointer
+from .hooks import BestCheckpointer, TrainingPlotter
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
 from .solver import build_optimizer
@@ -153,7 +155,7 @@ class Trainer(DefaultTrainer):
                 )
 
     def build_hooks(self) -> list:
-        """As in DefaultTrainer; old checkpoints are removed, the best is kept."""
+        """As in DefaultTrainer; old checkpoints go, the best stays, curves are drawn at the end."""
         result = super().build_hooks()
         kept = self.cfg.SOLVER.CHECKPOINTS_KEPT
         for hook in result:
@@ -163,6 +165,9 @@ class Trainer(DefaultTrainer):
             best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "bbox/AP", "max")
             # After the evaluation whose result it reads, before what writes the metrics.
             result.insert(-1, best)
+        if comm.is_main_process():
+            # After what writes the metrics.
+            result.append(TrainingPlotter(self.cfg.OUTPUT_DIR))
         return result
 
     @classmethod
@@ -263,6 +268,8 @@ def setup(args) -> CfgNode:
     Args:
         args: parsed by ``detectron2.engine.default_argument_parser``.
     """
+    # Detectron2 writes the file into the log, and knows it by its path only.
+    args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     default_setup(cfg, args)

@@ -1,8 +1,33 @@
 """Hooks of the trainer."""
 
+import logging
 import math
 
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, hooks
+
+from .visualization import plot_training
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingPlotter(HookBase):
+    """Draws the curves of a training that has come to its end into its folder, training.png."""
+
+    def __init__(self, output_dir: str):
+        """
+        Args:
+            output_dir: where Detectron2's JSONWriter has its metrics.json.
+        """
+        self.output_dir = output_dir
+
+    def after_train(self) -> None:
+        """A picture that cannot be drawn is only a warning: the training is done."""
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            return
+        try:
+            logger.info("Curves of the training: %s", plot_training(self.output_dir))
+        except Exception as error:
+            logger.warning("The curves of the training were not drawn: %s", error)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

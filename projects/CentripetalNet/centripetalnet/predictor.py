@@ -1,12 +1,21 @@
 """From a picture to its objects in one call."""
 
+import os
+from typing import Optional, Sequence, Union
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 
 from .checkpoint import CentripetalNetCheckpointer
+from .config import load_config
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
+from .pictures import read_picture
+
+Path = Union[str, "os.PathLike[str]"]
 
 
 class Predictor:
@@ -14,6 +23,10 @@ class Predictor:
 
     Weights that do not fit are an error, and ``TEST.AUG.ENABLED`` and ``TEST.PRECISION`` are
     followed.
+
+    Attributes:
+        metadata: of the first of ``DATASETS.TEST``; ``metadata.thing_classes`` are the names of
+            the classes.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -27,6 +40,8 @@ class Predictor:
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("a checkpoint is needed: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
+        dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused"
+        self.metadata = MetadataCatalog.get(dataset)
         model = build_model(cfg)
         CentripetalNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         self.model = optimize_for_inference(model, cfg.TEST.PRECISION)
@@ -41,9 +56,93 @@ class Predictor:
 
         Returns:
             ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``.
+
+        Raises:
+            ValueError: if the image is not of that form.
         """
+        _check_image(image)
         height, width = image.shape[:2]
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
-        image = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # A copy, as PyTorch does not take arrays that cannot be written to.
+        image = torch.as_tensor(np.array(image.transpose(2, 0, 1), order="C"))
         return self.model([{"image": image, "height": height, "width": width}])[0]
+
+    def detect(self, picture: Union[np.ndarray, Path], min_score: float = 0.0) -> Instances:
+        """The objects in one picture.
+
+        Args:
+            picture: path of a file, or (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
+            min_score: objects with lower scores are left out.
+
+        Returns:
+            R objects on the CPU: ``pred_boxes`` (R, 4) x0, y0, x1, y1 in pixels of the picture,
+            ``scores`` (R,) from 0 to 1, the highest first, ``pred_classes`` (R,) indices into
+            ``metadata.thing_classes``, and of models with masks ``pred_masks`` (R, h0, w0) bool.
+
+        Raises:
+            OSError: if the file cannot be read as a picture.
+            ValueError: if the array is not of that form.
+        """
+        if isinstance(picture, (str, os.PathLike)):
+            picture = read_picture(os.fspath(picture))
+        instances = self(picture)["instances"]
+        return instances[instances.scores >= min_score].to("cpu")
+
+
+def load_predictor(
+    config: Path,
+    weights: Optional[Path],
+    *,
+    device: Optional[str] = None,
+    precision: Optional[str] = None,
+    tta: bool = False,
+    opts: Sequence = (),
+) -> Predictor:
+    """A detector ready for use.
+
+    Args:
+        config: path of a config file, or the name of one that comes with the package:
+            "centripetal_hg104", "centripetal_tiny" and so on.
+        weights: path or address (URL) of a checkpoint that fits the config; None takes what
+            ``MODEL.WEIGHTS`` says there or in ``opts``.
+        device: "cpu", "cuda" or "cuda:N"; None takes the config's, and the CPU where that is a GPU
+            and there is none.
+        precision: what convolutions compute in, "float32", "bfloat16" or "float16"; None takes the
+            config's.
+        tta: whether mirror images and other scales are looked at too (test-time augmentation),
+            which ``TEST.AUG`` chooses; this takes several times as long.
+        opts: more changes to the config, keys and values in turn; they have the last word.
+
+    Raises:
+        FileNotFoundError: if there is no such config or no such checkpoint.
+        ValueError: if the weights do not fit the config, or one of the other arguments is wrong.
+    """
+    changes = ["TEST.AUG.ENABLED", tta]
+    if weights is not None:
+        changes += ["MODEL.WEIGHTS", os.fspath(weights)]
+    if device is not None:
+        changes += ["MODEL.DEVICE", _checked_device(device)]
+    if precision is not None:
+        changes += ["TEST.PRECISION", precision]
+    cfg = load_config(os.fspath(config), [*changes, *opts])
+    cfg.freeze()
+    return Predictor(cfg)
+
+
+def _checked_device(device: str) -> str:
+    try:
+        return str(torch.device(device))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N' with the number of a GPU"
+        ) from error
+
+
+def _check_image(image: np.ndarray) -> None:
+    expected = "expected an array (height, width, 3) of uint8 in BGR order, as cv2.imread gives it"
+    if not isinstance(image, np.ndarray):
+        hint = "; cv2.imread gives None for a file that it cannot read" if image is None else ""
+        raise ValueError(f"the picture is of type {type(image).__name__}; {expected}{hint}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"the picture is {image.shape} of {image.dtype}; {expected}")

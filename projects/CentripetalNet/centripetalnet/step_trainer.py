@@ -99,7 +99,7 @@ class StepTrainer(SimpleTrainer):
                 if len(self._left_out) == _MAX_WARNINGS:
                     logger.warning(
                         "More images are only counted, as images_left_out in metrics.json; "
-                        "tools/check_dataset.py names them all."
+                        "centripetalnet-check names them all."
                     )
         if problems:
             get_event_storage().put_scalar("images_left_out", sum(self._left_out.values()))

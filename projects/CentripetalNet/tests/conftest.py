@@ -78,6 +78,28 @@ def datasets(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A folder with config.yaml and model.pth of a detector with masks that finds objects anywhere.
+
+    It was not trained: its corners are sure of themselves, and may point about anywhere.
+    """
+    folder = tmp_path_factory.mktemp("untrained")
+    (folder / "config.yaml").write_text(f"""
+_BASE_: "{CONFIGS / "quick_schedules" / "centripetal_mask_tiny.yaml"}"
+MODEL:
+  CENTRIPETALNET:
+    HEATMAP_BIAS: 3.0
+    CENTRAL_REGION_LARGE: 9.0
+    CENTRAL_REGION_SMALL: 9.0
+    MAX_CENTER_AREA: 9.0
+""")
+    torch.manual_seed(0)
+    model = build_model(load_config(str(folder / "config.yaml"), ["MODEL.DEVICE", "cpu"]))
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def opcheck():
     """Whether schema, autograd, meta kernel and compilation of an operator agree."""
     return check_operator

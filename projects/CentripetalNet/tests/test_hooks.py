@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from centripetalnet.hooks import BestCheckpointer
+from centripetalnet.hooks import BestCheckpointer, TrainingPlotter
 
 
 class Saved:
@@ -56,3 +56,25 @@ def test_without_a_result_there_is_no_best(result):
             storage.put_scalar("bbox/AP", result)
 
         assert hook.state_dict() == {"best_metric": None, "best_iter": None}
+
+
+def finish(tmp_path, iteration=99):
+    plotter = TrainingPlotter(str(tmp_path))
+    plotter.trainer = SimpleNamespace(iter=iteration, max_iter=100)
+    plotter.after_train()
+
+
+def test_curves_are_drawn_at_the_end_of_a_training_and_not_before(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 99, "total_loss": 1.5}\n')
+
+    finish(tmp_path, iteration=50)
+    before = (tmp_path / "training.png").exists()
+    finish(tmp_path)
+
+    assert not before and (tmp_path / "training.png").exists()
+
+
+def test_a_training_survives_curves_that_cannot_be_drawn(tmp_path, caplog):
+    finish(tmp_path)
+
+    assert "were not drawn" in caplog.text and "metrics.json" in caplog.text

@@ -90,9 +90,11 @@ def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
         result = run(*shlex.split(command.replace("my/val/*.jpg", pictures)))
         assert result.returncode == 0, (command, result.stderr[-3000:])
 
-    assert len(commands) == 5
+    assert len(commands) == 8
     output = tmp_path / "output"
     assert {x.name for x in (output / "detected").iterdir()} == {f"{i}.jpg" for i in range(4)}
+    assert len(list((output / "explained").iterdir())) == 4
+    assert (output / "my.onnx").is_file()
     for name in ("model_best.pth", "model_final.pth", "metrics.json", "log.txt"):
         assert (output / "my" / name).is_file()
     assert "disc" in (output / "my" / "log.txt").read_text()

@@ -120,7 +120,7 @@ def test_images_left_out_are_counted_and_ten_of_them_told(caplog):
 
     told = [x.message for x in caplog.records if "Left out an image" in x.message]
     assert len(told) == len(set(told)) == 10
-    assert "tools/check_dataset.py" in caplog.text
+    assert "centripetalnet-check" in caplog.text
     assert storage.latest()["images_left_out"][0] == 60
 
 

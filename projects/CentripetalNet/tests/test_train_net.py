@@ -1,21 +1,20 @@
-"""Training, evaluation and demo from the command line, on a handful of pictures."""
+"""Training and evaluation from the command line, on a handful of pictures."""
 
 import json
-import re
 import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, config
+from conftest import config
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
-from training import ANYWHERE, TINY, TINY_MASK, arguments, run
+from training import ANYWHERE, TINY, TINY_MASK, arguments
 
 from centripetalnet.config import load_config
-from centripetalnet.engine import Trainer, main
+from centripetalnet.engine import Trainer, main, setup
 from centripetalnet.predictor import Predictor
 
 
@@ -36,6 +35,7 @@ def test_training_leaves_a_checkpoint_and_finite_losses(trained):
     assert names <= set(losses[-1])
     checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 5
+    assert (trained / "training.png").exists()
 
 
 def test_evaluation_writes_coco_results_plain_and_with_tta(trained, tmp_path):
@@ -216,6 +216,12 @@ def test_a_missing_config_file_is_named(tmp_path):
         main(args)
 
 
+def test_a_config_of_the_package_is_taken_by_name(tmp_path):
+    cfg = setup(arguments(tmp_path, config_file="centripetal_tiny"))
+
+    assert cfg == setup(arguments(tmp_path, config_file=TINY))
+
+
 def test_gradients_of_the_whole_model_are_clipped_together():
     model = torch.nn.Linear(4, 4)
     cfg = config(SOLVER__OPTIMIZER="SGD", SOLVER__BASE_LR=1.0, SOLVER__MOMENTUM=0.0)
@@ -253,52 +259,3 @@ def test_masks_are_trained_and_evaluated(datasets, tmp_path):
     for folder in ("inference", "inference_TTA"):
         detections = json.loads((tmp_path / folder / "coco_instances_results.json").read_text())
         assert detections and all("counts" in x["segmentation"] for x in detections)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    grey = np.random.default_rng(0).integers(0, 256, (50, 70), dtype=np.uint8)
-    cv2.imwrite(str(folder / "grey.png"), grey)
-    cv2.imwrite(str(folder / "one.png"), np.zeros((1, 1, 3), np.uint8))
-    cv2.imwrite(str(folder / "wide [1].jpg"), np.zeros((20, 300, 3), np.uint8))
-    return folder
-
-
-def demo(trained, *args):
-    weights = trained / "model_final.pth"
-    command = [PROJECT / "demo" / "demo.py", "--config-file", TINY, *args]
-    return run(*command, "--opts", "MODEL.WEIGHTS", weights)
-
-
-def test_demo_draws_every_picture_and_leaves_it_alone(trained, pictures, tmp_path):
-    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
-
-    result = demo(
-        trained,
-        *("--input", pictures / "*.png", pictures / "wide [1].jpg"),
-        *("--output", tmp_path / "out", "--confidence-threshold", "0"),
-    )
-
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(before)
-    assert cv2.imread(str(tmp_path / "out" / "grey.png")).shape == (50, 70, 3)
-    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
-    assert len(re.findall(r"detected \d+ objects", result.stdout + result.stderr)) == 3
-
-
-def test_demo_names_a_picture_that_is_not_there_or_would_be_overwritten(trained, pictures):
-    missing = demo(trained, "--input", pictures / "no.png", "--output", pictures / "out")
-    onto = demo(trained, "--input", pictures / "one.png", "--output", pictures)
-
-    assert missing.returncode != 0 and "no.png: there is no such file" in missing.stderr
-    assert onto.returncode != 0 and "would overwrite" in onto.stderr
-
-
-def test_demo_names_a_picture_that_cannot_be_read(trained, pictures, tmp_path):
-    (pictures / "bad.png").write_text("no picture")
-
-    result = demo(trained, "--input", pictures / "bad.png", "--output", tmp_path / "out")
-
-    assert result.returncode != 0 and "bad.png" in result.stderr

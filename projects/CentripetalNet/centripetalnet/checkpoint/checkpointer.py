@@ -151,7 +151,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             theirs = {"mmdet": "MMDetection", "paper": "the paper's authors"}[origin]
             raise ValueError(
                 f"{filename} has the names of {theirs}. Convert it once:\n"
-                f"  tools/convert_checkpoint.py {filename} converted.pth\n"
+                f"  centripetalnet-convert {filename} converted.pth\n"
                 "and give MODEL.WEIGHTS converted.pth"
             )
         return loaded if "model" in loaded else {"model": weights_in(loaded)}

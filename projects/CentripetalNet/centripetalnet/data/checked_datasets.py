@@ -141,6 +141,6 @@ def _check(name: str, metadata: Metadata, copy: str, skip_unusable: bool) -> boo
 def _refusal(name: str, report: Report) -> str:
     return (
         f"the dataset {name} has what cannot be used:\n\n{report.format()}\n\n"
-        "Mend the annotation file (tools/check_dataset.py lists every problem, and can write a "
+        "Mend the annotation file (centripetalnet-check lists every problem, and can write a "
         "file without them), or have it left out with DATALOADER.SKIP_UNUSABLE True"
     )

@@ -4,6 +4,8 @@ Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 ker
 cells of interest.
 """
 
+from typing import Tuple
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, DeformConv
@@ -74,10 +76,19 @@ def sample_bilinear(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) 
     cells = (image_index[:, None] * height + rows)[:, :, None] * width + columns[:, None]
     cells, weights = cells.flatten(1), (weight_y[:, :, None] * weight_x[:, None]).flatten(1)
     values = feature.permute(0, 2, 3, 1).reshape(num_images * height * width, channels)
-    if weights.requires_grad and not values.requires_grad:
-        # embedding_bag has no gradient for the weights alone, which a frozen feature needs.
+    weights_alone_learn = weights.requires_grad and not values.requires_grad
+    if weights_alone_learn or torch.onnx.is_in_onnx_export():
+        # embedding_bag has no gradient for the weights alone, which a frozen feature needs, and in
+        # ONNX it would be a loop over the positions.
         return (values[cells] * weights[:, :, None]).sum(dim=1)
     return F.embedding_bag(cells, values, mode="sum", per_sample_weights=weights)
+
+
+def _tap_steps(device: torch.device) -> Tuple[Tensor, Tensor]:
+    """(P,) dy and dx of the taps from the middle, row by row."""
+    step = torch.arange(NUM_TAPS, device=device)
+    step_y = torch.div(step, KERNEL_SIZE, rounding_mode="floor") - KERNEL_SIZE // 2
+    return step_y, step % KERNEL_SIZE - KERNEL_SIZE // 2
 
 
 class CrossStarDeformConv(nn.Module):
@@ -142,10 +153,8 @@ class CrossStarDeformConv(nn.Module):
             offset = self.sampling_offset(guiding_shift.detach().float())
             # (M, neighbour, tap, 2)
             offset = offset.view(num_cells, NUM_TAPS, 2, NUM_TAPS).permute(0, 3, 1, 2)
-            # Neighbours and taps are in the same order: row by row around the middle.
-            step = torch.arange(NUM_TAPS, device=y.device)
-            step_y = torch.div(step, KERNEL_SIZE, rounding_mode="floor") - KERNEL_SIZE // 2
-            step_x = step % KERNEL_SIZE - KERNEL_SIZE // 2
+            # Neighbours and taps are in the same order.
+            step_y, step_x = _tap_steps(y.device)
             near_y, near_x = y[:, None] + step_y, x[:, None] + step_x
             sampled_y = near_y[:, :, None] + step_y + offset[..., 0]
             sampled_x = near_x[:, :, None] + step_x + offset[..., 1]
@@ -162,3 +171,18 @@ class CrossStarDeformConv(nn.Module):
             output = output.view(num_cells, NUM_TAPS, channels) * inside[:, :, None]
         output = output.permute(0, 2, 1).reshape(num_cells, channels, KERNEL_SIZE, KERNEL_SIZE)
         return output.to(feature.dtype)
+
+    def sampling_points(self, guiding_shift: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Where the deformable convolution reads for some cells, to look at.
+
+        Args:
+            guiding_shift: (M, 2) in cells, at the cells.
+            y, x: (M,) integers, where the cells are.
+
+        Returns:
+            (M, P, 2) cells, x then y; whole numbers are the middles of cells.
+        """
+        offset = self.sampling_offset(guiding_shift.detach().float()[:, :, None, None])
+        dy, dx = offset.view(len(y), NUM_TAPS, 2).unbind(dim=2)
+        step_y, step_x = _tap_steps(y.device)
+        return torch.stack((x[:, None] + step_x + dx, y[:, None] + step_y + dy), dim=2)

@@ -36,11 +36,27 @@ def _initialised(conv: Conv2d) -> Conv2d:
     return conv
 
 
-def _prediction_branch(in_channels: int, hidden_channels: int, out_channels: int) -> nn.Sequential:
+class PredictionBranch(nn.Sequential):
     """conv3x3-ReLU-conv1x1; the last keeps PyTorch's default initialisation, as released."""
-    return nn.Sequential(
-        _conv3x3(in_channels, hidden_channels), Conv2d(hidden_channels, out_channels, 1)
-    )
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int):
+        super().__init__(
+            _conv3x3(in_channels, hidden_channels), Conv2d(hidden_channels, out_channels, 1)
+        )
+
+    def forward(self, feature: Tensor, padded: bool = True) -> Tensor:
+        """
+        Args:
+            feature: (N, in_channels, H, W).
+            padded: whether zero surrounds the feature map, or what is wanted is surrounded by it.
+
+        Returns:
+            (N, out_channels, H, W), or (N, out_channels, H - 2, W - 2) where nothing is padded.
+        """
+        hidden, last = self
+        if padded:
+            return last(hidden(feature))
+        return last(F.relu_(F.conv2d(feature, hidden.weight, hidden.bias)))
 
 
 # A shift depends on the cells so near to its own: two 3 x 3 convolutions, one on the other.
@@ -52,6 +68,9 @@ class CornerPooling(nn.Module):
 
     Source: arXiv 1808.01244, section 3.4 and figure 7.
     """
+
+    # The compiled operator; an export, whose readers lack it, sets another on its copy.
+    corner_pool = staticmethod(corner_pool)
 
     def __init__(self, channels: int, pool_channels: int, corner: str, norm: str = "BN"):
         """
@@ -74,8 +93,8 @@ class CornerPooling(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """(N, channels, H, W) to the same shape."""
         # Sums are in place where no gradient needs what they overwrite.
-        pooled = corner_pool(self.vertical(feature), self.vertical_direction)
-        pooled.add_(corner_pool(self.horizontal(feature), self.horizontal_direction))
+        pooled = self.corner_pool(self.vertical(feature), self.vertical_direction)
+        pooled.add_(self.corner_pool(self.horizontal(feature), self.horizontal_direction))
         return self.out(F.relu_(self.pooled(pooled).add_(self.shortcut(feature))))
 
 
@@ -104,11 +123,11 @@ class CornerBranch(nn.Module):
         """
         super().__init__()
         self.pooling = CornerPooling(channels, pool_channels, corner, norm)
-        self.heatmap = _prediction_branch(channels, hidden_channels, num_classes)
-        self.offset = _prediction_branch(channels, hidden_channels, 2)
-        self.guiding_shift = _prediction_branch(channels, hidden_channels, 2)
+        self.heatmap = PredictionBranch(channels, hidden_channels, num_classes)
+        self.offset = PredictionBranch(channels, hidden_channels, 2)
+        self.guiding_shift = PredictionBranch(channels, hidden_channels, 2)
         self.cross_star = CrossStarDeformConv(channels)
-        self.centripetal_shift = _prediction_branch(channels, hidden_channels, 2)
+        self.centripetal_shift = PredictionBranch(channels, hidden_channels, 2)
         nn.init.constant_(self.heatmap[-1].bias, heatmap_bias)
 
     def forward(self, feature: Tensor) -> CornerMaps:
@@ -142,13 +161,13 @@ class CornerBranch(nn.Module):
         y, image_index = row % height, torch.div(row, height, rounding_mode="floor")
 
         patches = _patches(pooled, image_index, y, x).to(self.offset[0].weight.dtype)
-        guiding_shift = _on_patches(self.guiding_shift, patches)
+        guiding_shift = self.guiding_shift(patches, padded=False)
         adapted = self.cross_star.at_cells(pooled, guiding_shift, image_index, y, x)
         adapted = adapted.to(patches.dtype)
         return CornerShifts(
-            offset=_on_patches(self.offset, patches[:, :, 1:-1, 1:-1])[:, :, 0, 0],
+            offset=self.offset(patches[:, :, 1:-1, 1:-1], padded=False)[:, :, 0, 0],
             guiding_shift=guiding_shift[:, :, 1, 1],
-            centripetal_shift=_on_patches(self.centripetal_shift, adapted)[:, :, 0, 0],
+            centripetal_shift=self.centripetal_shift(adapted, padded=False)[:, :, 0, 0],
         )
 
 
@@ -163,12 +182,6 @@ def _patches(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tens
     padded = F.pad(feature, [_PATCH_REACH] * 4).permute(0, 2, 3, 1).flatten(0, 2)
     patches = padded.index_select(0, index.flatten()).view(*index.shape, feature.shape[1])
     return patches.permute(0, 3, 1, 2)
-
-
-def _on_patches(branch: nn.Sequential, patches: Tensor) -> Tensor:
-    """A prediction branch where the patch, and not zero, surrounds each cell."""
-    hidden, last = branch
-    return last(F.relu_(F.conv2d(patches, hidden.weight, hidden.bias)))
 
 
 class CornerHead(nn.Module):

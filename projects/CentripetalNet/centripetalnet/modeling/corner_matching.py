@@ -6,13 +6,14 @@ lies on it. Sections are those of arXiv 2003.09119 where no other is named.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Iterable, List, Tuple
 
 import torch
 from torch import Tensor
 
 from ..layers import SOFT_NMS_METHODS, batched_soft_nms
-from ..structures import Candidates, Corners, Peaks
+from ..structures import Candidates, CornerPairs, Corners, PairConditions, Peaks
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,38 @@ def find_peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
 
     Source: arXiv 1808.01244, section 4.2.
     """
-    num_images, num_classes, height, width = heatmap.shape
-    kernel, num_cells = options.local_maximum_kernel, height * width
     # With the classes of a cell side by side neighbours are compared in long runs.
     probability = heatmap.float().contiguous(memory_format=torch.channels_last).sigmoid()
-    is_peak = probability == _largest_around(probability, kernel)
-    peaks = probability.mul_(is_peak).permute(0, 2, 3, 1)
-    peaks = peaks.reshape(num_images, num_cells, num_classes)
+    is_peak = probability == _largest_around(probability, options.local_maximum_kernel)
+    return best_peaks(probability.mul_(is_peak), options.topk)
+
+
+def best_peaks(peaks: Tensor, topk: int) -> Peaks:
+    """The best of the local maxima of each image, over all classes and cells.
+
+    Args:
+        peaks: (N, C, H, W) probability of the local maxima, 0 everywhere else.
+        topk: K, the most that are kept.
+
+    Returns:
+        K peaks of each image, K at most the number of cells times classes, best first.
+    """
+    num_images, num_classes, height, width = peaks.shape
+    num_cells = height * width
+    peaks = peaks.permute(0, 2, 3, 1).reshape(num_images, num_cells, num_classes)
     # The best K lie in the K cells with the best maxima, which are quicker to find.
-    _, cells = peaks.amax(dim=2).topk(min(options.topk, num_cells), dim=1)
+    _, cells = peaks.amax(dim=2).topk(min(topk, num_cells), dim=1)
     peaks = peaks.gather(1, cells[:, :, None].expand(-1, -1, num_classes)).flatten(1)
-    score, index = peaks.topk(min(options.topk, peaks.shape[1]), dim=1)
+    score, index = peaks.topk(min(topk, peaks.shape[1]), dim=1)
     cell = cells.gather(1, torch.div(index, num_classes, rounding_mode="floor"))
     first_cell = torch.arange(num_images, device=index.device)[:, None] * num_cells
     return Peaks(score=score, cls=index % num_classes, cell=first_cell + cell)
+
+
+def _as_xy(size: Tuple[int, int], like: Tensor) -> Tensor:
+    """(height, width) as a tensor (width, height), in which an export follows both."""
+    height, width = size
+    return torch.stack((like.new_full((), width), like.new_full((), height)))
 
 
 def locate_corners(
@@ -141,10 +160,119 @@ def locate_corners(
     height, width = map_size
     row = torch.div(peaks.cell, width, rounding_mode="floor") % height
     cell = torch.stack((peaks.cell % width, row), dim=-1)
-    pixels_per_cell = offset.new_tensor((canvas_size[1] / width, canvas_size[0] / height))
+    pixels_per_cell = _as_xy(canvas_size, offset) / _as_xy(map_size, offset)
     position = (cell + offset) * pixels_per_cell
     to_center = centripetal_shift.exp() * pixels_per_cell
     return Corners(peaks.score, peaks.cls, position, position + inwards * to_center)
+
+
+def corner_pairs(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> CornerPairs:
+    """Every top-left with every bottom-right corner as a box with a central region.
+
+    Args:
+        tl, br: the best corners of both kinds.
+        border: (N, 2) left and top border of the canvas in pixels, which is subtracted.
+        options: see :class:`MatchingOptions`.
+
+    Returns:
+        K x K pairs of each image.
+
+    Source: section 3.1, "Corner Matching".
+    """
+    border = border[:, None].to(tl.position)
+    # Negative coordinates become 0 before any area is taken, as the released model does.
+    x0y0 = (tl.position - border).clamp(min=0)[:, :, None]
+    x1y1 = (br.position - border).clamp(min=0)[:, None]
+    tl_center = (tl.center - border).clamp(min=0)[:, :, None]
+    br_center = (br.center - border).clamp(min=0)[:, None]
+
+    size = x1y1 - x0y0
+    has_extent = (size > 0).all(dim=-1)
+    mu = torch.where(
+        size.prod(dim=-1).abs() > options.large_area,
+        size.new_full((), options.central_region_large),
+        size.new_full((), options.central_region_small),
+    )[..., None]
+    box_center = (x0y0 + x1y1) / 2
+    region_low, region_high = box_center - mu * size / 2, box_center + mu * size / 2
+    center_area = (br_center - tl_center).prod(dim=-1).abs()
+    region_area = (region_high - region_low).prod(dim=-1).abs()
+    spread = torch.where(has_extent, center_area / region_area, torch.ones_like(region_area))
+    return CornerPairs(
+        x0y0, x1y1, tl_center, br_center, region_low, region_high, has_extent, spread
+    )
+
+
+def pair_conditions(
+    tl_class: Tensor, br_class: Tensor, pairs: CornerPairs, options: MatchingOptions
+) -> PairConditions:
+    """What each pair fulfils of that which makes it a box.
+
+    Args:
+        tl_class, br_class: (N, K) integers in [0, C).
+        pairs: from :func:`corner_pairs`.
+        options: see :class:`MatchingOptions`.
+
+    Returns:
+        (N, K, K) bool for each condition; a pair that fulfils all of them is a box.
+
+    Source: section 3.2, "Corner Matching".
+    """
+
+    def points_inside(center: Tensor) -> Tensor:
+        return ((center > pairs.region_low) & (center < pairs.region_high)).all(dim=-1)
+
+    return PairConditions(
+        same_class=tl_class[:, :, None] == br_class[:, None],
+        has_extent=pairs.has_extent,
+        tl_points_inside=points_inside(pairs.tl_center),
+        br_points_inside=points_inside(pairs.br_center),
+        centers_are_close=pairs.spread <= options.max_center_area,
+    )
+
+
+def pair_scores(
+    tl_score: Tensor, br_score: Tensor, spread: Tensor, options: MatchingOptions
+) -> Tensor:
+    """The score that each pair has as a box, also where it is none.
+
+    Args:
+        tl_score, br_score: (N, K) in (0, 1).
+        spread: (N, K, K), see :class:`CornerPairs`.
+        options: see :class:`MatchingOptions`.
+
+    Returns:
+        (N, K, K) in (0, 1).
+
+    Source: section 3.2, "Corner Matching".
+    """
+    scores = (tl_score[:, :, None] + br_score[:, None]) / 2
+    if options.weight_scores:
+        scores = scores * torch.exp(-spread)
+    return scores
+
+
+def pairs_to_candidates(
+    pairs: CornerPairs, scores: Tensor, classes: Tensor, conditions: PairConditions
+) -> Candidates:
+    """
+    Args:
+        pairs: from :func:`corner_pairs`.
+        scores: (N, K, K), from :func:`pair_scores`.
+        classes: (N, K) of the top-left corners.
+        conditions: from :func:`pair_conditions`.
+
+    Returns:
+        K * K candidates of each image, those of the first top-left corner first.
+    """
+    scores = scores.masked_fill(~reduce(torch.logical_and, conditions), -1)
+    shape = scores.shape
+    boxes = (pairs.top_left.expand(*shape, 2), pairs.bottom_right.expand(*shape, 2))
+    return Candidates(
+        boxes=torch.cat(boxes, dim=-1).flatten(1, 2),
+        scores=scores.flatten(1),
+        classes=classes[:, :, None].expand(shape).flatten(1),
+    )
 
 
 def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> Candidates:
@@ -161,48 +289,12 @@ def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOpt
     Returns:
         K * K candidates of each image.
 
-    Source: section 3.1, "Corner Matching".
+    Source: section 3.2, "Corner Matching".
     """
-    border = border[:, None].to(tl.position)
-    # Negative coordinates become 0 before any area is taken, as the released model does.
-    x0y0 = (tl.position - border).clamp(min=0)[:, :, None]
-    x1y1 = (br.position - border).clamp(min=0)[:, None]
-    tl_center = (tl.center - border).clamp(min=0)[:, :, None]
-    br_center = (br.center - border).clamp(min=0)[:, None]
-
-    size = x1y1 - x0y0
-    has_extent = (size > 0).all(dim=-1)
-    mu = torch.where(
-        size.prod(dim=-1).abs() > options.large_area,
-        size.new_tensor(options.central_region_large),
-        size.new_tensor(options.central_region_small),
-    )[..., None]
-    box_center = (x0y0 + x1y1) / 2
-    region_low, region_high = box_center - mu * size / 2, box_center + mu * size / 2
-
-    def points_inside(center: Tensor) -> Tensor:
-        return ((center > region_low) & (center < region_high)).all(dim=-1)
-
-    center_area = (br_center - tl_center).prod(dim=-1).abs()
-    region_area = (region_high - region_low).prod(dim=-1).abs()
-    spread = torch.where(has_extent, center_area / region_area, torch.ones_like(region_area))
-    is_box = (
-        (tl.cls[:, :, None] == br.cls[:, None])
-        & has_extent
-        & points_inside(tl_center)
-        & points_inside(br_center)
-        & (spread <= options.max_center_area)
-    )
-    scores = (tl.score[:, :, None] + br.score[:, None]) / 2
-    if options.weight_scores:
-        scores = scores * torch.exp(-spread)
-    scores = scores.masked_fill(~is_box, -1)
-    shape = scores.shape
-    return Candidates(
-        boxes=torch.cat((x0y0.expand(*shape, 2), x1y1.expand(*shape, 2)), dim=-1).flatten(1, 2),
-        scores=scores.flatten(1),
-        classes=tl.cls[:, :, None].expand(shape).flatten(1),
-    )
+    pairs = corner_pairs(tl, br, border, options)
+    conditions = pair_conditions(tl.cls, br.cls, pairs, options)
+    scores = pair_scores(tl.score, br.score, pairs.spread, options)
+    return pairs_to_candidates(pairs, scores, tl.cls, conditions)
 
 
 def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:
@@ -215,8 +307,17 @@ def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:
     Returns:
         min(P, max_candidates) of each image.
     """
-    kept = min(max_candidates, candidates.scores.shape[1])
-    scores, index = candidates.scores.topk(kept, dim=1)
+    scores, index = _best(candidates, max_candidates)
+    return _taken(candidates, index, scores)
+
+
+def _best(candidates: Candidates, max_candidates: int) -> Tuple[Tensor, Tensor]:
+    """Scores and indices of the best."""
+    return candidates.scores.topk(min(max_candidates, candidates.scores.shape[1]), dim=1)
+
+
+def _taken(candidates: Candidates, index: Tensor, scores: Tensor) -> Candidates:
+    """Some of the candidates, with scores of their own."""
     return Candidates(
         boxes=candidates.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
         scores=scores,
@@ -258,7 +359,31 @@ def select_detections(candidates: Candidates, options: SelectionOptions) -> Cand
         lowered scores; -1 marks places that no box took.
     """
     best = best_candidates(candidates, options.max_candidates)
-    keep, scores = batched_soft_nms(
+    keep, scores = _soft_nms(best, options)
+    return _taken(best, keep, scores)
+
+
+def select_indices(
+    candidates: Candidates, options: SelectionOptions
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Which candidates :func:`select_detections` takes, to tell what became of each.
+
+    Args:
+        candidates: P of each image.
+        options: see :class:`SelectionOptions`.
+
+    Returns:
+        Indices (N, min(P, ``max_candidates``)) of the candidates that enter soft-NMS, indices (N,
+        D) of those that it takes, in their order, and their lowered scores (N, D), -1 for places
+        that none took.
+    """
+    entered_scores, entered = _best(candidates, options.max_candidates)
+    keep, scores = _soft_nms(_taken(candidates, entered, entered_scores), options)
+    return entered, entered.gather(1, keep), scores
+
+
+def _soft_nms(best: Candidates, options: SelectionOptions) -> Tuple[Tensor, Tensor]:
+    return batched_soft_nms(
         best.boxes,
         best.scores,
         best.classes,
@@ -267,9 +392,4 @@ def select_detections(candidates: Candidates, options: SelectionOptions) -> Cand
         sigma=options.sigma,
         iou_threshold=options.iou_threshold,
         min_score=options.min_score,
-    )
-    return Candidates(
-        boxes=best.boxes.gather(1, keep[..., None].expand(-1, -1, 4)),
-        scores=scores,
-        classes=best.classes.gather(1, keep),
     )

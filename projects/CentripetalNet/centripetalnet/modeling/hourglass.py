@@ -67,8 +67,15 @@ def _residual_path(
     return nn.Sequential(*blocks)
 
 
+def _enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="nearest")
+
+
 class Hourglass(nn.Module):
     """One hourglass: a path at full resolution beside a smaller hourglass at half of it."""
+
+    # An export that cannot write this down sets another on its copy.
+    enlarge = staticmethod(_enlarge)
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int], norm: str = "BN"):
         """
@@ -95,7 +102,7 @@ class Hourglass(nn.Module):
         """(N, channels[0], H, W) to the same shape."""
         skip = self.skip(x)
         low = self.up(self.inner(self.down(x)))
-        return F.interpolate(low, size=skip.shape[-2:], mode="nearest").add_(skip)
+        return self.enlarge(low, skip.shape[-2:]).add_(skip)
 
 
 class StackedHourglass(Backbone):

@@ -7,12 +7,10 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
-from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
-from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
 from ..layers import run_checkpointed
@@ -30,6 +28,7 @@ from .corner_matching import (
     stack_candidates,
 )
 from .corner_targets import corner_targets
+from .explanation import training_picture
 from .mask_head import InstanceMaskHead
 
 
@@ -201,7 +200,7 @@ class CentripetalNet(nn.Module):
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         losses = self.losses(images.tensor, instances)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            self._visualize_training(batched_inputs)
+            get_event_storage().put_image(*training_picture(self, batched_inputs))
         return losses
 
     def losses(self, images: Tensor, instances: List[Instances]) -> Dict[str, Tensor]:
@@ -325,20 +324,7 @@ class CentripetalNet(nn.Module):
             groups.setdefault(self._canvas_size(image), []).append(i)
         results: List[Findings] = [None] * len(images)
         for canvas_size, members in groups.items():
-            canvas = torch.zeros(
-                (len(members), len(self.pixel_mean), *canvas_size),
-                dtype=next(self.backbone.parameters()).dtype,
-                device=self.device,
-            )
-            border = []
-            for row, i in enumerate(members):
-                height, width = images[i].shape[-2:]
-                # The image's centre lies on the canvas's, both rounded down.
-                top, left = canvas_size[0] // 2 - height // 2, canvas_size[1] // 2 - width // 2
-                border.append((left, top))
-                inside = canvas[row, :, top : top + height, left : left + width]
-                inside.copy_(self._normalize(images[i]))
-            canvas = canvas.contiguous(memory_format=self.memory_format)
+            canvas, border = self.test_canvas([images[i] for i in members])
             feature = self.backbone(canvas)[self.feature_names[-1]]
             corners = []
             for branch, inwards in ((self.heads[-1].tl, +1), (self.heads[-1].br, -1)):
@@ -431,6 +417,31 @@ class CentripetalNet(nn.Module):
             )
         return results
 
+    def test_canvas(self, images: List[Tensor]) -> Tuple[Tensor, List[Tuple[int, int]]]:
+        """The input of the backbone in inference.
+
+        Args:
+            images: (3, h0, w0) each, in [0, 255], with canvases of one size.
+
+        Returns:
+            (N, 3, h, w) normalised images, 0 around them, and of each the pixels of the canvas to
+            its left and above it.
+        """
+        height, width = self._canvas_size(images[0])
+        canvas = torch.zeros(
+            (len(images), len(self.pixel_mean), height, width),
+            dtype=next(self.backbone.parameters()).dtype,
+            device=self.device,
+        )
+        border = []
+        for row, image in enumerate(images):
+            # The image's centre lies on the canvas's, both rounded down.
+            top, left = height // 2 - image.shape[-2] // 2, width // 2 - image.shape[-1] // 2
+            border.append((left, top))
+            inside = canvas[row, :, top : top + image.shape[-2], left : left + image.shape[-1]]
+            inside.copy_(self._normalize(image))
+        return canvas.contiguous(memory_format=self.memory_format), border
+
     def _canvas_size(self, image: Tensor) -> Tuple[int, int]:
         return image.shape[-2] | self.canvas_bits, image.shape[-1] | self.canvas_bits
 
@@ -439,18 +450,3 @@ class CentripetalNet(nn.Module):
 
     def _training_canvas(self, batched_inputs: List[dict]) -> ImageList:
         return ImageList.from_tensors([self._normalize(x["image"]) for x in batched_inputs])
-
-    @torch.no_grad()
-    def _visualize_training(self, batched_inputs: List[dict], max_boxes: int = 20) -> None:
-        """Puts the first image with ground truth beside prediction into the event storage."""
-        x = batched_inputs[0]
-        self.eval()
-        prediction = self.inference([{"image": x["image"]}])[0]["instances"].to("cpu")
-        self.train()
-        image = convert_image_to_rgb(x["image"].permute(1, 2, 0), self.input_format)
-        truth = Visualizer(image).overlay_instances(boxes=x["instances"].gt_boxes.to("cpu"))
-        found = Visualizer(image).overlay_instances(boxes=prediction.pred_boxes[:max_boxes])
-        picture = torch.cat([torch.as_tensor(v.get_image().copy()) for v in (truth, found)], dim=1)
-        get_event_storage().put_image(
-            "Left: ground truth; right: prediction", picture.permute(2, 0, 1)
-        )

@@ -1,4 +1,3 @@
-import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from centripetalnet.checkpoint.conversion import (
     model_shapes,
 )
 from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
+from centripetalnet.commands import convert
 
 NAMES = {"mmdet": mmdet_name, "paper": paper_name}
 CLASSES = ["cow", "bear", "cat", "dog", "bird"]
@@ -230,21 +230,15 @@ def test_classes_that_are_no_list_are_left_out(cfg, save, classes):
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "convert_checkpoint", PROJECT / "tools" / "convert_checkpoint.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
     def stop(content, file):
         file.write(b"half of it")
         raise OSError("no space left")
 
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        tool.save({}, str(tmp_path / "nowhere" / "ours.pth"))
+        convert.save({}, str(tmp_path / "nowhere" / "ours.pth"))
     monkeypatch.setattr(torch, "save", stop)
     with pytest.raises(OSError, match="no space left"):
-        tool.save({}, str(tmp_path / "ours.pth"))
+        convert.save({}, str(tmp_path / "ours.pth"))
 
     assert not list(tmp_path.iterdir())
 
@@ -252,11 +246,11 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 def test_weights_of_mmdetection_given_to_the_model_say_how_to_convert_them(cfg, save):
     path = save({"state_dict": random_weights(cfg, "mmdet")})
 
-    with pytest.raises(ValueError, match=r"tools/convert_checkpoint\.py .*theirs\.pth"):
+    with pytest.raises(ValueError, match=r"centripetalnet-convert .*theirs\.pth"):
         CentripetalNetCheckpointer(build_model(cfg)).load(path)
 
 
-def convert(*args):
+def run_tool(*args):
     command = [sys.executable, PROJECT / "tools" / "convert_checkpoint.py", *args]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
@@ -271,7 +265,7 @@ def test_a_whole_hourglass_104_goes_there_and_back_and_detects(golden, tmp_path,
     theirs = {name: weight_from_name(name, shape, 7) for name, shape in shapes.items()}
     torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
 
-    there = convert(tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    there = run_tool(tmp_path / "theirs.pth", tmp_path / "ours.pth")
     assert there.returncode == 0, there.stderr
     assert "1152 tensors, 205,883,932 values" in there.stdout
     options = re.search(r"input +(.*) \(", there.stdout).group(1)
@@ -284,7 +278,7 @@ def test_a_whole_hourglass_104_goes_there_and_back_and_detects(golden, tmp_path,
     with torch.no_grad():
         picture = torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8)
         instances = model([{"image": picture}])[0]["instances"]
-    back = convert(tmp_path / "ours.pth", tmp_path / "back.pth", "--to", origin)
+    back = run_tool(tmp_path / "ours.pth", tmp_path / "back.pth", "--to", origin)
 
     assert torch.isfinite(instances.scores).all()
     assert back.returncode == 0, back.stderr

@@ -4,7 +4,6 @@ A file is read, or refused with an error that names it or the key; nothing in it
 nothing is written. The hypothesis statistics (--hypothesis-show-statistics) count what was tried.
 """
 
-import importlib.util
 import io
 import re
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, GOLDEN_MODEL, PROJECT, golden_config
+from conftest import CONFIGS, GOLDEN_MODEL, golden_config
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,6 +22,7 @@ from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.checkpoint.conversion import model_shapes
 from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
 from centripetalnet.checkpoint.safe_load import load_tensors
+from centripetalnet.commands import convert
 
 REFUSALS = (ValueError, OSError)
 # Where the message does not name the file, it has the key or all the names that do not fit.
@@ -87,21 +87,12 @@ def whole_file(names, form):
     return as_bytes({"state_dict": weights_named(names), "meta": {"CLASSES": list("abcde")}}, form)
 
 
-@lru_cache(maxsize=None)
-def converter():
-    path = PROJECT / "tools" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def convert(source, destination, *options):
-    """As on the command line."""
+def convert_file(source, destination, *options):
+    """As on the command line, but raising."""
     changes = [str(x) for key, value in GOLDEN_MODEL.items() for x in (key, value)]
     config = ["--config-file", str(CONFIGS / "centripetal_hg104.yaml")]
     arguments = [str(source), str(destination), *config, *options, "--opts", *changes]
-    converter().main(arguments)
+    convert.run(convert.get_parser().parse_args(arguments))
 
 
 def read(what, path, call):
@@ -130,7 +121,7 @@ def read_by_all(content: bytes, conversions=((), ("--to", "mmdet"))):
         for options in conversions:
             destination = path.with_name("converted.pth")
             name = " ".join(("converter", *options))
-            succeeded = read(name, path, lambda o=options, d=destination: convert(path, d, *o))
+            succeeded = read(name, path, lambda o=options, d=destination: convert_file(path, d, *o))
             left = sorted(x.name for x in path.parent.iterdir() if x != path)
             assert left == (["converted.pth"] if succeeded else [])
             for file in left:

@@ -96,7 +96,7 @@ def test_the_tiny_config_trains_in_float32_as_laid_out_there():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_training_shows_ground_truth_beside_prediction_when_asked():
+def test_training_shows_ground_truth_prediction_and_heat_maps_when_asked():
     torch.manual_seed(0)
     model = build_model(config(**NARROW, VIS_PERIOD=2)).train()
     instances = Instances(
@@ -109,10 +109,10 @@ def test_training_shows_ground_truth_beside_prediction_when_asked():
             model(inputs)
             storage.step()
 
-    # At iterations 0 and 2, two pictures beside each other.
+    # At iterations 0 and 2, four pictures beside each other.
     assert [(step, picture.shape) for _, picture, step in storage._vis_data] == [
-        (0, (3, 255, 400)),
-        (2, (3, 255, 400)),
+        (0, (3, 255, 800)),
+        (2, (3, 255, 800)),
     ]
     assert model.training
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 
-from centripetalnet.visualization import draw_detections, tile
+from centripetalnet.visualization import draw_detections, overlay_heatmap, tile
 
 
 def test_only_boxes_with_enough_score_are_drawn():
@@ -32,3 +32,15 @@ def test_tile_keeps_every_picture_whole():
     sheet = tile([(pictures[0], pictures[1]), (pictures[2],)], columns=1)
 
     assert [int((sheet == i + 1).all(axis=2).sum()) for i in range(3)] == [45, 32, 9]
+
+
+def test_a_heat_map_lies_over_the_cells_of_the_canvas_that_the_picture_covers():
+    image = np.full((20, 30, 3), 255, np.uint8)
+    heatmap = np.zeros((8, 10), np.float32)
+    heatmap[3, 4] = 1
+
+    # The canvas is 40 x 32 pixels, its cells 4 x 4; the picture begins at (5, 6) of it.
+    drawn = overlay_heatmap(image, heatmap, (-5, -6, 35, 26))
+
+    rows, columns = np.nonzero((drawn != 255).any(axis=2))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (6, 9, 11, 14)

@@ -1,11 +1,16 @@
-"""Pictures of what the detector found, drawn by Detectron2's Visualizer."""
+"""Pictures of what there is and what the detector found, drawn by Detectron2's Visualizer."""
 
 from typing import List, Optional, Sequence, Tuple
 
+import cv2
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import Tensor
+
+from ..structures import Explanation
+from .sheet import faded, heat_colors
 
 
 def draw_detections(
@@ -54,6 +59,59 @@ def draw_ground_truth(
     ]
     drawer = Visualizer(image, metadata, scale=scale, instance_mode=_color_mode(metadata))
     return drawer.draw_dataset_dict({**record, "annotations": annotations}).get_image()
+
+
+def draw_training_sample(
+    image: np.ndarray, gt_boxes: Tensor, explanation: Explanation, max_boxes: int = 20
+) -> np.ndarray:
+    """Side by side: ground truth, prediction, heat map of the top-left and the bottom-right corner.
+
+    Args:
+        image: (h, w, 3) RGB uint8.
+        gt_boxes: (M, 4) pixels of the image.
+        explanation: of that image.
+        max_boxes: predictions that are drawn, the first ones.
+
+    Returns:
+        (h, 4 w, 3) RGB uint8.
+    """
+    tl, br = explanation.detections[:max_boxes].unbind(dim=1)
+    views = [
+        Visualizer(image).overlay_instances(boxes=boxes.cpu()).get_image()
+        for boxes in (gt_boxes, explanation.boxes[tl, br])
+    ]
+    views += [
+        overlay_heatmap(image, seen.heatmap.numpy(), explanation.map_extent)
+        for seen in (explanation.tl, explanation.br)
+    ]
+    return np.concatenate(views, axis=1)
+
+
+def overlay_heatmap(
+    image: np.ndarray, heatmap: np.ndarray, extent: Tuple[float, float, float, float]
+) -> np.ndarray:
+    """A picture in grey with a heat map over it.
+
+    Args:
+        image: (h0, w0, 3) RGB uint8.
+        heatmap: (H, W) in [0, 1].
+        extent: x0, y0, x1, y1 of what the heat map covers, whole pixels of the image; all of it.
+
+    Returns:
+        (h0, w0, 3) RGB uint8.
+    """
+    x0, y0, x1, y1 = (int(x) for x in extent)
+    height, width = image.shape[:2]
+    # Each pixel has the value of the cell that it lies in, as INTER_NEAREST has it.
+    values = cv2.resize(
+        np.ascontiguousarray(heatmap, dtype=np.float32),
+        (x1 - x0, y1 - y0),
+        interpolation=cv2.INTER_NEAREST,
+    )[-y0 : height - y0, -x0 : width - x0]
+    colors = heat_colors()(values)
+    opacity = colors[:, :, 3:]
+    mixed = colors[:, :, :3] * 255 * opacity + faded(image) * (1 - opacity)
+    return mixed.round().astype(np.uint8)
 
 
 def _color_mode(metadata: Optional[Metadata]) -> ColorMode:

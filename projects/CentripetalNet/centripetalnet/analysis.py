@@ -1,0 +1,226 @@
+"""What the parts of the detector cost: parameters, FLOPs and activations, counted by fvcore.
+
+A FLOP here is what fvcore counts: one multiply-add, half of what a processor's data sheet calls
+two operations. Batch norm counts as two for each element although inference folds it into the
+convolutions, nearest upsampling as one; ReLU, sums, comparisons and the like are not counted, and
+the operators that are not are listed. An activation is an element that a convolution or a matrix
+product puts out.
+"""
+
+from collections import Counter
+from math import prod
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
+from torch import Tensor, nn
+
+from .modeling import CentripetalNet
+from .modeling.corner_matching import (
+    find_peaks,
+    locate_corners,
+    match_corners,
+    select_detections,
+)
+
+
+class PartCost(NamedTuple):
+    """What one part of the detector costs for one image."""
+
+    name: str
+    parameters: int
+    flops: int
+    """Multiply-adds."""
+    activations: int
+    """Elements that convolutions and matrix products put out."""
+
+
+class Costs(NamedTuple):
+    """What the whole detector costs for one image."""
+
+    parts: List[PartCost]
+    canvas_size: Tuple[int, int]
+    """(h, w) pixels that the network sees."""
+    uncounted: Dict[str, int]
+    """Operators whose FLOPs fvcore cannot count, and how often they are called."""
+
+
+def _shape(value) -> List[int]:
+    return value.type().sizes()
+
+
+def _no_flops(inputs: list, outputs: list) -> int:
+    """Of corner pooling, which compares and does not multiply."""
+    return 0
+
+
+def _embedding_bag_flops(inputs: list, outputs: list) -> int:
+    """Of bilinear sampling: each index adds a weighted row of the table."""
+    return prod(_shape(inputs[1])) * _shape(inputs[0])[1]
+
+
+def _soft_nms_flops(inputs: list, outputs: list) -> int:
+    """At most: in each round intersection, IoU and lowered score of every box."""
+    num_images, num_boxes = _shape(inputs[1])
+    return 3 * num_images * num_boxes * min(int(inputs[3].toIValue()), num_boxes)
+
+
+def _roi_align_flops(inputs: list, outputs: list) -> int:
+    """Bilinear samples of four cells each; where their number follows the box, one is taken."""
+    samples = max(1, int(inputs[5].toIValue())) ** 2
+    return 4 * samples * prod(_shape(outputs[0]))
+
+
+_FLOP_HANDLES = {
+    "centripetalnet::corner_pool": _no_flops,
+    "centripetalnet::soft_nms": _soft_nms_flops,
+    "aten::embedding_bag": _embedding_bag_flops,
+    "torchvision::roi_align": _roi_align_flops,
+}
+
+
+class _Call(nn.Module):
+    """A function on tensors with the modules that it uses, for fvcore to trace."""
+
+    def __init__(self, function: Callable, **modules: nn.Module):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *inputs: Tensor):
+        result = self.function(*inputs)
+        # The tracer knows no named tuples.
+        return tuple(result) if isinstance(result, tuple) else result
+
+
+class _Counts:
+    """FLOPs and activations of one call, also of the modules in it."""
+
+    def __init__(self, call: _Call, inputs: Sequence[Tensor]):
+        self.flops = FlopCountAnalysis(call, tuple(inputs)).set_op_handle(**_FLOP_HANDLES)
+        self.activations = ActivationCountAnalysis(call, tuple(inputs))
+        for analysis in (self.flops, self.activations):
+            # What is not counted is handed on instead.
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            analysis.tracer_warnings("none")
+
+    def of(self, module: str = "") -> Tuple[int, int]:
+        return int(self.flops.total(module)), int(self.activations.total(module))
+
+
+@torch.no_grad()
+def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
+    """Counts what detecting in one image costs, part by part.
+
+    Shifts are counted as inference computes them, at the corners that were kept; masks for as many
+    boxes as may be found.
+
+    Args:
+        model: as built, not yet optimised for inference. It comes out in evaluation mode.
+        image_size: (h0, w0) pixels.
+
+    Raises:
+        ValueError: if the image has no pixels.
+    """
+    if min(image_size) < 1:
+        raise ValueError(f"an image has at least 1 x 1 pixels, got {tuple(image_size)}")
+    model.eval()
+    parts: List[PartCost] = []
+    uncounted = Counter()
+
+    def run(name: str, inputs: Sequence[Tensor], function: Callable, **modules: nn.Module):
+        """Adds a part; returns what it puts out."""
+        call = _Call(function, **modules)
+        counts = _Counts(call, inputs)
+        parts.append(PartCost(name, _parameters(*modules.values()), *counts.of()))
+        uncounted.update(counts.flops.unsupported_ops())
+        return function(*inputs)
+
+    backbone = model.backbone
+    canvas, (border,) = model.test_canvas([torch.zeros(3, *image_size)])
+    canvas_size = tuple(canvas.shape[-2:])
+    x = run("backbone: stem", (canvas,), backbone.stem, stem=backbone.stem)
+    num_stacks = len(backbone.hourglasses)
+    for i in range(num_stacks):
+        stack = nn.Sequential(backbone.hourglasses[i], backbone.out_convs[i])
+        feature = run(f"backbone: stack {i + 1}", (x,), stack, stack=stack)
+        if i + 1 < num_stacks:
+            merges = (backbone.merge_in[i], backbone.merge_out[i], backbone.merge[i])
+
+            def merged(x: Tensor, feature: Tensor, modules=merges) -> Tensor:
+                of_input, of_output, block = modules
+                return block(torch.relu(of_input(x) + of_output(feature)))
+
+            name = f"backbone: between stacks {i + 1} and {i + 2}"
+            modules = dict(zip(("of_input", "of_output", "block"), merges))
+            x = run(name, (x, feature), merged, **modules)
+
+    found: List[Tensor] = []
+    for corner, branch in (("tl", model.heads[-1].tl), ("br", model.heads[-1].br)):
+        pooled = run(f"{corner}: pooling", (feature,), branch.pooling, pooling=branch.pooling)
+        heatmap = run(f"{corner}: heat map", (pooled,), branch.heatmap, heatmap=branch.heatmap)
+        cells = find_peaks(heatmap, model.matching).cell.flatten()
+        counts = _Counts(_Call(branch.shifts_at, branch=branch), (pooled, cells))
+        parts += _shift_parts(corner, branch, counts)
+        uncounted.update(counts.flops.unsupported_ops())
+        shifts = branch.shifts_at(pooled, cells)
+        found += [heatmap, shifts.offset[None], shifts.centripetal_shift[None]]
+
+    origin = canvas.new_tensor([border])
+
+    def decode(*found: Tensor) -> Tensor:
+        corners = []
+        for (heatmap, offset, shift), inwards in ((found[:3], +1), (found[3:], -1)):
+            peaks = find_peaks(heatmap, model.matching)
+            size = tuple(heatmap.shape[-2:])
+            corners.append(locate_corners(peaks, offset, shift, inwards, size, canvas_size))
+        return tuple(
+            select_detections(match_corners(*corners, origin, model.matching), model.selection)
+        )
+
+    run("decoding and soft-NMS", found, decode)
+    if model.mask_head is not None:
+        boxes = canvas.new_tensor([[0.0, 0.0, *canvas_size[::-1]]])
+        boxes = boxes.repeat(model.selection.max_detections, 1)
+        classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+
+        def masks(feature: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
+            return model.mask_head.probabilities(feature, canvas_size, boxes, classes)
+
+        run(
+            f"masks of {len(boxes)} boxes",
+            (feature, boxes, classes),
+            masks,
+            mask_head=model.mask_head,
+        )
+    for i, head in enumerate(model.heads[:-1]):
+        parts.append(PartCost(f"head of stack {i + 1}, training only", _parameters(head), 0, 0))
+    return Costs(parts, canvas_size, dict(uncounted))
+
+
+def _shift_parts(corner: str, branch: nn.Module, counts: _Counts) -> List[PartCost]:
+    """The branches that are computed at corners; what is not in one of them is the cross-star."""
+    names = {
+        "offset": branch.offset,
+        "guiding_shift": branch.guiding_shift,
+        "centripetal_shift": branch.centripetal_shift,
+    }
+    rest_flops, rest_activations = counts.of()
+    parts = []
+    for name, module in names.items():
+        flops, activations = counts.of(f"branch.{name}")
+        rest_flops, rest_activations = rest_flops - flops, rest_activations - activations
+        title = f"{corner}: {name.replace('_', ' ')}, at corners"
+        parts.append(PartCost(title, _parameters(module), flops, activations))
+    cross_star = PartCost(
+        f"{corner}: cross-star convolution, at corners",
+        _parameters(branch.cross_star),
+        rest_flops,
+        rest_activations,
+    )
+    return [*parts[:2], cross_star, parts[2]]
+
+
+def _parameters(*modules: nn.Module) -> int:
+    return sum(parameter_count(module)[""] for module in modules)

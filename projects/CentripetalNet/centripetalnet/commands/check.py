@@ -1,0 +1,147 @@
+"""Looks for everything in a COCO dataset that training or evaluation would fail on or pass over."""
+
+import argparse
+import json
+import os
+import sys
+from typing import Optional, Sequence, Tuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+import centripetalnet.data  # noqa: F401, registers the project's datasets
+from centripetalnet.data.dataset_check import (
+    Report,
+    check_annotations,
+    check_images,
+    read_annotation_file,
+    without_errors,
+)
+from centripetalnet.files import complete_file
+
+DESCRIPTION = f"""{__doc__}
+
+    %(prog)s --dataset NAME                   a registered one
+    %(prog)s --json FILE --images FOLDER      one that is not
+
+Decodes every image, and prints at most a page. Exit status: 0 without errors, 1 with errors, 2 if
+it could not be checked.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", metavar="NAME", help="name of a registered dataset")
+    source.add_argument("--json", metavar="FILE", help="annotation file in COCO format")
+    parser.add_argument("--images", metavar="FOLDER", help="folder of the images of --json")
+    parser.add_argument("--no-images", action="store_true", help="look at the annotation file only")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that decode images, 0 for none but this one (default: one for each core)",
+    )
+    parser.add_argument(
+        "--list", metavar="FILE", help="also write every problem, a JSON object on each line"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="also write the annotation file without what cannot be used",
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exits with a line about the first argument that is wrong."""
+    if args.dataset and args.images:
+        parser.error("--images goes with --json; a registered dataset has its folder")
+    if args.json and not (args.images or args.no_images):
+        parser.error("--json needs --images FOLDER, or --no-images")
+    if args.num_workers < 0:
+        parser.error(f"--num-workers is {args.num_workers}; expected 0 or more")
+    for option, path in (("--list", args.list), ("--output", args.output)):
+        if path is not None and os.path.lexists(path):
+            parser.error(f"{option} {path} exists; name another file, or remove it")
+        if path is not None and not os.path.isdir(os.path.dirname(path) or os.curdir):
+            parser.error(f"{option} {path}: there is no such folder")
+    if args.list is not None and args.list == args.output:
+        parser.error("--list and --output name the same file")
+
+
+def paths_of(dataset: str) -> Tuple[str, str]:
+    """Annotation file and image folder of a registered dataset."""
+    if dataset not in DatasetCatalog.list():
+        raise LookupError(
+            f"no dataset {dataset!r} is registered; known are {', '.join(DatasetCatalog.list())}"
+        )
+    metadata = MetadataCatalog.get(dataset)
+    prepare = metadata.get("prepare")
+    if prepare is not None:
+        prepare()
+    if metadata.get("json_file") is None or metadata.get("image_root") is None:
+        raise LookupError(f"the dataset {dataset} does not come from a COCO annotation file")
+    return metadata.json_file, metadata.image_root
+
+
+def check(content, json_file: str, image_root: Optional[str], num_workers: int) -> Report:
+    """Of the annotations and, with a folder, of the images."""
+    report = check_annotations(content, json_file)
+    if image_root is None:
+        return report
+    return report + check_images(
+        content, image_root, json_file, num_workers, show_progress=sys.stderr.isatty()
+    )
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Checks, prints and writes what the arguments ask for."""
+    json_file, image_root = paths_of(args.dataset) if args.dataset else (args.json, args.images)
+    if args.no_images:
+        image_root = None
+    elif not os.path.isdir(image_root):
+        raise FileNotFoundError(f"there is no folder {image_root}; the images belong there")
+    content = read_annotation_file(json_file)
+    report = check(content, json_file, image_root, args.num_workers)
+    print(report.format())
+    if args.list is not None:
+        with complete_file(args.list) as file:
+            file.writelines(json.dumps(x.as_dict()) + "\n" for x in report.problems)
+        print(f"\n{args.list}: {len(report.problems):,} problems")
+    if args.output is not None:
+        cleaned = without_errors(content, report)
+        with complete_file(args.output) as file:
+            file.write(json.dumps(cleaned))
+        left = [f"{len(cleaned.get(x, [])):,} {x}" for x in ("images", "annotations")]
+        print(f"\n{args.output}: {' and '.join(left)} are left")
+    return report
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command ``centripetalnet-check``, which is ``tools/check_dataset.py`` too.
+
+    Args:
+        argv: the arguments, by default those of the command line.
+
+    Returns:
+        The exit status: 0 without errors in the dataset, 1 with errors, 2 if it could not be
+        checked.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    check_arguments(args, parser)
+    # Names of files and classes may have letters that the terminal's encoding has not.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return 1 if run(args).errors else 0
+    # What is no COCO file is a wrong dataset, not a wrong call.
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (OSError, LookupError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,105 @@
+"""Converts CentripetalNet checkpoints of MMDetection or of the paper's authors, and back."""
+
+import argparse
+import os
+import sys
+from typing import Optional, Sequence
+
+import torch
+
+from centripetalnet.checkpoint.conversion import convert_to_ours, convert_to_theirs
+from centripetalnet.config import load_config
+from centripetalnet.files import complete_file
+
+DESCRIPTION = f"""{__doc__}
+
+    %(prog)s SRC DST              to this project: MODEL.WEIGHTS DST
+    %(prog)s SRC DST --to mmdet   from this project to MMDetection
+
+SRC is read as tensors only; nothing in it is executed. Every value arrives unchanged, and a tensor
+that is missing, of a wrong shape or fitting nowhere is an error that lists all of them.
+"""
+THEIRS = {"mmdet": "MMDetection", "paper": "the paper's authors"}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", metavar="SRC", help="checkpoint to read")
+    parser.add_argument("dst", metavar="DST", help="checkpoint to write")
+    parser.add_argument("--to", choices=list(THEIRS), help="names of DST, if not this project's")
+    parser.add_argument(
+        "--config-file",
+        default="centripetal_hg104",
+        metavar="FILE",
+        help="describes the network, a path or the name of a config of the package; by default "
+        "%(default)s. The number of classes is SRC's",
+    )
+    parser.add_argument(
+        "--drop",
+        metavar="REGEX",
+        help="leave out the tensors of SRC whose name this matches, a mask branch for example",
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="changes to the config, KEY VALUE"
+    )
+    return parser
+
+
+def save(content: dict, path: str) -> None:
+    """Writes a checkpoint, under its name only when complete."""
+    with complete_file(path, "wb") as file:
+        # To a name instead of a file PyTorch reports a folder that is not there as it likes.
+        torch.save(content, file)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts and prints what the arguments ask for.
+
+    Args:
+        args: of :func:`get_parser`.
+
+    Raises:
+        OSError, ValueError: if SRC cannot be read or does not fit, or DST cannot be written.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    if os.path.exists(args.dst) and os.path.samefile(args.src, args.dst):
+        raise ValueError(f"SRC and DST are the same file, {args.src}; name another DST")
+    if args.to:
+        content = convert_to_theirs(args.src, cfg, args.to)
+        save(content, args.dst)
+        print(f"{args.dst}: {len(content['state_dict'])} tensors, names of {THEIRS[args.to]}")
+        return
+
+    converted = convert_to_ours(args.src, cfg, args.drop)
+    save(converted.checkpoint(), args.dst)
+    known = "as the file says" if converted.convention_is_from_file else "assumed, as released"
+    classes = ", ".join(converted.classes[:5]) + ", ..." if converted.classes else "not named"
+    values = sum(x.numel() for x in converted.weights.values())
+    print(f"{args.dst}: {len(converted.weights)} tensors, {values:,} values")
+    print(f"  from        {args.src}, names of {THEIRS[converted.origin]}")
+    print(f"  classes     {converted.num_classes} ({classes})")
+    print(f"  input       {' '.join(converted.convention.options())} ({known})")
+    for what, names in (("left out", converted.left_out), ("added", converted.added)):
+        if names:
+            print(f"  {what:<12}{len(names)}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command ``centripetalnet-convert``, which is ``tools/convert_checkpoint.py`` too.
+
+    Args:
+        argv: the arguments, by default those of the command line.
+
+    Returns:
+        The exit status: 0, or 1 after an error.
+    """
+    args = get_parser().parse_args(argv)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

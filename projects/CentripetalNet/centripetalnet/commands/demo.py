@@ -1,0 +1,273 @@
+"""Detects objects in pictures and videos and draws them; options as of Detectron2's demo."""
+
+import argparse
+import os
+import sys
+import time
+from typing import Dict, Iterator, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from centripetalnet.pictures import find_pictures, output_paths, read_picture, write_picture
+from centripetalnet.precision import PRECISIONS
+from centripetalnet.predictor import load_predictor
+from centripetalnet.videos import Video, VideoFile, find_output
+from centripetalnet.visualization import draw_detections
+
+WINDOW_NAME = "CentripetalNet detections"
+CAMERA = 0
+ESCAPE = 27
+# Images per second, however few; tqdm by itself turns to seconds per image below one.
+BAR_FORMAT = (
+    "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="path of a config file, or the name of one of the package, centripetal_hg104 say",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PICTURE",
+        help="pictures, folders of pictures, patterns such as 'folder/*.jpg', or - for a list of "
+        "files on standard input, one in each line",
+    )
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument("--webcam", action="store_true", help="the camera, shown in a window")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="a folder for what is drawn, or a file if there is one picture or a video; without it "
+        "a window shows it (any key for the next picture, Escape to end)",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="lowest score of a box that is drawn, from 0 to 1 (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="look at mirror images and scales too, as TEST.AUG says; finds more, takes longer",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        help="what convolutions compute in (default: TEST.PRECISION of the config)",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:N (default: MODEL.DEVICE, or cpu without a GPU)"
+    )
+    parser.add_argument(
+        "--opts",
+        help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",
+        default=[],
+        nargs=argparse.REMAINDER,
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exits with a line about the first argument that is wrong."""
+    if not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold is {args.confidence_threshold}; expected 0 to 1")
+    if args.webcam and args.output:
+        parser.error("--webcam is shown in a window and does not go with --output")
+
+
+class Artist:
+    """Detects and draws, as the options say."""
+
+    def __init__(self, args: argparse.Namespace):
+        """
+        Args:
+            args: of :func:`get_parser`.
+        """
+        self.min_score = args.confidence_threshold
+        self.predictor = load_predictor(
+            args.config_file,
+            None,
+            device=args.device,
+            precision=args.precision,
+            tta=args.tta,
+            opts=args.opts,
+        )
+
+    def draw(self, image: np.ndarray) -> Tuple[np.ndarray, int]:
+        """
+        Args:
+            image: (h0, w0, 3) uint8 in BGR order.
+
+        Returns:
+            The same with what was found, and how many objects that is.
+        """
+        instances = self.predictor.detect(image, self.min_score)
+        rgb = image[:, :, ::-1]
+        drawn = draw_detections(rgb, instances, self.predictor.metadata, self.min_score)
+        return np.ascontiguousarray(drawn[:, :, ::-1]), len(instances)
+
+
+def draw_pictures(args: argparse.Namespace) -> int:
+    """Draws the pictures of ``--input``; one that cannot be read is told of, now and at the end.
+
+    Args:
+        args: of :func:`get_parser`.
+
+    Returns:
+        The exit status: 1 where a picture could not be read.
+    """
+    paths = find_pictures(args.input, _lines_of_stdin())
+    targets = output_paths(args.output, paths) if args.output else [None] * len(paths)
+    artist = Artist(args)
+    unreadable: Dict[str, str] = {}
+    bar = tqdm(
+        paths, unit=" images", bar_format=BAR_FORMAT, dynamic_ncols=True, disable=not args.output
+    )
+    for path, target in zip(bar, targets):
+        start = time.perf_counter()
+        try:
+            image = read_picture(path)
+        except OSError as error:
+            unreadable[path] = str(error)
+            _say(f"error: {error}")
+            continue
+        drawn, count = artist.draw(image)
+        seconds = time.perf_counter() - start
+        where = f" -> {target}" if target else ""
+        if target:
+            write_picture(drawn, target)
+        _say(f"{path}: detected {count} objects in {seconds:.2f}s{where}")
+        if not target and _show(drawn, wait=0):
+            break
+    if unreadable:
+        print(f"error: {len(unreadable)} of {len(paths)} pictures were not drawn:", file=sys.stderr)
+        print(*(f"  {x}" for x in unreadable.values()), sep="\n", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def draw_video(args: argparse.Namespace) -> int:
+    """Draws the frames of ``--video-input`` or ``--webcam``, one after the other.
+
+    Args:
+        args: of :func:`get_parser`.
+
+    Returns:
+        The exit status, 0.
+    """
+    with Video(CAMERA if args.webcam else args.video_input) as video:
+        if not args.output:
+            artist = Artist(args)
+            for frame in video:
+                if _show(artist.draw(frame)[0], wait=1):
+                    break
+            return 0
+        target, codec = find_output(args.output, args.video_input, video.rate, video.size)
+        artist = Artist(args)
+        bar = tqdm(
+            video,
+            total=video.num_frames,
+            unit=" images",
+            bar_format=BAR_FORMAT,
+            dynamic_ncols=True,
+        )
+        num_frames = num_objects = 0
+        with VideoFile(target, codec, video.rate, video.size) as file:
+            for frame in bar:
+                drawn, count = artist.draw(frame)
+                file.write(drawn)
+                num_frames += 1
+                num_objects += count
+        found = f"detected {num_objects} objects in {num_frames} frames"
+        print(f"{args.video_input}: {found} -> {target}")
+        if video.num_frames is not None and num_frames < video.num_frames:
+            print(
+                f"warning: {args.video_input} has {video.num_frames} frames by its own account, of "
+                f"which {num_frames} could be read",
+                file=sys.stderr,
+            )
+    return 0
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    # Names of files need not be text in the encoding of the terminal.
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line)
+
+
+def _say(line: str) -> None:
+    """Prints above the progress bar."""
+    tqdm.write(line, file=sys.stdout)
+
+
+def open_window(remedy: str) -> None:
+    """Opens the window, before anything is computed for it.
+
+    Args:
+        remedy: what to do without one.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    problem = None
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        # OpenCV with Qt would end the whole process.
+        problem = "there is no display (DISPLAY is not set)"
+    else:
+        try:
+            cv2.namedWindow(WINDOW_NAME, cv2.WINDOW_NORMAL)
+        except cv2.error:
+            problem = f"this OpenCV ({cv2.__version__}) was built without windows"
+    if problem is not None:
+        raise OSError(f"nothing can be shown, as {problem}; {remedy}")
+
+
+def _show(drawn: np.ndarray, wait: int) -> bool:
+    """Shows a picture in the window, and tells whether Escape was pressed.
+
+    Args:
+        drawn: (h0, w0, 3) uint8 in BGR order.
+        wait: milliseconds for a key, 0 for as long as it takes.
+    """
+    cv2.imshow(WINDOW_NAME, drawn)
+    return cv2.waitKey(wait) == ESCAPE
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command ``centripetalnet-demo``, which is ``demo/demo.py`` too.
+
+    Args:
+        argv: the arguments, by default those of the command line.
+
+    Returns:
+        The exit status: 0, or 1 after an error or where a picture could not be read.
+    """
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    check_arguments(args, parser)
+    setup_logger(name="centripetalnet")
+    # Names of files may have letters that the terminal's encoding has not.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        if args.webcam:
+            open_window("videos that lie in files need none: --video-input FILE --output FOLDER")
+        elif not args.output:
+            open_window("give --output FOLDER, and what is drawn is written there")
+        return draw_pictures(args) if args.input else draw_video(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,150 @@
+"""Writes a detector to a file that programs without this project run.
+
+    centripetalnet-export --config-file FILE --output model.onnx --opts MODEL.WEIGHTS model.pth
+
+The file takes `image` (1, 3, height, width) of any size, float32 in [0, 255] with the channels of
+INPUT.FORMAT, and gives the best candidates: `boxes` (P, 4) in pixels of the picture, not clipped to
+it, `scores` (P,), best first, -1 where there is no box, and `classes` (P,). Normalisation, canvas
+and corner matching are inside. Soft-NMS comes after it, with numbers from the file's metadata:
+tools/run_onnx.py does it. Masks are not exported. Before the file gets its name it is compared with
+the model.
+"""
+
+import argparse
+import os
+import sys
+import time
+from typing import Dict, List, Optional, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+
+from centripetalnet import export
+from centripetalnet.checkpoint import CentripetalNetCheckpointer
+from centripetalnet.config import load_config
+
+# Height and width of the random pictures that a file is checked with, of different canvases.
+CHECKED_SIZES = ((97, 130), (300, 200))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="path or name of a config file"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "torch"),
+        default="onnx",
+        help="onnx: ONNX of standard operators; torch: a program for torch.export.load, for "
+        "pictures from 2 x 2",
+    )
+    parser.add_argument("--opset", type=int, default=17, help="version of the ONNX operators")
+    parser.add_argument(
+        "--check",
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="pictures to compare file and model on; without it, random ones of two sizes",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",
+    )
+    return parser
+
+
+def class_names(cfg: CfgNode) -> List[str]:
+    """Those of the test dataset, or none where they are not known."""
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
+    names = list(metadata.get("thing_classes", []))
+    return names if len(names) == cfg.MODEL.CENTRIPETALNET.NUM_CLASSES else []
+
+
+def checked_pictures(paths: List[str], input_format: str) -> Dict[str, torch.Tensor]:
+    """(3, h0, w0) pictures with a name for each."""
+    if not paths:
+        return {f"noise, {h} x {w}": export.noise((h, w))[0] for h, w in CHECKED_SIZES}
+    images = [read_image(path, format=input_format) for path in paths]
+    return {
+        path: torch.as_tensor(x.copy()).permute(2, 0, 1).float() for path, x in zip(paths, images)
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Exports, compares and tells.
+
+    Args:
+        args: of :func:`get_parser`.
+
+    Raises:
+        ModuleNotFoundError: if onnx or onnxruntime is needed and not installed.
+        OSError, ValueError: if a file cannot be read or written, or what was exported differs from
+            the model; then there is no file.
+    """
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("a checkpoint is needed: --opts MODEL.WEIGHTS path/to/model.pth")
+    pictures = checked_pictures(args.check, cfg.INPUT.FORMAT)
+    if args.format == "onnx":
+        # Told before anything takes long.
+        export.import_optional("onnx")
+        export.import_optional("onnxruntime")
+    model = build_model(cfg).eval()
+    CentripetalNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    metadata = export.metadata_of(model, class_names(cfg))
+
+    start = time.perf_counter()
+    with export.finished(args.output) as unfinished:
+        if args.format == "onnx":
+            export.export_onnx(model, unfinished, metadata, args.opset)
+            call = export.load_onnx(unfinished)
+        else:
+            export.export_program(model, unfinished, metadata)
+            call = export.load_program(unfinished)
+        seconds = time.perf_counter() - start
+        agreements = export.check_agreement(model, call, list(pictures.values()))
+        for name, agreement in zip(pictures, agreements):
+            print(
+                f"{name}: {agreement.candidates} candidates, boxes differ by up to "
+                f"{agreement.boxes:.1e} pixels, scores by {agreement.scores:.1e}; "
+                f"{agreement.unpaired} in one of the two only"
+            )
+        if not all(x.within_tolerance() for x in agreements):
+            raise ValueError(
+                f"what was exported differs from the model by more than {export.BOX_TOLERANCE} "
+                f"pixels or {export.SCORE_TOLERANCE} of score (above): {args.output} was not "
+                "written. Try another --opset or version of PyTorch or onnxruntime."
+            )
+    if not any(x.candidates for x in agreements):
+        print("No candidates to compare: --check with pictures of objects that the model knows.")
+    if model.mask_head is not None:
+        print("The model's masks are not in the file.")
+    size = os.path.getsize(args.output) / 1e6
+    print(f"{args.output}: {size:.1f} MB, exported and loaded in {seconds:.1f} s")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command ``centripetalnet-export``, which is ``tools/export_model.py`` too.
+
+    Args:
+        argv: the arguments, by default those of the command line.
+
+    Returns:
+        The exit status: 0, or 1 after an error.
+    """
+    args = get_parser().parse_args(argv)
+    try:
+        run(args)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,42 @@
+"""The config files that come with the package, and finding one by its name."""
+
+import os
+from pathlib import Path
+from typing import Dict, Union
+
+_PACKAGE = Path(__file__).resolve().parent
+_BASE = "Base-CentripetalNet.yaml"
+# Where a wheel was installed they lie in the package, in the repository beside it.
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def packaged_configs() -> Dict[str, str]:
+    """Paths of the config files that come with the package, by name, "centripetal_hg104" say."""
+    folder = next((x for x in _FOLDERS if (x / _BASE).is_file()), None)
+    if folder is None:
+        return {}
+    paths = (path for path in folder.rglob("*.yaml") if path.name != _BASE)
+    return {path.stem: str(path) for path in sorted(paths)}
+
+
+def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
+    """The path of a config file.
+
+    Args:
+        config: the path itself, or the name of a file that comes with the package; where there
+            are both, it is the path.
+
+    Raises:
+        FileNotFoundError: if it is neither; the message lists the names.
+    """
+    config = os.fspath(config)
+    if os.path.isfile(config):
+        return config
+    packaged = packaged_configs()
+    if config in packaged:
+        return packaged[config]
+    raise FileNotFoundError(
+        f"there is no config file {config!r} (seen from {os.getcwd()}), and none of that name "
+        f"comes with the package; give the path of a yaml file or one of these names: "
+        f"{', '.join(packaged) or '(none: the installation lacks its configs, install it again)'}"
+    )

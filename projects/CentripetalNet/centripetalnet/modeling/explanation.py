@@ -1,0 +1,237 @@
+"""What the detector saw in an image, and what became of every pair of corners.
+
+Nothing is computed here that detection does not compute: the conditions are those of
+``corner_matching``. Shapes: K corners kept of each kind, H x W the feature map, h x w the canvas.
+"""
+
+import math
+from typing import TYPE_CHECKING, List, Optional, Tuple
+
+import torch
+from detectron2.data.detection_utils import convert_image_to_rgb
+from torch import Tensor
+
+from ..structures import (
+    Corners,
+    Explanation,
+    PairConditions,
+    PairOutcome,
+    SeenCorners,
+)
+from ..visualization import draw_training_sample, tile
+from .corner_head import CornerBranch
+from .corner_matching import (
+    corner_pairs,
+    find_peaks,
+    locate_corners,
+    pair_conditions,
+    pair_scores,
+    pairs_to_candidates,
+    select_indices,
+)
+
+if TYPE_CHECKING:
+    from .meta_arch import CentripetalNet
+
+
+def pair_outcomes(conditions: PairConditions, entered: Tensor, taken: Tensor) -> Tensor:
+    """What became of each pair: exactly one of :class:`PairOutcome`.
+
+    Args:
+        conditions: any shape, the same for all.
+        entered: bool of that shape, whether the pair entered soft-NMS.
+        taken: bool of that shape, whether soft-NMS took it.
+
+    Returns:
+        int64 of that shape: how many conditions hold before the first that does not.
+    """
+    fulfilled = torch.stack((*conditions, entered, taken)).long()
+    return fulfilled.cumprod(dim=0).sum(dim=0)
+
+
+def choose_pair(
+    explanation: Explanation,
+    near: Optional[Tuple[float, float]] = None,
+    cls: Optional[int] = None,
+) -> Tuple[int, int]:
+    """The pair that is worth a look.
+
+    Without a point it is the best rejected one, that is, the one with the highest score of those
+    that could be a box, having one class and extent; where all of these are boxes, the best of all
+    that are rejected; where none is rejected, the best. With a point it is the best whose central
+    region has the point inside, accepted or not; where there is none, the one whose middle is
+    nearest.
+
+    Args:
+        explanation: from :func:`explain`.
+        near: x, y in pixels of the image.
+        cls: in [0, C): only pairs of this class are looked at.
+
+    Returns:
+        Which top-left and which bottom-right corner, both in [0, K).
+
+    Raises:
+        ValueError: if there is no pair with extent, where a point or a class is asked for.
+    """
+    outcome, scores = explanation.outcome, explanation.scores
+    could_be = outcome > PairOutcome.NO_EXTENT
+    if cls is not None:
+        could_be = could_be & (explanation.tl.cls == cls)[:, None]
+    rejected = outcome < PairOutcome.ACCEPTED
+    if near is None and cls is None:
+        choices = [could_be & rejected, rejected, torch.ones_like(rejected)]
+        return _highest(scores, next(x for x in choices if x.any()))
+    if not could_be.any():
+        raise ValueError(
+            "of the corners that were kept, no top-left one lies above and to the left of a "
+            "bottom-right one of the same class" + ("" if cls is None else f", {cls}")
+        )
+    if near is None:
+        return _highest(scores, could_be & rejected if (could_be & rejected).any() else could_be)
+    point = explanation.regions.new_tensor(near)
+    low, high = explanation.regions[..., :2], explanation.regions[..., 2:]
+    around = could_be & ((low <= point) & (point <= high)).all(dim=-1)
+    if around.any():
+        return _highest(scores, around)
+    return _highest(-((low + high) / 2 - point).square().sum(dim=-1), could_be)
+
+
+def _highest(values: Tensor, allowed: Tensor) -> Tuple[int, int]:
+    index = int(values.masked_fill(~allowed, -math.inf).argmax())
+    return divmod(index, values.shape[1])
+
+
+@torch.no_grad()
+def explain(model: "CentripetalNet", image: Tensor) -> Explanation:
+    """Detects in one image, plainly and without masks, and keeps what is otherwise thrown away.
+
+    Args:
+        model: in evaluation mode.
+        image: (3, h0, w0) in [0, 255].
+
+    Returns:
+        See :class:`Explanation`; on the CPU.
+    """
+    canvas, (border,) = model.test_canvas([image])
+    canvas_size = tuple(canvas.shape[-2:])
+    feature = model.backbone(canvas)[model.feature_names[-1]]
+    origin = model.pixel_mean.new_tensor(border)
+    head = model.heads[-1]
+    seen_tl, tl = _see(model, head.tl, feature, +1, canvas_size, origin)
+    seen_br, br = _see(model, head.br, feature, -1, canvas_size, origin)
+    pairs = corner_pairs(tl, br, origin[None], model.matching)
+    conditions = pair_conditions(tl.cls, br.cls, pairs, model.matching)
+    scores = pair_scores(tl.score, br.score, pairs.spread, model.matching)
+    candidates = pairs_to_candidates(pairs, scores, tl.cls, conditions)
+    entered, taken, taken_scores = select_indices(candidates, model.selection)
+    is_box = candidates.scores >= 0
+    kept = taken_scores[0] >= 0
+    shape = scores.shape[1:]
+    outcome = pair_outcomes(
+        PairConditions(*(x[0] for x in conditions)),
+        (_marked(entered[0], is_box) & is_box).view(shape),
+        _marked(taken[0][kept], is_box).view(shape),
+    )
+    explanation = Explanation(
+        tl=seen_tl,
+        br=seen_br,
+        map_extent=(-border[0], -border[1], canvas_size[1] - border[0], canvas_size[0] - border[1]),
+        boxes=candidates.boxes[0].view(*shape, 4),
+        regions=torch.cat((pairs.region_low, pairs.region_high), dim=-1)[0],
+        scores=scores[0],
+        spread=pairs.spread[0],
+        outcome=outcome,
+        detections=torch.stack(
+            (
+                torch.div(taken[0][kept], shape[1], rounding_mode="floor"),
+                taken[0][kept] % shape[1],
+            ),
+            dim=1,
+        ),
+        detection_scores=taken_scores[0][kept],
+    )
+    return _on_cpu(explanation)
+
+
+def _marked(index: Tensor, like: Tensor) -> Tensor:
+    """(P,) True at the indices, of as many as one row of candidates has."""
+    return torch.zeros_like(like[0]).index_fill_(0, index, True)
+
+
+def _see(
+    model: "CentripetalNet",
+    branch: CornerBranch,
+    feature: Tensor,
+    inwards: int,
+    canvas_size: Tuple[int, int],
+    origin: Tensor,
+) -> Tuple[SeenCorners, Corners]:
+    """Corners of one kind, with what they look at."""
+    pooled = branch.pooling(feature)
+    heatmap = branch.heatmap(pooled)
+    map_size = tuple(heatmap.shape[-2:])
+    peaks = find_peaks(heatmap, model.matching)
+    cells = peaks.cell.flatten()
+    shifts = branch.shifts_at(pooled, cells)
+    corners = locate_corners(
+        peaks,
+        shifts.offset.float()[None],
+        shifts.centripetal_shift.float()[None],
+        inwards,
+        map_size,
+        canvas_size,
+    )
+    y, x = torch.div(cells, map_size[1], rounding_mode="floor"), cells % map_size[1]
+    points = branch.cross_star.sampling_points(shifts.guiding_shift, y, x)
+    pixels_per_cell = origin.new_tensor(
+        (canvas_size[1] / map_size[1], canvas_size[0] / map_size[0])
+    )
+    seen = SeenCorners(
+        heatmap=heatmap[0].float().sigmoid().amax(dim=0),
+        score=corners.score[0],
+        cls=corners.cls[0],
+        position=corners.position[0] - origin,
+        center=corners.center[0] - origin,
+        # A cell's value stands for its middle.
+        sampling_points=(points + 0.5) * pixels_per_cell - origin,
+    )
+    return seen, corners
+
+
+def _on_cpu(explanation: Explanation) -> Explanation:
+    def moved(value):
+        if isinstance(value, Tensor):
+            return value.cpu()
+        return SeenCorners(*map(moved, value)) if isinstance(value, SeenCorners) else value
+
+    return Explanation(*map(moved, explanation))
+
+
+def training_picture(
+    model: "CentripetalNet", batched_inputs: List[dict], max_images: int = 3
+) -> Tuple[str, Tensor]:
+    """Ground truth, prediction and heat maps of some training samples, for the event storage.
+
+    Args:
+        model: in training mode, in which it stays.
+        batched_inputs: see ``CentripetalNet.forward``.
+        max_images: the first so many are drawn.
+
+    Returns:
+        Name of the picture, and the picture: (3, height, width) uint8, RGB.
+    """
+    samples = batched_inputs[:max_images]
+    model.eval()
+    explanations = [explain(model, x["image"]) for x in samples]
+    model.train()
+    rows = [
+        draw_training_sample(
+            convert_image_to_rgb(x["image"].permute(1, 2, 0), model.input_format),
+            x["instances"].gt_boxes.tensor,
+            explanation,
+        )
+        for x, explanation in zip(samples, explanations)
+    ]
+    picture = torch.as_tensor(tile([(row,) for row in rows], columns=1))
+    name = "Left to right: ground truth; prediction; top-left corners; bottom-right corners"
+    return name, picture.permute(2, 0, 1)

@@ -1,0 +1,212 @@
+"""Picture files: which ones arguments name, reading them, and where drawn ones are written."""
+
+import os
+from glob import glob
+from typing import Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+
+from .files import complete_file
+
+# What counts as a picture in a folder.
+READ_EXTENSIONS = (
+    *(".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+# What a drawn picture is written as; from any other kind it becomes a .png.
+WRITTEN_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+# Missing files that an error names.
+_MAX_NAMED = 5
+
+
+def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> List[str]:
+    """The picture files that arguments name, each once, in their order.
+
+    Args:
+        arguments: each is a file; a folder, which stands for the pictures in it (by extension, not
+            those of folders in it) in the order of their names; a pattern such as "folder/*.jpg",
+            which stands for the files that it fits; or "-" for ``listed``.
+        listed: lines with a file or folder each, read only where an argument is "-".
+
+    Raises:
+        FileNotFoundError: if an argument or a line names nothing that is there, or a folder holds
+            no picture.
+    """
+    paths: List[str] = []
+    for argument in arguments:
+        if argument == "-":
+            paths += _in_list(listed)
+        else:
+            paths += _in_argument(os.path.expanduser(argument))
+    by_file: Dict[str, str] = {}
+    for path in paths:
+        by_file.setdefault(os.path.abspath(path), path)
+    return list(by_file.values())
+
+
+def _in_argument(argument: str) -> List[str]:
+    # Before patterns, since a file may have a bracket in its name.
+    if os.path.exists(argument):
+        return _in_path(argument)
+    found = [path for path in sorted(glob(argument, recursive=True)) if os.path.isfile(path)]
+    if not found:
+        raise FileNotFoundError(
+            f"--input {argument}: there is no such file (seen from {os.getcwd()})"
+        )
+    return found
+
+
+def _in_list(lines: Iterable[str]) -> List[str]:
+    paths: List[str] = []
+    missing: List[str] = []
+    for line in lines:
+        path = line.rstrip("\r\n")
+        if not path:
+            continue
+        if os.path.exists(path):
+            paths += _in_path(path)
+        else:
+            missing.append(path)
+    if missing:
+        named = ", ".join(missing[:_MAX_NAMED]) + ", ..." * (len(missing) > _MAX_NAMED)
+        raise FileNotFoundError(
+            f"--input -: of the listed files {len(missing)} are not there (seen from "
+            f"{os.getcwd()}): {named}"
+        )
+    if not paths:
+        raise FileNotFoundError("--input -: the list of files is empty; expected one in each line")
+    return paths
+
+
+def _in_path(path: str) -> List[str]:
+    if not os.path.isdir(path):
+        return [path]
+    names = sorted(x for x in os.listdir(path) if x.lower().endswith(READ_EXTENSIONS))
+    paths = [os.path.join(path, name) for name in names]
+    paths = [x for x in paths if os.path.isfile(x)]
+    if not paths:
+        raise FileNotFoundError(
+            f"--input {path}: the folder holds no picture; expected files that end with "
+            f"{', '.join(READ_EXTENSIONS)}"
+        )
+    return paths
+
+
+def read_picture(path: str) -> np.ndarray:
+    """Reads a picture as training and evaluation do.
+
+    Returns:
+        (h0, w0, 3) uint8 in BGR order.
+
+    Raises:
+        OSError: if the file is no picture or is damaged; the message names it.
+    """
+    try:
+        return read_image(path, format="BGR")
+    # For a damaged file Pillow raises nearly anything.
+    except Exception as error:
+        raise OSError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def write_picture(picture: np.ndarray, path: str) -> None:
+    """Writes a picture in the form that its name's extension says, with the folders it lies in.
+
+    Args:
+        picture: (h, w, 3) uint8 in BGR order.
+        path: has one of ``WRITTEN_EXTENSIONS``.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    extension = os.path.splitext(path)[1].lower()
+    try:
+        done, content = cv2.imencode(extension, picture)
+    except cv2.error as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    if not done:
+        height, width = picture.shape[:2]
+        raise OSError(f"{path}: OpenCV cannot write a picture of {width} x {height} as {extension}")
+    os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
+    with complete_file(path, "wb") as file:
+        file.write(content.tobytes())
+
+
+def output_paths(output: str, pictures: Sequence[str]) -> List[str]:
+    """Where the drawn picture of each picture goes: to no picture and no other drawn one.
+
+    Args:
+        output: a folder, which need not exist, or for one picture a file.
+        pictures: of :func:`find_pictures`.
+
+    Returns:
+        A path for each picture. In a folder it has the picture's name; pictures of the same name
+        from several folders are numbered, and forms that are not written become .png.
+
+    Raises:
+        ValueError: if several pictures would go to one file, or one to the place of a picture.
+    """
+    if is_file_name(output):
+        check_extension(output, WRITTEN_EXTENSIONS)
+        if len(pictures) > 1:
+            raise ValueError(
+                f"--output {output} is a file, but there are {len(pictures)} pictures; name a "
+                "folder"
+            )
+        targets = [output]
+    else:
+        targets = [os.path.join(output, name) for name in _names(pictures)]
+    refuse_to_overwrite(output, targets, pictures)
+    return targets
+
+
+def is_file_name(output: str) -> bool:
+    """Whether ``--output`` names a file: it is one, or has an extension and is no folder."""
+    if os.path.isdir(output) or output.endswith(("/", os.sep)):
+        return False
+    return os.path.isfile(output) or bool(os.path.splitext(output)[1])
+
+
+def check_extension(output: str, extensions: Sequence[str]) -> None:
+    """Raises ValueError if the file that ``--output`` names has none of these extensions."""
+    extension = os.path.splitext(output)[1]
+    if extension.lower() not in extensions:
+        raise ValueError(
+            f"--output {output}: {extension or 'a file without extension'} cannot be written; "
+            f"expected one of {', '.join(extensions)}, or a folder (one that is not there yet and "
+            f"has a dot in its name ends with /)"
+        )
+
+
+def refuse_to_overwrite(output: str, targets: Iterable[str], sources: Iterable[str]) -> None:
+    """Raises ValueError if writing ``targets`` would overwrite one of ``sources``."""
+    identities = {_identity(path): path for path in sources}
+    for target in targets:
+        if os.path.exists(target) and _identity(target) in identities:
+            raise ValueError(
+                f"--output {output} would overwrite {identities[_identity(target)]}; name another "
+                "folder"
+            )
+
+
+def _identity(path: str) -> Tuple[int, int]:
+    """The same for each name of one file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _names(pictures: Sequence[str]) -> Iterator[str]:
+    """A name for each drawn picture, each another, also where upper and lower case are the same."""
+    taken: Set[str] = set()
+    for path in pictures:
+        stem, extension = os.path.splitext(os.path.basename(path))
+        if extension.lower() not in WRITTEN_EXTENSIONS:
+            extension = ".png"
+        name, number = stem + extension, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}_{number}{extension}"
+        taken.add(name.casefold())
+        yield name

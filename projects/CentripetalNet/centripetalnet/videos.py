@@ -1,0 +1,224 @@
+"""Videos: their frames one at a time, and writing them with the same size and rate."""
+
+import math
+import os
+import tempfile
+from contextlib import suppress
+from types import TracebackType
+from typing import Iterator, Optional, Tuple, Type, Union
+
+import cv2
+import numpy as np
+
+from .pictures import check_extension, is_file_name, refuse_to_overwrite
+
+# Of a video in a folder the first of these that OpenCV can write.
+EXTENSIONS_IN_FOLDER = (".mp4", ".avi")
+WRITTEN_EXTENSIONS = (*EXTENSIONS_IN_FOLDER, ".m4v", ".mkv", ".mov", ".webm")
+# The first that OpenCV can write into the kind of file.
+CODECS = ("mp4v", "MJPG", "VP90")
+# Frames per second where a video does not say.
+DEFAULT_RATE = 30.0
+
+
+class Video:
+    """The frames of a video file or of a camera, one after the other; one is in memory at a time.
+
+    Attributes:
+        size: (width, height) of every frame, in pixels.
+        rate: frames per second.
+        num_frames: how many there are as the file says, some kinds of which only estimate it; None
+            where it does not, and of a camera.
+    """
+
+    def __init__(self, source: Union[str, int]):
+        """
+        Args:
+            source: path of a file, or number of a camera.
+
+        Raises:
+            OSError: if there is no such file or camera, or it gives no frame.
+        """
+        if isinstance(source, str) and not os.path.isfile(source):
+            raise FileNotFoundError(f"there is no video {source} (seen from {os.getcwd()})")
+        self._name = source if isinstance(source, str) else f"camera {source}"
+        self._capture = cv2.VideoCapture(source)
+        self._first = self._read()
+        if self._first is None:
+            self.close()
+            raise OSError(
+                f"{self._name} gives no frame; expected a video that OpenCV {cv2.__version__} reads"
+            )
+        height, width = self._first.shape[:2]
+        self.size: Tuple[int, int] = (width, height)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate: float = rate if math.isfinite(rate) and rate > 0 else DEFAULT_RATE
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.num_frames: Optional[int] = int(count) if math.isfinite(count) and count > 0 else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yields each frame once, (height, width, 3) uint8 in BGR order."""
+        frame, self._first = self._first, None
+        while frame is not None:
+            if frame.shape[1::-1] != self.size:
+                raise OSError(
+                    f"{self._name} has a frame of {_times(frame.shape[1::-1])} after those of "
+                    f"{_times(self.size)}; expected one size"
+                )
+            yield frame
+            frame = self._read()
+
+    def _read(self) -> Optional[np.ndarray]:
+        done, frame = self._capture.read()
+        return frame if done else None
+
+    def close(self) -> None:
+        self._capture.release()
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class VideoFile:
+    """A video file to write, which has its name only once all frames are in it.
+
+    Codecs hold frames of even width and height only; others get their last column or row twice.
+    """
+
+    def __init__(self, path: str, codec: str, rate: float, size: Tuple[int, int]):
+        """
+        Args:
+            path: its name in the end; folders are made.
+            codec: four letters, see :func:`find_output`.
+            rate: frames per second.
+            size: (width, height) of the frames, in pixels.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
+        self._path, self._size, self._written = path, size, 0
+        stem, extension = os.path.splitext(path)
+        self._unfinished = f"{stem}.unfinished{extension}"
+        self._writer = _writer(self._unfinished, codec, rate, size)
+        if not self._writer.isOpened():
+            raise OSError(f"{path} cannot be written: OpenCV could not open {self._unfinished}")
+
+    def write(self, frame: np.ndarray) -> None:
+        """
+        Args:
+            frame: (height, width, 3) uint8 in BGR order.
+        """
+        # OpenCV passes over frames of another size without a word.
+        if frame.shape[1::-1] != self._size:
+            raise ValueError(
+                f"{self._path}: expected a frame of {_times(self._size)}, got one of "
+                f"{_times(frame.shape[1::-1])}"
+            )
+        self._writer.write(_even(frame))
+        self._written += 1
+
+    def __enter__(self) -> "VideoFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self._writer.release()
+        try:
+            if kind is None:
+                self._check()
+                os.replace(self._unfinished, self._path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.remove(self._unfinished)
+
+    def _check(self) -> None:
+        """OpenCV does not tell whether writing went well."""
+        capture = cv2.VideoCapture(self._unfinished)
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        if count != self._written:
+            raise OSError(
+                f"{self._path}: {self._written} frames were written, and {count} are in the file; "
+                "is there room on the disk?"
+            )
+
+
+def find_output(output: str, source: str, rate: float, size: Tuple[int, int]) -> Tuple[str, str]:
+    """Where a drawn video goes, and in which codec; never onto the video itself.
+
+    Args:
+        output: a file, or a folder, which need not exist.
+        source: path of the video that is drawn on.
+        rate: frames per second.
+        size: (width, height) of the frames, in pixels.
+
+    Returns:
+        Path and codec. In a folder it has the name of ``source``, with .mp4 or, where OpenCV cannot
+        write that, .avi.
+
+    Raises:
+        ValueError: if that would overwrite ``source``, or OpenCV can write no such video.
+    """
+    if is_file_name(output):
+        check_extension(output, WRITTEN_EXTENSIONS)
+        paths = [output]
+    else:
+        stem = os.path.splitext(os.path.basename(source))[0]
+        paths = [os.path.join(output, stem + extension) for extension in EXTENSIONS_IN_FOLDER]
+    for path in paths:
+        codec = find_codec(os.path.splitext(path)[1], rate, size)
+        if codec is not None:
+            refuse_to_overwrite(output, [path], [source])
+            return path, codec
+    raise ValueError(
+        f"--output {output}: OpenCV {cv2.__version__} here writes no video of {_times(size)} at "
+        f"{rate:g} frames a second as {' or '.join(os.path.basename(x) for x in paths)}; try "
+        f"another of {', '.join(WRITTEN_EXTENSIONS)}, or install an OpenCV with FFmpeg"
+    )
+
+
+def find_codec(extension: str, rate: float, size: Tuple[int, int]) -> Optional[str]:
+    """The first of ``CODECS`` of which a frame was really written and read again, or None.
+
+    Args:
+        extension: kind of file, ".mp4" say.
+        rate: frames per second.
+        size: (width, height) of the frames, in pixels.
+    """
+    return next((x for x in CODECS if _works(x, extension, rate, size)), None)
+
+
+def _works(codec: str, extension: str, rate: float, size: Tuple[int, int]) -> bool:
+    black = _even(np.zeros((size[1], size[0], 3), np.uint8))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f"probe{extension}")
+        writer = _writer(path, codec, rate, size)
+        writer.write(black)
+        writer.release()
+        capture = cv2.VideoCapture(path)
+        done, frame = capture.read()
+        capture.release()
+    return bool(done) and frame.shape == black.shape
+
+
+def _writer(path: str, codec: str, rate: float, size: Tuple[int, int]) -> cv2.VideoWriter:
+    width, height = size
+    even = (width + width % 2, height + height % 2)
+    return cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*codec), rate, even)
+
+
+def _even(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    return cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+
+
+def _times(size: Tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,321 @@
+"""Figures made of panels of equal size, laid out in inches so that text never meets text."""
+
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.path import Path
+from matplotlib.patheffects import Normal, Stroke
+from torch import Tensor
+
+# Colours that people tell apart whatever their eyes (Okabe and Ito's).
+TL_COLOR, BR_COLOR = "#56b4e9", "#e69f00"
+BOX_COLOR, PROBLEM_COLOR, INK = "#009e73", "#d55e00", "#222222"
+# Corners look like what they are: the two edges of a box that meet there.
+TL_MARKER = Path([(0, -1), (0, 0), (1, 0)])
+BR_MARKER = Path([(0, 1), (0, 0), (-1, 0)])
+
+_DPI = 120
+_PANEL_WIDTH = 4.7
+_GAP = 0.32
+_MARGIN = 0.35
+_HEADER = 0.62
+_TITLE = 0.36
+# Higher or wider pictures are shown whole in a panel of this shape.
+_MIN_ASPECT, _MAX_ASPECT = 0.45, 1.4
+# Boxes that a legend names.
+_MAX_LISTED = 5
+# Points.
+_NUMBER_SIZE = 10
+
+
+def heat_colors() -> ListedColormap:
+    """From nothing at all, so that the picture under it is seen, to bright yellow."""
+    colors = colormaps["inferno"](np.linspace(0.2, 1, 256))
+    colors[:, 3] = np.clip(np.linspace(0, 2.5, 256), 0, 0.9)
+    return ListedColormap(colors)
+
+
+def outline(width: float = 1.5, color: str = "white") -> list:
+    """What makes thin lines and small text legible on any picture."""
+    return [Stroke(linewidth=width, foreground=color), Normal()]
+
+
+def arrow(start, end, color: str, width: float = 1.6, **kwargs) -> FancyArrowPatch:
+    """From one point to another, head and all."""
+    return FancyArrowPatch(
+        tuple(start),
+        tuple(end),
+        **{"arrowstyle": "-|>", "mutation_scale": 9, "joinstyle": "miter", "zorder": 3, **kwargs},
+        color=color,
+        linewidth=width,
+        shrinkA=0,
+        shrinkB=0,
+        path_effects=outline(width + 1.6),
+    )
+
+
+def rectangle(box, color: str, width: float = 1.8, fill: float = 0.0, **kwargs) -> Rectangle:
+    """
+    Args:
+        box: x0, y0, x1, y1.
+        color: of the edge and of what is inside.
+        width: of the edge.
+        fill: opacity of what is inside.
+    """
+    x0, y0, x1, y1 = (float(x) for x in box)
+    rgb = tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return Rectangle(
+        (x0, y0),
+        x1 - x0,
+        y1 - y0,
+        facecolor=(*rgb, fill),
+        edgecolor=color,
+        linewidth=width,
+        path_effects=outline(width + 1.6),
+        **kwargs,
+    )
+
+
+def faded(image: np.ndarray, share: float = 0.55) -> np.ndarray:
+    """(h, w, 3) in grey and lighter, for a background that coloured marks stand out from."""
+    grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    return np.repeat((255 - share * (255 - grey))[:, :, None], 3, axis=2).round().astype(np.uint8)
+
+
+def class_name(names: Optional[Sequence[str]], cls: int) -> str:
+    """The name of a class, or its number where there are no names."""
+    return names[cls] if names is not None and cls < len(names) else f"class {cls}"
+
+
+def draw_heatmap(axes: Axes, heatmap: Tensor, extent: Tuple[float, float, float, float]):
+    """A heat map over a picture; what a colour bar can be made of.
+
+    Args:
+        axes: in pixels of the picture.
+        heatmap: (H, W) in [0, 1].
+        extent: x0, y0, x1, y1 of what it covers, in pixels.
+    """
+    x0, y0, x1, y1 = extent
+    return axes.imshow(
+        heatmap.numpy(),
+        cmap=heat_colors(),
+        vmin=0,
+        vmax=1,
+        extent=(x0, x1, y1, y0),
+        interpolation="nearest",
+    )
+
+
+def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
+    """Boxes in pixels of the picture, those that :func:`box_list` names with a number in a corner.
+
+    A number that would hide another goes to the next corner of its box.
+    """
+    height, width = axes.get_ylim()[0], axes.get_xlim()[1]
+    points_per_pixel = 72 / axes.figure.dpi
+    placed: List[np.ndarray] = []
+    for i, box in enumerate(boxes):
+        axes.add_patch(rectangle(box, BOX_COLOR, gid="box"))
+        if i >= _num_listed(len(boxes)):
+            continue
+        # Inside the picture, also where the box leaves it.
+        x0, x1 = np.clip(box[0::2], 0, width)
+        y0, y1 = np.clip(box[1::2], 0, height)
+        reach = np.array((_NUMBER_SIZE * (0.5 + 0.2 * len(str(i + 1))), _NUMBER_SIZE * 0.65))
+        for x, y, right, up in ((x0, y1, 1, 1), (x0, y0, 1, -1), (x1, y1, -1, 1), (x1, y0, -1, -1)):
+            shift = (right, up) * (reach + 1)
+            middle = axes.transData.transform((x, y)) * points_per_pixel + shift
+            if all((np.abs(middle - other) > 2 * reach).any() for other in placed):
+                break
+        placed.append(middle)
+        axes.annotate(
+            str(i + 1),
+            (x, y),
+            xytext=tuple(shift),
+            textcoords="offset points",
+            fontsize=_NUMBER_SIZE,
+            fontweight="bold",
+            color="white",
+            horizontalalignment="center",
+            verticalalignment="center",
+            bbox={"boxstyle": "round,pad=0.12", "facecolor": BOX_COLOR, "edgecolor": "none"},
+        )
+
+
+def _num_listed(count: int) -> int:
+    """How many boxes of so many are named, the last line being for the rest where not all are."""
+    return count if count <= _MAX_LISTED else _MAX_LISTED - 1
+
+
+def box_list(texts: Sequence[str]) -> list:
+    """What stands in the legend for numbered boxes: the first of them only where there are many."""
+    listed = _num_listed(len(texts))
+    lines = [f"{i + 1}  {text}" for i, text in enumerate(texts[:listed])]
+    if len(texts) > listed:
+        lines.append(f"and {len(texts) - listed} more")
+    return [Patch(facecolor="none", edgecolor=BOX_COLOR, linewidth=1.5, label=x) for x in lines]
+
+
+def side_by_side(left: Sequence, right: Sequence) -> list:
+    """Handles for the two columns of a legend, which Matplotlib fills one after the other."""
+    rows = max(len(left), len(right)) if right else 0
+    blanks = [Patch(facecolor="none", label=" ") for _ in range(rows)]
+    return [*left, *blanks[len(left) :], *right, *blanks[len(right) :]]
+
+
+class Sheet:
+    """A figure with a header and rows of panels, each with a title above and a strip below."""
+
+    def __init__(
+        self,
+        picture_size: Tuple[int, int],
+        rows: int,
+        columns: int,
+        header: str,
+        strip: float = 0.85,
+        min_panel_height: float = 0.0,
+    ):
+        """
+        Args:
+            picture_size: (h, w) that the panels are to show.
+            rows, columns: of panels.
+            header: a line above all of them.
+            strip: inches below each panel, for what explains it.
+            min_panel_height: inches.
+        """
+        height, width = picture_size
+        aspect = min(max(height / width, _MIN_ASPECT), _MAX_ASPECT)
+        self.panel_height = max(_PANEL_WIDTH * aspect, min_panel_height)
+        self.strip = strip
+        self.width = 2 * _MARGIN + columns * _PANEL_WIDTH + (columns - 1) * _GAP
+        self.height = _HEADER + rows * (_TITLE + self.panel_height + strip)
+        self.figure = Figure((self.width, self.height), dpi=_DPI, facecolor="white")
+        self.figure.text(
+            _MARGIN / self.width,
+            1 - 0.2 / self.height,
+            header,
+            fontsize=13,
+            color=INK,
+            verticalalignment="top",
+        )
+
+    def _bottom(self, row: int) -> float:
+        """Inches from the figure's lower edge to that of a panel."""
+        return self.height - _HEADER - (row + 1) * (_TITLE + self.panel_height) - row * self.strip
+
+    @staticmethod
+    def _left(column: int) -> float:
+        return _MARGIN + column * (_PANEL_WIDTH + _GAP)
+
+    def axes(self, row: int, column: int, inset: Tuple[float, float, float, float] = (0,) * 4):
+        """The empty axes of a panel.
+
+        Args:
+            row, column: of the panel.
+            inset: inches left free at the left, bottom, right and top.
+        """
+        left, bottom, right, top = inset
+        return self.figure.add_axes(
+            (
+                (self._left(column) + left) / self.width,
+                (self._bottom(row) + bottom) / self.height,
+                (_PANEL_WIDTH - left - right) / self.width,
+                (self.panel_height - bottom - top) / self.height,
+            )
+        )
+
+    def title(self, row: int, column: int, text: str) -> None:
+        """Writes a letter for the panel, and its title."""
+        x = self._left(column) / self.width
+        y = (self._bottom(row) + self.panel_height + 0.1) / self.height
+        columns = round((self.width - 2 * _MARGIN + _GAP) / (_PANEL_WIDTH + _GAP))
+        letter = chr(ord("a") + row * columns + column)
+        self.figure.text(x, y, letter, fontsize=12, fontweight="bold", color=INK)
+        self.figure.text(x + 0.2 / self.width, y, text, fontsize=12, color=INK)
+
+    def picture(self, row: int, column: int, image: np.ndarray, title: str) -> Axes:
+        """A panel with a picture, whose axes are in the picture's pixels.
+
+        Args:
+            row, column: of the panel.
+            image: (h, w, 3) RGB uint8, of any size: it fills the panel.
+            title: of the panel.
+        """
+        axes = self.axes(row, column)
+        height, width = image.shape[:2]
+        # Pixel i covers i to i + 1, as boxes have it.
+        axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
+        axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], autoscale_on=False)
+        for spine in axes.spines.values():
+            spine.set(color="#999999", linewidth=0.6)
+        self.title(row, column, title)
+        return axes
+
+    def color_bar(self, row: int, column: int, mappable, label: str) -> None:
+        """What the colours of a panel mean, in its strip."""
+        axes = self.figure.add_axes(
+            (
+                (self._left(column) + 0.25) / self.width,
+                (self._bottom(row) - 0.22) / self.height,
+                (_PANEL_WIDTH - 0.5) / self.width,
+                0.11 / self.height,
+            )
+        )
+        # What shines through on the picture does so here.
+        axes.set_facecolor("#aaaaaa")
+        bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal")
+        bar.ax.tick_params(labelsize=9, length=2, pad=2, colors=INK)
+        bar.set_label(label, fontsize=10, color=INK, labelpad=2)
+        bar.outline.set(linewidth=0.5, edgecolor="#999999")
+
+    def legend(self, row: int, column: int, handles: Sequence, columns: int = 2) -> None:
+        """What the marks of a panel mean, in its strip."""
+        if not handles:
+            return
+        anchor = (self._left(column) - 0.06) / self.width, (self._bottom(row) - 0.05) / self.height
+        legend = self.figure.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=anchor,
+            ncol=columns,
+            fontsize=9.5,
+            frameon=False,
+            borderaxespad=0,
+            borderpad=0.3,
+            handlelength=1.8,
+            columnspacing=1.4,
+            labelspacing=0.35,
+        )
+        for text in legend.get_texts():
+            text.set_color(INK)
+
+    def text(self, row: int, column: int, lines: Sequence[str], color: Optional[str] = None):
+        """Lines in the strip of a panel; with ``color`` the last is bold and in it."""
+        for i, line in enumerate(lines):
+            stands_out = color is not None and i == len(lines) - 1
+            self.figure.text(
+                self._left(column) / self.width,
+                (self._bottom(row) - 0.1 - 0.2 * i) / self.height,
+                line,
+                fontsize=10,
+                color=color if stands_out else INK,
+                fontweight="bold" if stands_out else "normal",
+                verticalalignment="top",
+            )
+
+    def image(self) -> np.ndarray:
+        """(height, width, 3) RGB uint8."""
+        return rendered(self.figure)
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """(height, width, 3) RGB uint8 of a figure; no window and no global state are touched."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -1,0 +1,126 @@
+import pytest
+from conftest import config
+from detectron2.modeling import build_model
+
+from centripetalnet.analysis import analyze
+
+# One residual block at each of two resolutions, four channels everywhere.
+SMALL = {
+    "MODEL__HOURGLASS__NUM_STACKS": 1,
+    "MODEL__HOURGLASS__STEM_CHANNELS": 4,
+    "MODEL__HOURGLASS__CHANNELS": [4, 4],
+    "MODEL__HOURGLASS__BLOCKS": [1, 1],
+    "MODEL__HOURGLASS__OUT_CHANNELS": 4,
+    "MODEL__HOURGLASS__NORM": "",
+    "MODEL__CENTRIPETALNET__NORM": "",
+    "MODEL__CENTRIPETALNET__POOL_CHANNELS": 4,
+    "MODEL__CENTRIPETALNET__HEAD_CHANNELS": 4,
+    "MODEL__CENTRIPETALNET__NUM_CLASSES": 3,
+    "MODEL__CENTRIPETALNET__TOPK": 10,
+    "MODEL__CENTRIPETALNET__TEST_CANVAS_BITS": 7,
+}
+
+
+def conv(size, kernel, channels_in=4, channels_out=4):
+    """Multiply-adds and parameters of a convolution whose output is size x size."""
+    weights = kernel**2 * channels_in * channels_out
+    return size**2 * weights, weights + channels_out
+
+
+def total(*convs):
+    return tuple(map(sum, zip(*convs)))
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return analyze(build_model(config(**SMALL)), (31, 31))
+
+
+def part(costs, name):
+    return next(x for x in costs.parts if x.name == name)
+
+
+def test_costs_of_the_backbone_are_those_computed_by_hand(costs):
+    # 31 pixels, 16 after the first convolution, 8 after the stem, 4 inside the hourglass.
+    stem = total(conv(16, 7, 3), conv(8, 3), conv(8, 3), conv(8, 1))
+    skip = total(conv(8, 3), conv(8, 3))
+    down = total(conv(4, 3), conv(4, 3), conv(4, 1))
+    inner = up = total(conv(4, 3), conv(4, 3))
+    stack_flops, stack_parameters = total(skip, down, inner, up, conv(8, 3))
+
+    found = part(costs, "backbone: stem")
+    assert (found.flops, found.parameters) == stem
+    assert found.activations == 4 * (16**2 + 3 * 8**2)
+    found = part(costs, "backbone: stack 1")
+    # fvcore counts an element of nearest upsampling as one.
+    assert (found.flops, found.parameters) == (stack_flops + 4 * 8**2, stack_parameters)
+
+
+def test_costs_of_a_corner_are_those_computed_by_hand(costs):
+    pooling = total(*[conv(8, 3)] * 4, conv(8, 1))
+    heatmap = total(conv(8, 3), conv(8, 1, channels_out=3))
+    hidden, last = conv(1, 3), conv(1, 1, channels_out=2)
+
+    for corner in ("tl", "br"):
+        found = part(costs, f"{corner}: pooling")
+        assert (found.flops, found.parameters) == pooling
+        found = part(costs, f"{corner}: heat map")
+        assert (found.flops, found.parameters) == heatmap
+        # Ten corners, one cell of offset and centripetal shift, nine of guiding shift for each.
+        for name, cells in (("offset", 1), ("guiding shift", 9), ("centripetal shift", 1)):
+            found = part(costs, f"{corner}: {name}, at corners")
+            assert found.flops == 10 * cells * (hidden[0] + last[0])
+            assert found.parameters == hidden[1] + last[1]
+        # Nine cells around each corner: 18 sampling offsets, nine taps of four cells, a product.
+        found = part(costs, f"{corner}: cross-star convolution, at corners")
+        assert found.flops == 10 * 9 * (2 * 18 + 9 * 4 * 4 + 9 * 4 * 4)
+        assert found.parameters == 2 * 18 + 9 * 4 * 4
+
+
+def test_parameters_of_the_parts_are_those_of_the_model():
+    for name, changes in (
+        ("centripetal_hg104", {**SMALL, "MODEL__HOURGLASS__NUM_STACKS": 2}),
+        ("quick_schedules/centripetal_mask_tiny", {}),
+    ):
+        model = build_model(config(name, **changes))
+
+        costs = analyze(model, (31, 31))
+
+        assert sum(x.parameters for x in costs.parts) == sum(x.numel() for x in model.parameters())
+
+
+def test_the_first_stacks_head_and_masks_are_told_apart():
+    model = build_model(
+        config(
+            "quick_schedules/centripetal_mask_tiny",
+            MODEL__HOURGLASS__NUM_STACKS=2,
+            TEST__DETECTIONS_PER_IMAGE=7,
+        )
+    )
+
+    costs = analyze(model, (31, 31))
+
+    names = [x.name for x in costs.parts]
+    assert "backbone: between stacks 1 and 2" in names and "backbone: stack 2" in names
+    assert part(costs, "head of stack 1, training only").flops == 0
+    # Two 3 x 3 convolutions on 14 x 14, the transposed one, and 28 x 28 values for each class.
+    masks = part(costs, "masks of 7 boxes")
+    layers = 14**2 * (2 * 9 * 32 * 32 + 4 * 32 * 32) + 28**2 * 32 * 5
+    assert masks.flops == 7 * (layers + 4 * 32 * 14**2)
+
+
+def test_what_is_not_counted_is_listed(costs):
+    assert costs.uncounted["aten::topk"] > 0
+    # These have handlers of their own.
+    assert not any(x.startswith("centripetalnet::") for x in costs.uncounted)
+
+
+def test_the_canvas_is_the_one_of_inference():
+    costs = analyze(build_model(config(**SMALL)), (20, 41))
+
+    assert costs.canvas_size == (20 | 7, 41 | 7)
+
+
+def test_an_image_without_pixels_is_an_error():
+    with pytest.raises(ValueError, match="at least 1 x 1 pixels, got"):
+        analyze(build_model(config(**SMALL)), (0, 5))

@@ -1,0 +1,60 @@
+"""Configs are found by path and by name."""
+
+import re
+import shutil
+
+import pytest
+from conftest import CONFIGS
+
+from centripetalnet import config_files
+from centripetalnet.config import load_config
+from centripetalnet.config_files import find_config, packaged_configs
+
+NAMES = ["centripetal_hg104", "centripetal_hg52", "centripetal_mask_hg104"]
+NAMES += ["centripetal_mask_tiny", "centripetal_tiny"]
+
+
+def test_every_config_but_the_base_has_its_name():
+    assert sorted(packaged_configs()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_loads_what_its_path_loads(name):
+    (path,) = CONFIGS.rglob(f"{name}.yaml")
+
+    assert load_config(name) == load_config(str(path))
+
+
+def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
+    (tmp_path / "centripetal_tiny").write_text("SEED: 77\n")
+    monkeypatch.chdir(tmp_path)
+
+    assert load_config("centripetal_tiny").SEED == 77
+
+
+def test_a_path_that_is_not_there_is_never_taken_for_a_name():
+    with pytest.raises(FileNotFoundError, match=r"mine/centripetal_tiny\.yaml"):
+        find_config("mine/centripetal_tiny.yaml")
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_names():
+    with pytest.raises(FileNotFoundError, match=f"'hg104'.*{', '.join(NAMES)}"):
+        load_config("hg104")
+
+
+def test_configs_in_the_package_come_before_those_beside_it(tmp_path, monkeypatch):
+    inside, beside = tmp_path / "inside", tmp_path / "beside"
+    shutil.copytree(CONFIGS, beside)
+    monkeypatch.setattr(config_files, "_FOLDERS", (inside, beside))
+    assert find_config("centripetal_tiny").startswith(str(beside))
+
+    shutil.copytree(CONFIGS, inside)
+
+    assert find_config("centripetal_tiny").startswith(str(inside))
+
+
+def test_an_installation_without_configs_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_files, "_FOLDERS", (tmp_path,))
+
+    with pytest.raises(FileNotFoundError, match=re.escape("install it again")):
+        find_config("centripetal_tiny")

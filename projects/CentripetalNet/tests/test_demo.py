@@ -1,0 +1,304 @@
+"""The demo: pictures and videos in, the same with detections out."""
+
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from conftest import PROJECT
+from training import ENVIRONMENT
+
+from centripetalnet.commands import demo
+from centripetalnet.modeling import CentripetalNetWithTTA
+
+# Most of what an untrained detector finds has less.
+THRESHOLD = ["--confidence-threshold", "0.96"]
+
+
+@pytest.fixture(autouse=True)
+def no_log(monkeypatch):
+    """The log would go on to a stream that is closed when a test has ended."""
+    monkeypatch.setattr(demo, "setup_logger", lambda **_: None)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    grey = np.random.default_rng(0).integers(0, 256, (50, 70), dtype=np.uint8)
+    cv2.imwrite(str(folder / "grey.png"), grey)
+    cv2.imwrite(str(folder / "one.png"), np.zeros((1, 1, 3), np.uint8))
+    cv2.imwrite(str(folder / "wide [1].jpg"), np.zeros((20, 300, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture
+def arguments(untrained):
+    """Those of the command, with a model."""
+
+    def arguments(*args):
+        model = ["--config-file", untrained / "config.yaml", *THRESHOLD, *args]
+        return [str(x) for x in [*model, "--opts", "MODEL.WEIGHTS", untrained / "model.pth"]]
+
+    return arguments
+
+
+@pytest.fixture
+def run(arguments, capsys):
+    """Calls the command; gives the exit status and what it printed, output and errors."""
+
+    def run(*args):
+        try:
+            status = demo.main(arguments(*args))
+        except SystemExit as exit:
+            status = exit.code
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_every_picture_is_drawn_and_left_alone(run, pictures, tmp_path):
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+
+    status, out, err = run(
+        *("--input", pictures / "*.png", pictures / "wide [1].jpg"), "--output", tmp_path / "out"
+    )
+
+    assert status == 0, err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(before)
+    drawn = cv2.imread(str(tmp_path / "out" / "grey.png"))
+    assert drawn.shape == (50, 70, 3)
+    assert (drawn != cv2.imread(str(pictures / "grey.png"))).any()
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+    assert len(re.findall(r"detected \d+ objects", out)) == 3
+    assert "3/3" in err and "images/s" in err
+
+
+def test_a_folder_is_drawn_to_a_folder_and_one_picture_to_a_file(run, pictures, tmp_path):
+    folder = run("--input", pictures, "--output", tmp_path / "out")
+    file = run("--input", pictures / "grey.png", "--output", tmp_path / "drawn.jpg")
+
+    assert (folder[0], file[0]) == (0, 0)
+    assert {x.name for x in (tmp_path / "out").iterdir()} == {x.name for x in pictures.iterdir()}
+    assert cv2.imread(str(tmp_path / "drawn.jpg")).shape == (50, 70, 3)
+
+
+def test_objects_below_the_threshold_are_not_drawn(run, pictures, tmp_path):
+    drawn, found = [], []
+
+    for threshold in (0.96, 1):
+        output = ["--output", tmp_path / "drawn.png", "--confidence-threshold", threshold]
+        found.append(run("--input", pictures / "grey.png", *output)[1])
+        drawn.append(cv2.imread(str(tmp_path / "drawn.png")))
+
+    assert re.search(r"detected [1-9]\d* objects", found[0]) and "detected 0 objects" in found[1]
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_the_script_takes_a_list_on_standard_input(arguments, pictures, tmp_path):
+    listed = "".join(f"{pictures / name}\n" for name in ("one.png", "wide [1].jpg"))
+    command = [sys.executable, str(PROJECT / "demo" / "demo.py")]
+
+    result = subprocess.run(
+        command + arguments("--input", "-", "--output", tmp_path / "out"),
+        input=listed,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {x.name for x in (tmp_path / "out").iterdir()} == {"one.png", "wide [1].jpg"}
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_drawn(run, pictures, tmp_path):
+    (pictures / "bad.png").write_text("no picture")
+
+    status, _, err = run("--input", pictures, "--output", tmp_path / "out")
+
+    assert status == 1
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"grey.png", "one.png", "wide [1].jpg"}
+    end = err[err.index("error: 1 of 4 pictures were not drawn:") :]
+    assert f"{pictures / 'bad.png'} cannot be read as a picture" in end
+
+
+def test_a_picture_that_is_not_there_or_would_be_overwritten_is_named(run, pictures):
+    missing = run("--input", pictures / "no.png", "--output", pictures / "out")
+    onto = run("--input", pictures / "one.png", "--output", pictures)
+
+    assert missing[0] == 1 and "no.png: there is no such file" in missing[2]
+    assert onto[0] == 1 and "would overwrite" in onto[2]
+    assert not (pictures / "out").exists()
+
+
+@pytest.mark.parametrize("name, codec", [("video.avi", "MJPG"), ("video.mp4", "mp4v")])
+@pytest.mark.parametrize("to_file", [False, True])
+def test_every_frame_of_a_video_is_drawn(run, tmp_path, name, codec, to_file):
+    source, folder = tmp_path / name, tmp_path / "out"
+    squares = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), dtype=np.uint8)
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*codec), 12.5, (64, 48))
+    for frame in squares:
+        writer.write(cv2.resize(frame, (64, 48), interpolation=cv2.INTER_NEAREST))
+    writer.release()
+    before = source.read_bytes()
+
+    output = folder / "drawn.avi" if to_file else folder
+    status, out, err = run("--video-input", source, "--output", output)
+    plain = tmp_path / "plain.avi"
+    run("--video-input", source, "--output", plain, "--confidence-threshold", 1)
+
+    assert status == 0, err
+    assert "5 frames" in out and "5/5" in err and "images/s" in err
+    assert source.read_bytes() == before
+    (target,) = folder.iterdir()
+    assert target.name == ("drawn.avi" if to_file else "video.mp4")
+    captures = [cv2.VideoCapture(str(x)) for x in (source, plain, target)]
+    for capture in captures:
+        size = [capture.get(x) for x in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+        assert size == [64, 48] and capture.get(cv2.CAP_PROP_FPS) == 12.5
+    for _ in range(5):
+        given, without, drawn = (capture.read()[1].astype(int) for capture in captures)
+        # Some pixels are a neighbour's: Detectron2 has pictures drawn by Matplotlib.
+        assert np.median(abs(without - given)) < 20
+        assert abs(drawn - without).max() > 100
+    assert not any(capture.read()[0] for capture in captures)
+
+
+def test_a_video_that_is_none_or_would_be_overwritten_is_named(run, pictures, tmp_path):
+    (tmp_path / "bad.mp4").write_text("no video")
+    source = tmp_path / "video.mp4"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+
+    missing = run("--video-input", "no.mp4", "--output", tmp_path)
+    bad = run("--video-input", tmp_path / "bad.mp4", "--output", tmp_path / "out")
+    onto = run("--video-input", source, "--output", tmp_path)
+
+    assert missing[0] == 1 and "there is no video no.mp4" in missing[2]
+    assert bad[0] == 1 and "bad.mp4 gives no frame" in bad[2]
+    assert onto[0] == 1 and "would overwrite" in onto[2]
+
+
+def test_a_video_with_fewer_frames_than_it_says_is_told_of(run, tmp_path, monkeypatch):
+    class Short:
+        size, rate, num_frames = (64, 48), 25.0, 3
+
+        def __init__(self, source):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __iter__(self):
+            return iter([np.zeros((48, 64, 3), np.uint8)] * 2)
+
+    monkeypatch.setattr(demo, "Video", Short)
+    (tmp_path / "short.avi").touch()
+
+    status, _, err = run("--video-input", tmp_path / "short.avi", "--output", tmp_path)
+
+    assert status == 0
+    assert "short.avi has 3 frames by its own account, of which 2 could be read" in err
+
+
+def test_options_reach_the_model(arguments):
+    def model(*options):
+        args = arguments("--input", "x", *options)
+        return demo.Artist(demo.get_parser().parse_args(args)).predictor.model
+
+    assert isinstance(model("--tta"), CentripetalNetWithTTA)
+    plain = model("--device", "cpu", "--precision", "bfloat16")
+    assert not isinstance(plain, CentripetalNetWithTTA)
+    assert str(next(plain.backbone.parameters()).dtype) == "torch.bfloat16"
+
+
+@pytest.mark.parametrize(
+    "options, status, message",
+    [
+        (["--input", "x", "--video-input", "y"], 2, "not allowed with argument"),
+        (["--output", "x"], 2, "one of the arguments --input --video-input --webcam is required"),
+        (["--webcam", "--output", "x"], 2, "--webcam is shown in a window"),
+        (["--input", "x", "--confidence-threshold", "7"], 2, "is 7.0; expected 0 to 1"),
+        (["--input", "x", "--confidence-threshold", "nan"], 2, "is nan; expected 0 to 1"),
+        (["--input", "{pictures}", "--output", "x", "--precision", "int8"], 2, "invalid choice"),
+        (["--input", "{pictures}", "--output", "x", "--device", "gpu"], 1, "device is 'gpu'"),
+        (["--input", "{pictures}", "--output", "x", "--config-file", "x"], 1, "centripetal_hg104"),
+        (["--input", "{pictures}", "--output", "x.png"], 1, "there are 3 pictures; name a folder"),
+    ],
+)
+def test_wrong_options_are_one_line(run, pictures, monkeypatch, options, status, message):
+    monkeypatch.chdir(pictures.parent)
+
+    result = run(*(x.format(pictures=pictures) for x in options))
+
+    assert result[0] == status
+    assert message in result[2].splitlines()[-1]
+
+
+@pytest.mark.parametrize("source", [["--input", "{pictures}"], ["--video-input", "x"]])
+@pytest.mark.parametrize("display", [None, ":0"])
+def test_where_nothing_can_be_shown_output_is_asked_for(
+    run, pictures, monkeypatch, source, display
+):
+    def fail(*_):
+        raise cv2.error("not implemented")
+
+    monkeypatch.setattr(demo.sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setattr(demo.cv2, "namedWindow", fail)
+
+    status, _, err = run(*(x.format(pictures=pictures) for x in source))
+
+    assert status == 1
+    assert ("no display" if display is None else "without windows") in err
+    assert "give --output FOLDER" in err
+
+
+@pytest.fixture
+def window(monkeypatch):
+    """What is shown in the window; Escape is pressed after the second."""
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(demo.cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(demo.cv2, "imshow", lambda name, image: shown.append(image.shape))
+    monkeypatch.setattr(demo.cv2, "waitKey", lambda _: 27 if len(shown) == 2 else 255)
+    return shown
+
+
+def test_pictures_are_shown_until_escape(run, pictures, window):
+    status, _, err = run("--input", pictures)
+
+    assert status == 0, err
+    assert window == [(50, 70, 3), (1, 1, 3)]
+
+
+def test_the_camera_is_shown_until_escape(run, window, monkeypatch):
+    class Camera:
+        def __init__(self, source):
+            assert source == 0
+
+        def read(self):
+            return True, np.zeros((48, 64, 3), np.uint8)
+
+        def get(self, key):
+            return -1.0
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+
+    status, _, err = run("--webcam")
+
+    assert status == 0, err
+    assert window == [(48, 64, 3)] * 2

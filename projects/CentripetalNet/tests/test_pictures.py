@@ -1,0 +1,175 @@
+"""Which pictures arguments name, and where drawn ones go."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from centripetalnet.pictures import find_pictures, output_paths, read_picture, write_picture
+
+GREY = np.full((8, 12, 3), 100, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Pictures of several kinds, another file, and a folder with a picture in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.JPG", "wide [1].bmp", "inner/deep.png"):
+        os.makedirs(os.path.dirname(os.path.join("pictures", name)), exist_ok=True)
+        cv2.imwrite(os.path.join("pictures", name), GREY)
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    (tmp_path / "pictures" / "named_like.png").mkdir()
+    return tmp_path / "pictures"
+
+
+def test_a_folder_stands_for_its_pictures_in_order_without_those_of_folders_in_it(folder):
+    found = find_pictures(["pictures"])
+
+    assert found == ["pictures/a.JPG", "pictures/b.png", "pictures/wide [1].bmp"]
+
+
+def test_files_patterns_and_folders_go_together_and_each_file_comes_once(folder):
+    arguments = ["pictures/b.png", "pictures/[abc].*", str(folder), "pictures/wide [1].bmp"]
+
+    found = find_pictures(arguments)
+
+    assert found == ["pictures/b.png", "pictures/a.JPG", str(folder / "wide [1].bmp")]
+
+
+def test_two_stars_go_through_folders(folder):
+    assert find_pictures(["pictures/**/deep.*"]) == ["pictures/inner/deep.png"]
+
+
+def test_a_file_that_is_named_need_not_look_like_a_picture(folder):
+    assert find_pictures(["pictures/notes.txt"]) == ["pictures/notes.txt"]
+
+
+def test_a_dash_stands_for_the_listed_files(folder):
+    listed = ["pictures/b.png\n", "\n", "pictures/wide [1].bmp\r\n", "pictures/inner"]
+
+    found = find_pictures(["pictures/a.JPG", "-"], iter(listed))
+
+    assert found == [
+        *("pictures/a.JPG", "pictures/b.png", "pictures/wide [1].bmp", "pictures/inner/deep.png"),
+    ]
+
+
+def test_the_list_is_left_alone_without_a_dash(folder):
+    def fail():
+        raise AssertionError("the list was read")
+        yield
+
+    assert find_pictures(["pictures/b.png"], fail()) == ["pictures/b.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments, listed, message",
+    [
+        (["pictures/b.png", "pictures/no.png"], [], "no.png: there is no such file"),
+        (["pictures/*.gif"], [], r"\*.gif: there is no such file"),
+        (["empty"], [], "empty: the folder holds no picture.*webp"),
+        (["-"], [], "the list of files is empty"),
+        (["-"], ["\n"], "the list of files is empty"),
+        (["-"], ["x.png", "pictures/b.png", "y.png"], "2 are not there.*: x.png, y.png$"),
+    ],
+)
+def test_what_names_no_picture_is_an_error(folder, arguments, listed, message):
+    os.mkdir("empty")
+
+    with pytest.raises(FileNotFoundError, match=message):
+        find_pictures(arguments, listed)
+
+
+def test_drawn_pictures_keep_their_names_in_a_folder(folder):
+    found = find_pictures(["pictures"])
+
+    assert output_paths("out", found) == ["out/a.JPG", "out/b.png", "out/wide [1].bmp"]
+    assert not os.path.exists("out")
+
+
+def test_drawn_pictures_of_the_same_name_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["x/a.png", "y/a.png", "z/A.PNG", "x/a_2.png", "x/a.gif", "x/a"]
+    for name in names:
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        open(name, "w").close()
+
+    targets = output_paths("out", names)
+
+    names = ["a.png", "a_2.png", "A_3.PNG", "a_2_2.png", "a_4.png", "a_5.png"]
+    assert targets == [os.path.join("out", x) for x in names]
+
+
+def test_one_picture_may_go_to_a_file_also_of_another_kind(folder):
+    assert output_paths("drawn.jpg", ["pictures/b.png"]) == ["drawn.jpg"]
+
+
+def test_a_folder_is_one_with_any_name(folder):
+    os.mkdir("v1.png")
+
+    assert output_paths("v1.png", ["pictures/b.png"]) == ["v1.png/b.png"]
+    assert output_paths("new.png/", ["pictures/b.png"]) == ["new.png/b.png"]
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("drawn.png", "is a file, but there are 2 pictures"),
+        ("drawn.mp4", r"drawn.mp4: \.mp4 cannot be written; expected one of \.bmp"),
+        ("plain", "a file without extension cannot be written"),
+        ("pictures", "would overwrite pictures/b.png"),
+        ("linked", "would overwrite pictures/inner/deep.png"),
+    ],
+)
+def test_where_a_drawn_picture_cannot_go_is_an_error(folder, output, message):
+    (folder.parent / "plain").touch()
+    (folder.parent / "linked").mkdir()
+    # The place of one picture under the name of another.
+    os.link(folder / "inner" / "deep.png", folder.parent / "linked" / "b.png")
+
+    with pytest.raises(ValueError, match=message):
+        output_paths(output, ["pictures/b.png", "pictures/inner/deep.png"])
+
+
+def test_a_file_does_not_go_onto_its_picture(folder):
+    with pytest.raises(ValueError, match="would overwrite pictures/b.png"):
+        output_paths(str(folder / "inner" / ".." / "b.png"), ["pictures/b.png"])
+
+
+@pytest.mark.parametrize("extension", ["bmp", "JPEG", "jpg", "png", "tif", "tiff", "webp"])
+def test_a_picture_is_written_in_the_form_of_its_name_with_its_folders(tmp_path, extension):
+    path = tmp_path / "new" / "folder" / f"picture.{extension}"
+
+    write_picture(GREY, str(path))
+
+    assert os.listdir(path.parent) == [path.name]
+    np.testing.assert_allclose(read_picture(str(path)), GREY, atol=2)
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OSError, match="file"):
+        write_picture(GREY, str(tmp_path / "file" / "picture.png"))
+    with pytest.raises(OSError, match=r"big.jpg.*"):
+        write_picture(np.zeros((1, 70000, 3), np.uint8), str(tmp_path / "big.jpg"))
+    assert not (tmp_path / "big.jpg").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00"])
+def test_what_is_no_picture_is_named(tmp_path, content):
+    (tmp_path / "bad.png").write_bytes(content)
+
+    with pytest.raises(OSError, match="bad.png cannot be read as a picture"):
+        read_picture(str(tmp_path / "bad.png"))
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    write_picture(noise, str(tmp_path / "cut.png"))
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(OSError, match="cut.png cannot be read as a picture"):
+        read_picture(str(tmp_path / "cut.png"))

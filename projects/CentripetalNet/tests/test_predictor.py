@@ -1,0 +1,149 @@
+"""A detector from the names of its config and its weights."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import centripetalnet
+from centripetalnet import load_predictor
+from centripetalnet.modeling import CentripetalNetWithTTA
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def load(untrained):
+    def load(**options):
+        return load_predictor(untrained / "config.yaml", untrained / "model.pth", **options)
+
+    return load
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_detections_are_instances_on_the_cpu_the_best_first(load, tta):
+    instances = load(device="cpu", tta=tta).detect(PICTURE)
+
+    assert len(instances) > 10 and instances.image_size == (50, 70)
+    assert instances.scores.device.type == "cpu"
+    assert (instances.scores.diff() <= 0).all()
+    assert instances.pred_masks.shape == (len(instances), 50, 70)
+
+
+def test_a_path_and_its_pixels_give_the_same(load, tmp_path):
+    cv2.imwrite(str(tmp_path / "picture.png"), PICTURE)
+    predictor = load()
+
+    found = [predictor.detect(x) for x in (PICTURE, tmp_path / "picture.png")]
+    found.append(predictor(cv2.imread(str(tmp_path / "picture.png")))["instances"])
+
+    for instances in found[1:]:
+        assert torch.equal(instances.pred_boxes.tensor, found[0].pred_boxes.tensor)
+
+
+def test_lower_scores_are_left_out(load):
+    predictor = load()
+    every, best = predictor.detect(PICTURE), predictor.detect(PICTURE, min_score=0.9)
+
+    assert 0 < len(best) < len(every)
+    assert torch.equal(best.scores, every.scores[every.scores >= 0.9])
+
+
+def test_classes_have_names(load):
+    assert len(load().metadata.thing_classes) == 5
+
+
+def test_mirror_images_are_looked_at_only_when_asked_for(load):
+    assert isinstance(load(tta=True).model, CentripetalNetWithTTA)
+    assert not isinstance(load().model, CentripetalNetWithTTA)
+
+
+def test_precision_reaches_the_model(load):
+    predictor = load(device="cpu", precision="bfloat16")
+
+    assert next(predictor.model.backbone.parameters()).dtype == torch.bfloat16
+
+
+def test_opts_have_the_last_word(load, untrained):
+    opts = ["TEST.AUG.ENABLED", True, "MODEL.WEIGHTS", str(untrained / "model.pth")]
+
+    predictor = load_predictor(untrained / "config.yaml", "nothing.pth", opts=opts)
+
+    assert isinstance(predictor.model, CentripetalNetWithTTA)
+
+
+def test_without_weights_those_of_the_config_are_taken(untrained):
+    opts = ["MODEL.WEIGHTS", str(untrained / "model.pth")]
+
+    assert len(load_predictor(untrained / "config.yaml", None, opts=opts).detect(PICTURE)) > 10
+    with pytest.raises(ValueError, match="set MODEL.WEIGHTS"):
+        load_predictor(untrained / "config.yaml", None)
+
+
+def test_a_packaged_config_is_taken_by_name(untrained):
+    predictor = load_predictor("centripetal_mask_tiny", untrained / "model.pth")
+
+    assert predictor.detect(PICTURE).has("pred_masks")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "gpu"}, "the device is 'gpu'; expected 'cpu'"),
+        ({"precision": "int8"}, r"one of \['float32', 'bfloat16', 'float16'\], got 'int8'"),
+    ],
+)
+def test_a_wrong_option_is_an_error_that_says_what_is_right(load, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(**options)
+
+
+def test_names_that_are_not_there_are_errors(untrained):
+    with pytest.raises(FileNotFoundError, match="'hg104'.*centripetal_hg104, centripetal_hg52"):
+        load_predictor("hg104", untrained / "model.pth")
+    with pytest.raises(FileNotFoundError, match="nothing.pth"):
+        load_predictor(untrained / "config.yaml", "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    "picture, message",
+    [
+        (None, "of type NoneType; .*cv2.imread gives None"),
+        (PICTURE[:, :, 0], r"is \(50, 70\) of uint8; expected an array \(height, width, 3\)"),
+        (PICTURE.transpose(2, 0, 1), r"is \(3, 50, 70\) of uint8"),
+        (PICTURE / 255, "of float64; expected .* uint8"),
+        (PICTURE[:0], r"is \(0, 70, 3\)"),
+    ],
+)
+def test_what_is_no_picture_is_an_error(load, picture, message):
+    predictor = load()
+
+    for call in (predictor, predictor.detect):
+        with pytest.raises(ValueError, match=message):
+            call(picture)
+
+
+def test_a_file_that_is_no_picture_is_named(load, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+
+    with pytest.raises(OSError, match="bad.png cannot be read as a picture"):
+        load().detect(tmp_path / "bad.png")
+
+
+def test_the_package_imports_prediction_only_when_it_is_asked_for():
+    code = """
+import sys, centripetalnet
+assert "centripetalnet.predictor" not in sys.modules
+assert "load_predictor" in centripetalnet.__all__
+centripetalnet.load_predictor
+assert "centripetalnet.predictor" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_has_no_other_attributes():
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = centripetalnet.no_such_thing

@@ -1,0 +1,94 @@
+"""The tools that draw, from their command lines to their files."""
+
+import runpy
+import sys
+
+import cv2
+import pytest
+import torch
+from conftest import PROJECT, config
+from detectron2.modeling import build_model
+from training import TINY, TINY_MASK, run
+
+TOOLS = PROJECT / "tools"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of a tiny detector that was not trained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    model = build_model(config("quick_schedules/centripetal_tiny"))
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Calls a tool in this process."""
+
+    def main(name, *args):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        runpy.run_path(str(TOOLS / name))["main"]()
+
+    return main
+
+
+def test_explain_draws_a_sheet_for_a_picture(datasets, weights, tmp_path):
+    picture = datasets / "silhouettes" / "val" / "000001.png"
+
+    result = run(
+        *(TOOLS / "explain.py", "--config-file", TINY, "--input", picture),
+        *("--output", tmp_path / "sheets", "--near", "50,40", "--min-score", "0.1"),
+        *("--opts", "MODEL.WEIGHTS", weights),
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert cv2.imread(str(tmp_path / "sheets" / "000001.explain.png")).shape[1] > 1500
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("--near", "50"), "--near 50: expected two numbers, such as 120,80"),
+        (("--pair", "unicorn:1,2"), "there is no class 'unicorn'; known are 0 to 4"),
+        (("--pair", "1,2"), "there is no class ''; known are 0 to 4"),
+        (("--min-score", "7"), "--min-score is 7.0; expected a number from 0 to 1"),
+    ],
+)
+def test_explain_names_the_argument_that_is_wrong(tmp_path, call, args, message):
+    (tmp_path / "picture.png").touch()
+    options = ["--config-file", TINY, "--input", tmp_path / "picture.png", "--output", tmp_path]
+
+    with pytest.raises(ValueError, match=message):
+        call("explain.py", *options, *args)
+
+
+@pytest.mark.parametrize("source", ["annotation", "dataloader"])
+def test_visualize_data_draws_as_many_pictures_as_asked(datasets, tmp_path, call, source):
+    # In this process, which knows a dataset of a few pictures.
+    args = ["--source", source, "--config-file", TINY_MASK, "--output-dir", tmp_path / "drawn"]
+
+    call("visualize_data.py", *args, "--num-images", 2, "OUTPUT_DIR", tmp_path / "output")
+
+    files = sorted((tmp_path / "drawn").iterdir())
+    assert len(files) == 2
+    assert all(cv2.imread(str(x)) is not None for x in files)
+
+
+def test_plot_training_names_the_file_that_is_missing(tmp_path):
+    result = run(TOOLS / "plot_training.py", tmp_path)
+
+    assert result.returncode == 1
+    assert "metrics.json" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_analyze_model_ends_with_the_sum(tmp_path):
+    result = run(TOOLS / "analyze_model.py", "--config-file", TINY, "--size", "63", "63")
+
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines() if line.startswith("|")]
+    parameters = [int(row[1].replace(",", "")) for row in rows[2:]]
+    assert rows[-1][0].strip() == "all"
+    assert parameters[-1] == sum(parameters[:-1])
+    assert "Not counted as FLOPs: aten::" in result.stdout

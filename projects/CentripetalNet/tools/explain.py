@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Shows on one sheet what the detector saw in a picture, and why pairs of corners were rejected.
+
+    explain.py --config-file FILE --input PICTURE... --output FOLDER --opts MODEL.WEIGHTS model.pth
+
+Detection is plain here: without test-time augmentation and without masks.
+"""
+
+import argparse
+import glob
+import os
+import sys
+from typing import List, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.utils.logger import setup_logger
+
+from centripetalnet.config import load_config
+from centripetalnet.modeling.explanation import choose_pair, explain
+from centripetalnet.predictor import Predictor
+from centripetalnet.visualization import explanation_figure, rendered
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PICTURE",
+        help="pictures, or glob patterns such as 'folder/*.jpg'",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="where the sheets go, as NAME.explain.png"
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--pair",
+        metavar="CLASS:X,Y",
+        help="look closely at the best pair of this class (name or number) whose central region "
+        "has this pixel of the picture inside",
+    )
+    chosen.add_argument(
+        "--near",
+        metavar="X,Y",
+        help="the same for any class; without either the best pair that was rejected is shown",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=0.3,
+        help="lowest score of the corners and boxes that are drawn (default 0.3)",
+    )
+    parser.add_argument(
+        "--opts",
+        help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",
+        default=[],
+        nargs=argparse.REMAINDER,
+    )
+    return parser
+
+
+def parse_point(text: str, option: str) -> Tuple[float, float]:
+    """X,Y as two numbers."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = float("nan")
+    if not np.isfinite((x, y)).all():
+        raise ValueError(f"{option} {text}: expected two numbers, such as 120,80")
+    return x, y
+
+
+def parse_class(text: str, names: Optional[Sequence[str]], num_classes: int) -> int:
+    """A class by its name or its number."""
+    if names is not None and text in names:
+        return list(names).index(text)
+    if text.isdecimal() and int(text) < num_classes:
+        return int(text)
+    known = f"0 to {num_classes - 1}" + (f", {', '.join(names)}" if names is not None else "")
+    raise ValueError(f"--pair: there is no class {text!r}; known are {known}")
+
+
+def find_pictures(patterns: List[str]) -> List[str]:
+    """Files that the arguments name, each once; a pattern that names none is an error."""
+    paths: List[str] = []
+    for pattern in patterns:
+        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
+        if not found:
+            raise FileNotFoundError(f"--input {pattern}: there is no such file")
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
+def sheet_path(folder: str, picture: str) -> str:
+    name = os.path.splitext(os.path.basename(picture))[0]
+    return os.path.join(folder, f"{name}.explain.png")
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    logger = setup_logger(name="centripetalnet")
+    cfg = load_config(args.config_file, [*args.opts, "TEST.AUG.ENABLED", "False"])
+    cfg.freeze()
+    if not 0 <= args.min_score <= 1:
+        raise ValueError(f"--min-score is {args.min_score}; expected a number from 0 to 1")
+    pictures = find_pictures(args.input)
+    sheets = [sheet_path(args.output, picture) for picture in pictures]
+    if len(set(sheets)) != len(sheets):
+        raise ValueError("--input names pictures of the same name; explain them in several calls")
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
+    names = metadata.get("thing_classes")
+    near, cls = None, None
+    if args.pair is not None:
+        text, _, point = args.pair.rpartition(":")
+        cls = parse_class(text, names, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
+        near = parse_point(point, f"--pair {text}:")
+    elif args.near is not None:
+        near = parse_point(args.near, "--near")
+
+    predictor = Predictor(cfg)
+    os.makedirs(args.output, exist_ok=True)
+    for picture, sheet in zip(pictures, sheets):
+        image = read_image(picture, format=predictor.input_format)
+        tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        explanation = explain(predictor.model, tensor)
+        pair = choose_pair(explanation, near, cls)
+        count = int((explanation.detection_scores >= args.min_score).sum())
+        figure = explanation_figure(
+            image if predictor.input_format == "RGB" else image[:, :, ::-1],
+            explanation,
+            pair,
+            names,
+            title=f"{os.path.basename(picture)}, {image.shape[1]} x {image.shape[0]} pixels",
+            min_score=args.min_score,
+        )
+        if not cv2.imwrite(sheet, rendered(figure)[:, :, ::-1]):
+            raise OSError(f"cannot write {sheet}")
+        logger.info("%s: %d boxes, %s", picture, count, sheet)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

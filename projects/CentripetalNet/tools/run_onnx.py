@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Detects objects in pictures with a file of export_model.py; needs numpy, Pillow and onnxruntime.
+
+    run_onnx.py MODEL.onnx PICTURE... [--output FOLDER] [--confidence-threshold 0.5]
+
+prints one line of JSON for each object: picture, class, score, box (x0, y0, x1, y1 in pixels).
+Neither PyTorch nor this project is needed: copy this file to wherever the model goes.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw, ImageOps
+
+COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+
+
+class Detections(NamedTuple):
+    """The objects of one picture, best first."""
+
+    boxes: np.ndarray
+    """(D, 4) float32 x0, y0, x1, y1 in pixels of the picture."""
+    scores: np.ndarray
+    """(D,) float32 in [0, 1]."""
+    classes: np.ndarray
+    """(D,) int64."""
+
+
+def soft_nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    max_detections: int,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    min_score: float,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Takes the best box again and again, and each time lowers the scores of its class.
+
+    Args:
+        boxes: (P, 4) float32 x0, y0, x1, y1.
+        scores: (P,) float32; negative for places without a box.
+        classes: (P,) integers.
+        max_detections: most boxes that are taken.
+        method: "gaussian" multiplies scores by exp(-IoU^2 / sigma) with the box that was taken,
+            "linear" by 1 - IoU where the IoU exceeds ``iou_threshold``.
+        sigma, iou_threshold: see ``method``.
+        min_score: boxes whose lowered score is less are dropped.
+
+    Returns:
+        (D,) indices of the boxes in the order of taking, and their (D,) lowered scores.
+
+    Raises:
+        ValueError: if there is no such method.
+
+    Source: arXiv 1704.04503, figure 2.
+    """
+    if method not in ("gaussian", "linear"):
+        raise ValueError(f"soft-NMS is 'gaussian' or 'linear', got {method!r}")
+    # Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
+    sigma = max(np.float32(sigma), np.finfo(np.float32).tiny)
+    left = np.flatnonzero(scores >= 0)
+    scores = scores.astype(np.float32)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    taken: List[int] = []
+    while len(left) and len(taken) < max_detections:
+        best = left[scores[left].argmax()]
+        taken.append(int(best))
+        left = left[left != best]
+        same = left[classes[left] == classes[best]]
+        corner0 = np.maximum(boxes[same, :2], boxes[best, :2])
+        corner1 = np.minimum(boxes[same, 2:], boxes[best, 2:])
+        intersection = np.maximum(corner1 - corner0, 0).prod(axis=1)
+        union = areas[same] + areas[best] - intersection
+        iou = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+        if method == "gaussian":
+            scores[same] *= np.exp(-iou * iou / sigma)
+        else:
+            scores[same] *= np.where(iou > np.float32(iou_threshold), 1 - iou, np.float32(1))
+        left = left[scores[left] >= np.float32(min_score)]
+    return np.array(taken, dtype=np.int64), scores[taken]
+
+
+class Detector:
+    """An exported detector and what its file says about itself."""
+
+    def __init__(self, path: str):
+        """
+        Args:
+            path: what ``export_model.py --format onnx`` wrote.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is no such file.
+        """
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no model {path!r} (seen from {os.getcwd()})")
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        # onnxruntime's own exceptions have no common base but this.
+        except Exception as error:
+            raise ValueError(f"{path} is not a model that onnxruntime reads: {error}") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        try:
+            self.input_format = metadata["input_format"]
+            self.class_names = json.loads(metadata["class_names"])
+            options = json.loads(metadata["soft_nms"])
+            # The graph has already kept the best candidates only.
+            options.pop("max_candidates")
+        except KeyError as error:
+            raise ValueError(
+                f"{path} does not say its {error}; export it with export_model.py --format onnx"
+            ) from error
+        self.soft_nms_options = options
+
+    def __call__(self, picture: Image.Image) -> Detections:
+        """
+        Args:
+            picture: RGB.
+
+        Returns:
+            Its objects, clipped to it.
+        """
+        pixels = np.asarray(picture, dtype=np.float32)
+        if self.input_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        boxes, scores, classes = self.session.run(["boxes", "scores", "classes"], {"image": image})
+        kept, scores = soft_nms(boxes, scores, classes, **self.soft_nms_options)
+        limit = np.array(picture.size * 2, dtype=np.float32)
+        boxes = np.clip(boxes[kept], 0, limit)
+        not_empty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
+        return Detections(boxes[not_empty], scores[not_empty], classes[kept][not_empty])
+
+    def name_of(self, cls: int) -> str:
+        """The name of a class, or its number where the file has no names."""
+        return self.class_names[cls] if self.class_names else str(cls)
+
+
+def draw(picture: Image.Image, found: Detections, detector: Detector) -> None:
+    """Draws boxes, names and scores onto a picture."""
+    canvas = ImageDraw.Draw(picture)
+    for (x0, y0, x1, y1), score, cls in zip(*(x.tolist() for x in found)):
+        color = COLORS[cls % len(COLORS)]
+        canvas.rectangle((x0, y0, x1, y1), outline=color, width=max(1, min(picture.size) // 200))
+        label = f"{detector.name_of(cls)} {score:.0%}"
+        canvas.rectangle(canvas.textbbox((x0, y0), label), fill=color)
+        canvas.text((x0, y0), label, fill="white")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL.onnx", help="written by export_model.py")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+")
+    parser.add_argument("--output", metavar="FOLDER", help="where to put the drawn pictures")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        help="lowest score of an object that is told and drawn",
+    )
+    args = parser.parse_args(argv)
+    targets = [os.path.join(args.output or "", os.path.basename(x)) for x in args.pictures]
+    if args.output and len(set(targets)) < len(targets):
+        raise ValueError("pictures of the same name in different folders: run them apart")
+    detector = Detector(args.model)
+    for path, target in zip(args.pictures, targets):
+        with Image.open(path) as file:
+            # Cameras may store a picture turned, and say so in its EXIF data.
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+        found = detector(picture)
+        found = Detections(*(x[found.scores >= args.confidence_threshold] for x in found))
+        for box, score, cls in zip(*(x.tolist() for x in found)):
+            line = {"picture": path, "class": detector.name_of(cls), "score": round(score, 4)}
+            print(json.dumps({**line, "box": [round(x, 2) for x in box]}))
+        if args.output:
+            if os.path.realpath(target) == os.path.realpath(path):
+                raise ValueError(f"--output would overwrite {path}; name another folder")
+            os.makedirs(args.output, exist_ok=True)
+            draw(picture, found, detector)
+            picture.save(target)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

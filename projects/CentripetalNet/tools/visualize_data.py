@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Draws what a training is given: annotations as they are, or augmented samples with their targets.
+
+    visualize_data.py --source annotation --config-file FILE --output-dir FOLDER [KEY VALUE ...]
+    visualize_data.py --source dataloader --config-file FILE --output-dir FOLDER [KEY VALUE ...]
+
+The options are those of Detectron2's tool of this name, and --num-images.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+from typing import Iterator, Tuple
+
+import cv2
+import numpy as np
+import torch
+import tqdm
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb, read_image
+
+from centripetalnet.config import load_config
+from centripetalnet.data import CentripetalNetDatasetMapper, build_training_loader
+from centripetalnet.modeling.corner_targets import corner_targets
+from centripetalnet.modeling.hourglass import STRIDE
+from centripetalnet.visualization import draw_ground_truth, rendered, targets_figure
+
+# The training loader never ends.
+SAMPLES = 20
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source",
+        choices=["annotation", "dataloader"],
+        required=True,
+        help="annotations of DATASETS.TRAIN, or what the training loader makes of them",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
+    parser.add_argument("--output-dir", default="./", metavar="FOLDER", help="where pictures go")
+    parser.add_argument("--show", action="store_true", help="show them in a window instead")
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        metavar="N",
+        help=f"the first so many (default: all annotated images, or {SAMPLES} samples)",
+    )
+    parser.add_argument(
+        "opts", default=[], nargs=argparse.REMAINDER, help="changes to the config, KEY VALUE"
+    )
+    return parser
+
+
+def annotated_images(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
+    """Name and picture of each image of the training datasets with its annotations."""
+    for dataset in cfg.DATASETS.TRAIN:
+        metadata = MetadataCatalog.get(dataset)
+        for record in DatasetCatalog.get(dataset):
+            image = read_image(record["file_name"], "RGB")
+            name = os.path.splitext(os.path.basename(record["file_name"]))[0]
+            drawn = draw_ground_truth(image, record, metadata, cfg.MODEL.MASK_ON)
+            yield f"{dataset}_{name}.png", drawn
+
+
+def draw_sample(sample: dict, cfg: CfgNode, title: str = "") -> np.ndarray:
+    """An augmented sample with the targets that the losses compare with.
+
+    Args:
+        sample: ``image`` and ``instances``, from the mapper.
+        cfg: see ``add_centripetalnet_config``.
+        title: what is written above all.
+
+    Returns:
+        (height, width, 3) RGB uint8.
+    """
+    instances, canvas_size = sample["instances"], tuple(sample["image"].shape[-2:])
+    map_size = tuple(-(-side // STRIDE) for side in canvas_size)
+    boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
+    targets = corner_targets(
+        boxes,
+        classes,
+        torch.zeros_like(classes),
+        num_images=1,
+        num_classes=cfg.MODEL.CENTRIPETALNET.NUM_CLASSES,
+        canvas_size=canvas_size,
+        map_size=map_size,
+        min_overlap=cfg.MODEL.CENTRIPETALNET.GAUSSIAN_MIN_OVERLAP,
+    )
+    figure = targets_figure(
+        convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT),
+        boxes,
+        classes,
+        targets,
+        map_size,
+        MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes"),
+        title,
+    )
+    return rendered(figure)
+
+
+def training_samples(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
+    """Name and picture of each training sample, in the order of the training; without end."""
+    loader = build_training_loader(cfg, CentripetalNetDatasetMapper(cfg, is_train=True))
+    for i, sample in enumerate(itertools.chain.from_iterable(loader)):
+        picture = os.path.splitext(os.path.basename(sample["file_name"]))[0]
+        yield f"{i:06d}_{picture}.png", draw_sample(sample, cfg, f"sample {i}, {picture}")
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    if args.num_images is not None and args.num_images < 1:
+        raise ValueError(f"--num-images is {args.num_images}; expected 1 or more")
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN names no dataset; there is nothing to draw")
+    if args.source == "annotation":
+        pictures, count = annotated_images(cfg), args.num_images
+    else:
+        pictures, count = training_samples(cfg), args.num_images or SAMPLES
+    if not args.show:
+        os.makedirs(args.output_dir, exist_ok=True)
+    for name, picture in tqdm.tqdm(
+        itertools.islice(pictures, count), total=count, unit="image", disable=args.show
+    ):
+        if args.show:
+            cv2.imshow("window", picture[:, :, ::-1])
+            if cv2.waitKey() == 27:
+                break
+        elif not cv2.imwrite(os.path.join(args.output_dir, name), picture[:, :, ::-1]):
+            raise OSError(f"cannot write {os.path.join(args.output_dir, name)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
