@@ -1,5 +1,6 @@
 """The guide to one's own data, as printed, on a dataset that is made here."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -85,7 +86,11 @@ def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     commands = commands_of(guide)
+    # The guide's last step needs packages that its others do not.
+    can_export = all(map(importlib.util.find_spec, ("onnx", "onnxruntime")))
     for command in commands:
+        if "export_model.py" in command and not can_export:
+            continue
         pictures = " ".join(map(shlex.quote, sorted(map(str, tmp_path.glob("my/val/*.jpg")))))
         result = run(*shlex.split(command.replace("my/val/*.jpg", pictures)))
         assert result.returncode == 0, (command, result.stderr[-3000:])
@@ -94,7 +99,7 @@ def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
     output = tmp_path / "output"
     assert {x.name for x in (output / "detected").iterdir()} == {f"{i}.jpg" for i in range(4)}
     assert len(list((output / "explained").iterdir())) == 4
-    assert (output / "my.onnx").is_file()
+    assert (output / "my.onnx").is_file() == can_export
     for name in ("model_best.pth", "model_final.pth", "metrics.json", "log.txt"):
         assert (output / "my" / name).is_file()
     assert "disc" in (output / "my" / "log.txt").read_text()
