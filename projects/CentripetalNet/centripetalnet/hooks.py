@@ -26,6 +26,7 @@ class TrainingPlotter(HookBase):
             return
         try:
             logger.info("Curves of the training: %s", plot_training(self.output_dir))
+        # Whatever it is, a training that took days must not end as if it had failed.
         except Exception as error:
             logger.warning("The curves of the training were not drawn: %s", error)
 

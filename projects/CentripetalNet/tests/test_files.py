@@ -2,7 +2,7 @@
 
 import pytest
 
-from centripetalnet.files import complete_file
+from centripetalnet.files import complete_file, complete_path
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
@@ -13,6 +13,18 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
         assert not path.exists()
 
     assert path.read_text(encoding="utf-8") == "ä"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_until_then_a_path_may_keep_its_ending(tmp_path):
+    path = tmp_path / "program.pt2"
+
+    with complete_path(str(path), ending=".pt2") as unfinished:
+        assert unfinished.endswith(".pt2")
+        (tmp_path / unfinished).write_bytes(b"whole")
+        assert not path.exists()
+
+    assert path.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [path]
 
 

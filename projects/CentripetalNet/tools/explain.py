@@ -7,10 +7,9 @@ Detection is plain here: without test-time augmentation and without masks.
 """
 
 import argparse
-import glob
 import os
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from centripetalnet.config import load_config
 from centripetalnet.modeling.explanation import choose_pair, explain
+from centripetalnet.pictures import find_pictures
 from centripetalnet.predictor import Predictor
 from centripetalnet.visualization import explanation_figure, rendered
 
@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="PICTURE",
-        help="pictures, or glob patterns such as 'folder/*.jpg'",
+        help="pictures, folders, or glob patterns such as 'folder/*.jpg'",
     )
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="where the sheets go, as NAME.explain.png"
@@ -86,17 +86,6 @@ def parse_class(text: str, names: Optional[Sequence[str]], num_classes: int) -> 
         return int(text)
     known = f"0 to {num_classes - 1}" + (f", {', '.join(names)}" if names is not None else "")
     raise ValueError(f"--pair: there is no class {text!r}; known are {known}")
-
-
-def find_pictures(patterns: List[str]) -> List[str]:
-    """Files that the arguments name, each once; a pattern that names none is an error."""
-    paths: List[str] = []
-    for pattern in patterns:
-        found = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern))
-        if not found:
-            raise FileNotFoundError(f"--input {pattern}: there is no such file")
-        paths += found
-    return list(dict.fromkeys(paths))
 
 
 def sheet_path(folder: str, picture: str) -> str:

@@ -2,20 +2,18 @@
 
 import glob
 import os
-from contextlib import contextmanager, suppress
-from typing import IO, Any, Iterator, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from ..files import UNFINISHED, complete_file
 from .conversion import COUNTER, check_plain, origin_of, weights_in
 from .safe_load import load_tensors
 
 _MAX_NAMES = 10
-# The end of a file's name until it is complete.
-_UNFINISHED = ".part"
 
 
 class CentripetalNetCheckpointer(DetectionCheckpointer):
@@ -72,14 +70,15 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with _replacing(path) as file:
+        with complete_file(path, "wb", durable=True) as file:
             torch.save(data, file)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Notes which file a training goes on from."""
-        with _replacing(os.path.join(self.save_dir, "last_checkpoint")) as file:
-            file.write(last_filename_basename.encode())
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with complete_file(path, durable=True) as file:
+            file.write(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As in Detectron2; what a training goes on from has to fit in full.
@@ -110,7 +109,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
 
     def _remove_unfinished(self) -> None:
         if self.save_to_disk:
-            for path in glob.glob(os.path.join(glob.escape(self.save_dir), f"*{_UNFINISHED}")):
+            for path in glob.glob(os.path.join(glob.escape(self.save_dir), f"*{UNFINISHED}")):
                 self.logger.warning("Removing %s, which was not written to its end.", path)
                 os.remove(path)
 
@@ -218,23 +217,6 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"\n  INPUT.FORMAT {about['input_format']} MODEL.PIXEL_MEAN "
                 f'"{list(about["pixel_mean"])}" MODEL.PIXEL_STD "{list(about["pixel_std"])}"'
             )
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A file that has its name, or takes the place of the old one, when it is complete."""
-    unfinished = f"{path}{_UNFINISHED}"
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        # Interrupted by Ctrl-C, say, or the disk is full.
-        with suppress(OSError):
-            os.remove(unfinished)
-        raise
 
 
 def _same(wanted: Sequence, given: Sequence) -> bool:

@@ -6,9 +6,8 @@ import os
 import sys
 from typing import Optional, Sequence, Tuple
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-import centripetalnet.data  # noqa: F401, registers the project's datasets
+# Importing anything of centripetalnet.data registers the project's datasets.
+from centripetalnet.data.checked_datasets import ready_metadata
 from centripetalnet.data.dataset_check import (
     Report,
     check_annotations,
@@ -75,14 +74,7 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 def paths_of(dataset: str) -> Tuple[str, str]:
     """Annotation file and image folder of a registered dataset."""
-    if dataset not in DatasetCatalog.list():
-        raise LookupError(
-            f"no dataset {dataset!r} is registered; known are {', '.join(DatasetCatalog.list())}"
-        )
-    metadata = MetadataCatalog.get(dataset)
-    prepare = metadata.get("prepare")
-    if prepare is not None:
-        prepare()
+    metadata = ready_metadata(dataset)
     if metadata.get("json_file") is None or metadata.get("image_root") is None:
         raise LookupError(f"the dataset {dataset} does not come from a COCO annotation file")
     return metadata.json_file, metadata.image_root
@@ -143,5 +135,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (OSError, LookupError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # The text of a KeyError comes in quotes.
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {text}", file=sys.stderr)
         return 2

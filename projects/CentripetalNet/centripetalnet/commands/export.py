@@ -25,6 +25,7 @@ from detectron2.modeling import build_model
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.config import load_config
+from centripetalnet.files import complete_path
 
 # Height and width of the random pictures that a file is checked with, of different canvases.
 CHECKED_SIZES = ((97, 130), (300, 200))
@@ -103,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
     metadata = export.metadata_of(model, class_names(cfg))
 
     start = time.perf_counter()
-    with export.finished(args.output) as unfinished:
+    # PyTorch asks for the ending .pt2.
+    with complete_path(args.output, ending=os.path.splitext(args.output)[1]) as unfinished:
         if args.format == "onnx":
             export.export_onnx(model, unfinished, metadata, args.opset)
             call = export.load_onnx(unfinished)

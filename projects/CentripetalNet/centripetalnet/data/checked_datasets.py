@@ -10,6 +10,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from ..files import complete_file
 from .dataset_check import (
     Report,
     check_annotations,
@@ -26,6 +27,26 @@ logger = logging.getLogger(__name__)
 _usable_names: Dict[tuple, str] = {}
 
 
+def ready_metadata(name: str) -> Metadata:
+    """What is known of a dataset, which is built if that is done on first use.
+
+    Args:
+        name: of a registered dataset.
+
+    Raises:
+        KeyError: if no dataset of that name is registered.
+    """
+    if name not in DatasetCatalog.list():
+        raise KeyError(
+            f"no dataset {name!r} is registered; known are {', '.join(DatasetCatalog.list())}"
+        )
+    metadata = MetadataCatalog.get(name)
+    prepare = metadata.get("prepare")
+    if prepare is not None:
+        prepare()
+    return metadata
+
+
 def check_datasets(names: Sequence[str], num_classes: int) -> None:
     """Builds datasets that are built on first use, and raises if one does not fit the config.
 
@@ -39,14 +60,7 @@ def check_datasets(names: Sequence[str], num_classes: int) -> None:
         ValueError: if that is not in COCO format, or has another number of classes.
     """
     for name in names:
-        if name not in DatasetCatalog.list():
-            raise KeyError(
-                f"no dataset {name!r} is registered; known are {', '.join(DatasetCatalog.list())}"
-            )
-        metadata = MetadataCatalog.get(name)
-        prepare = metadata.get("prepare")
-        if prepare is not None:
-            prepare()
+        metadata = ready_metadata(name)
         json_file = metadata.get("json_file")
         if json_file is not None:
             classes = check_coco_categories(json_file)
@@ -130,7 +144,7 @@ def _check(name: str, metadata: Metadata, copy: str, skip_unusable: bool) -> boo
         raise ValueError(_refusal(name, report))
     usable = without_errors(content, report)
     os.makedirs(os.path.dirname(copy), exist_ok=True)
-    with open(copy, "w", encoding="utf-8") as file:
+    with complete_file(copy) as file:
         json.dump(usable, file)
     for section in ("images", "annotations"):
         before, after = len(content.get(section, [])), len(usable.get(section, []))

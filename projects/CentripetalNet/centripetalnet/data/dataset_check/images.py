@@ -141,17 +141,17 @@ def _inspect(task: Tuple[str, Optional[Tuple[int, int]]]) -> List[KindAndDetail]
 
 def _read_header(path: str) -> _Header:
     with Image.open(path) as image:
-        # As Detectron2, which goes without EXIF data that it cannot read.
         try:
             orientation = image.getexif().get(ORIENTATION_TAG)
+        # Pillow raises nearly anything; Detectron2 goes without EXIF data that it cannot read, too.
         except Exception:
             orientation = None
         mode, size = image.mode, image.size
         has_transparency = mode in ALPHA_MODES or "transparency" in image.info
         stored = str([tile[3] for tile in image.tile])
-        # Counting goes through the frames, of which only the first has been seen to be sound.
         try:
             num_frames = getattr(image, "n_frames", 1)
+        # Counting goes through the frames, of which only the first has been seen to be sound.
         except Exception:
             num_frames = None
         orientation = orientation if orientation in TURNED_ORIENTATIONS else None
