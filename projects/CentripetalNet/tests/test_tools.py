@@ -6,9 +6,11 @@ import sys
 import cv2
 import pytest
 import torch
-from conftest import PROJECT, config
+from conftest import FEW, PROJECT, config
 from detectron2.modeling import build_model
 from training import TINY, TINY_MASK, run
+
+from centripetalnet.data.datasets import register_silhouettes
 
 TOOLS = PROJECT / "tools"
 
@@ -74,6 +76,35 @@ def test_visualize_data_draws_as_many_pictures_as_asked(datasets, tmp_path, call
     files = sorted((tmp_path / "drawn").iterdir())
     assert len(files) == 2
     assert all(cv2.imread(str(x)) is not None for x in files)
+
+
+def test_visualize_data_looks_at_the_dataset_first(datasets, tmp_path, call):
+    def draw(*opts):
+        options = ["--source", "annotation", "--config-file", TINY_MASK, "--output-dir", tmp_path]
+        call("visualize_data.py", *options, *opts)
+
+    with pytest.raises(ValueError, match="NUM_CLASSES is 7, but the dataset .* has 5 classes"):
+        draw("MODEL.CENTRIPETALNET.NUM_CLASSES", 7)
+    with pytest.raises(LookupError, match="no dataset 'nothing' is registered; known are"):
+        draw("DATASETS.TRAIN", "('nothing',)")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def unbuilt_dataset(datasets, tmp_path):
+    """The dataset of a few pictures, where it still has to be built."""
+    register_silhouettes(str(tmp_path / "silhouettes"), FEW)
+    yield
+    register_silhouettes(str(datasets / "silhouettes"), FEW)
+
+
+@pytest.mark.usefixtures("unbuilt_dataset")
+def test_visualize_data_builds_a_dataset_that_is_built_on_first_use(tmp_path, call):
+    args = ["--source", "dataloader", "--config-file", TINY, "--output-dir", tmp_path / "drawn"]
+
+    call("visualize_data.py", *args, "--num-images", 1, "OUTPUT_DIR", tmp_path / "output")
+
+    assert len(list((tmp_path / "drawn").iterdir())) == 1
 
 
 def test_plot_training_names_the_file_that_is_missing(tmp_path):

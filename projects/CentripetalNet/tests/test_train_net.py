@@ -192,7 +192,7 @@ def test_a_training_that_diverges_saves_its_state_and_stops(datasets, tmp_path):
     "opts, error, message",
     [
         (["MODEL.CENTRIPETALNET.NUM_CLASSES", "80"], ValueError, "silhouettes_.*has 5 classes"),
-        (["DATASETS.TRAIN", "('no_such_set',)"], KeyError, "no_such_set"),
+        (["DATASETS.TRAIN", "('no_such_set',)"], LookupError, "no_such_set"),
         (["SOLVER.OPTIMIZER", "LION"], ValueError, "LION"),
     ],
 )

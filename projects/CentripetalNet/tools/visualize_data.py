@@ -23,6 +23,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 
 from centripetalnet.config import load_config
 from centripetalnet.data import CentripetalNetDatasetMapper, build_training_loader
+from centripetalnet.data.checked_datasets import check_datasets
 from centripetalnet.modeling.corner_targets import corner_targets
 from centripetalnet.modeling.hourglass import STRIDE
 from centripetalnet.visualization import draw_ground_truth, rendered, targets_figure
@@ -119,6 +120,7 @@ def main() -> None:
     cfg.freeze()
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN names no dataset; there is nothing to draw")
+    check_datasets(cfg.DATASETS.TRAIN, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
     if args.source == "annotation":
         pictures, count = annotated_images(cfg), args.num_images
     else:
@@ -139,5 +141,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (OSError, LookupError, ValueError) as error:
         sys.exit(f"error: {error}")

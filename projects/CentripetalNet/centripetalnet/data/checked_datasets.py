@@ -34,10 +34,10 @@ def ready_metadata(name: str) -> Metadata:
         name: of a registered dataset.
 
     Raises:
-        KeyError: if no dataset of that name is registered.
+        LookupError: if no dataset of that name is registered.
     """
     if name not in DatasetCatalog.list():
-        raise KeyError(
+        raise LookupError(
             f"no dataset {name!r} is registered; known are {', '.join(DatasetCatalog.list())}"
         )
     metadata = MetadataCatalog.get(name)
@@ -55,7 +55,7 @@ def check_datasets(names: Sequence[str], num_classes: int) -> None:
         num_classes: ``MODEL.CENTRIPETALNET.NUM_CLASSES``.
 
     Raises:
-        KeyError: if no dataset of that name is registered.
+        LookupError: if no dataset of that name is registered.
         FileNotFoundError: if its annotation file is missing.
         ValueError: if that is not in COCO format, or has another number of classes.
     """
