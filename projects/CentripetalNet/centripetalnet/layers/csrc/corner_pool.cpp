@@ -2,10 +2,10 @@
 // carries them. The CPU and CUDA kernels register themselves in their own files.
 #include <Python.h>
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "corner_pool.h"
