@@ -53,7 +53,7 @@ class PredictionBranch(nn.Sequential):
         Returns:
             (N, out_channels, H, W), or (N, out_channels, H - 2, W - 2) where nothing is padded.
         """
-        hidden, last = self
+        hidden, last = self[0], self[1]
         if padded:
             return last(hidden(feature))
         return last(F.relu_(F.conv2d(feature, hidden.weight, hidden.bias)))
