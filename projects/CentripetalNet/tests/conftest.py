@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import json
+import logging
 import math
 import zlib
 from pathlib import Path
@@ -48,6 +49,12 @@ def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
 
 def golden_config() -> CfgNode:
     return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_caplog():
+    """pytest before 9 listens to the root alone, which a training in a test before cuts off."""
+    logging.getLogger("centripetalnet").propagate = True
 
 
 @pytest.fixture(
