@@ -330,7 +330,7 @@ def test_pickle_of_something_else_than_integers_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("missing", "command"),
     [
-        ("animal_mnist", "pip install --no-deps animal-mnist==0.4"),
+        ("animal_mnist", "pip install --no-deps --ignore-requires-python animal-mnist==0.4"),
         ("sklearn", "pip install scikit-learn"),
     ],
 )

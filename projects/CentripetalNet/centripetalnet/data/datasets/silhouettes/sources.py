@@ -25,7 +25,7 @@ _STRIPED_CLASSES = ("zebra",)
 _MAX_FILLED_HOLE = 8
 
 _OUTLINE_PACKAGE = "animal_mnist"
-_OUTLINE_INSTALL = "pip install --no-deps animal-mnist==0.4"
+_OUTLINE_INSTALL = "pip install --no-deps --ignore-requires-python animal-mnist==0.4"
 _OUTLINE_IMAGES = ("data", "Animal_MNIST", "animal_data_version_3.gz")
 _OUTLINE_LABELS = ("data", "Animal_MNIST", "animal_label_version_3.gz")
 _OUTLINE_SIDE = 28
