@@ -165,6 +165,15 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
+# What a message ends with.
+_KEYS_ARE_IN = "Detectron2's keys are in its config reference, those of CentripetalNet in config.py"
+
+
+def _reason(error: Exception) -> str:
+    """The text of an exception; that of a KeyError comes in quotes otherwise."""
+    return str(error.args[0]) if error.args else type(error).__name__
+
+
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config that a file and ``KEY VALUE`` pairs describe, not yet frozen.
 
@@ -178,8 +187,9 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file asks for Python objects, which could run code, or a dataset that it
-            brings along has another form than expected.
+        ValueError: if the file asks for Python objects, which could run code, is no YAML or holds a
+            key that there is not, likewise of ``opts``, or a dataset that it brings along has
+            another form than expected.
     """
     config_file = find_config(config_file)
     cfg = get_cfg()
@@ -192,7 +202,21 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             f"{config_file} is not a config file of plain values: {error}. Files that ask for "
             "Python objects are not read."
         ) from error
-    cfg.merge_from_list(list(opts))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config_file} is not a config file in YAML: {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{config_file} is not a config file: expected keys with values, as in the files of "
+            f"configs/ ({error})"
+        ) from error
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"{config_file}: {_reason(error)}. {_KEYS_ARE_IN}") from error
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"changes to the config are KEY VALUE pairs: {_reason(error)}. {_KEYS_ARE_IN}"
+        ) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).warning("No GPU was found: MODEL.DEVICE is set to 'cpu'.")
         cfg.MODEL.DEVICE = "cpu"

@@ -64,7 +64,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         if cfg.SEED < 0:
             # Drawn once and kept with the checkpoints, so that the training can be gone on with.
             cfg = _with_seed(cfg, comm.shared_random_seed())
@@ -162,13 +162,29 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = kept or None
         if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
-            best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, "bbox/AP", "max")
+            # Of several test datasets each has its name before its results; the first one's count.
+            several = len(set(self.cfg.DATASETS.TEST)) > 1
+            metric = f"{self.cfg.DATASETS.TEST[0]}/bbox/AP" if several else "bbox/AP"
+            best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric, "max")
             # After the evaluation whose result it reads, before what writes the metrics.
             result.insert(-1, best)
         if comm.is_main_process():
             # After what writes the metrics.
             result.append(TrainingPlotter(self.cfg.OUTPUT_DIR))
         return result
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """As in DefaultTrainer; the iteration from which masks are trained is scaled, too."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is not cfg:
+            start = cfg.MODEL.CENTRIPETALNET.MASK.START_ITER
+            scaled.defrost()
+            scaled.MODEL.CENTRIPETALNET.MASK.START_ITER = round(
+                start * cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
+            )
+            scaled.freeze()
+        return scaled
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -42,6 +42,37 @@ def test_an_unknown_name_is_an_error_that_lists_the_names():
         load_config("hg104")
 
 
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.WEIGTHS", "model.pth"], "Non-existent key: MODEL.WEIGTHS"),
+        (["MODEL.WEIGHTS"], r"KEY VALUE pairs: .*odd length: \['MODEL.WEIGHTS'\]"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+    ],
+)
+def test_changes_that_do_not_fit_are_named(opts, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("centripetal_tiny", opts)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MODEL:\n  WEIGTHS: a", "Non-existent config key: MODEL.WEIGTHS"),
+        ("MODEL:\n\tWEIGHTS: a", "not a config file in YAML: .*line 2"),
+        ("SOLVER:\n  MAX_ITER: many", "MAX_ITER"),
+        ("just words", "expected keys with values"),
+        ("", "expected keys with values"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ValueError, match=rf"(?s){re.escape(str(path))}.*{message}"):
+        load_config(str(path))
+
+
 def test_configs_in_the_package_come_before_those_beside_it(tmp_path, monkeypatch):
     inside, beside = tmp_path / "inside", tmp_path / "beside"
     shutil.copytree(CONFIGS, beside)

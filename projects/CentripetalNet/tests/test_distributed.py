@@ -215,6 +215,19 @@ def test_where_one_process_hangs_the_others_give_up_within_the_timeout(datasets,
         kill(process)
 
 
+@pytest.mark.parametrize("num_workers, start", [(4, 300), (2, 600), (16, 75)])
+def test_masks_come_in_after_as_many_images_whatever_the_number_of_processes(num_workers, start):
+    opts = ["SOLVER.REFERENCE_WORLD_SIZE", 4, "MODEL.CENTRIPETALNET.MASK.START_ITER", 300]
+    cfg = load_config(str(TINY_MASK), [*opts, "SOLVER.IMS_PER_BATCH", 16])
+    cfg.freeze()
+
+    scaled = Trainer.auto_scale_workers(cfg, num_workers)
+
+    assert scaled.MODEL.CENTRIPETALNET.MASK.START_ITER == start
+    assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER * start // 300
+    assert cfg.MODEL.CENTRIPETALNET.MASK.START_ITER == 300 and scaled.is_frozen()
+
+
 def test_norms_that_need_gpus_are_refused_on_several_cpus(datasets, tmp_path, monkeypatch):
     cfg = load_config(
         str(TINY), ["MODEL.CENTRIPETALNET.NORM", "SyncBN", "OUTPUT_DIR", str(tmp_path)]

@@ -191,6 +191,15 @@ def test_a_canvas_with_fewer_cells_than_corners_is_refused(model, tmp_path):
         export.ExportedDetector(model, lambda x, direction: x)
 
 
+def test_a_file_that_loses_the_only_box_does_not_agree():
+    found, nothing = (candidates([[0, 0, 9, 9]], [score], [0]) for score in (0.5, -1.0))
+
+    assert export.compare(found, found).within_tolerance()
+    assert export.compare(nothing, nothing).within_tolerance()
+    assert not export.compare(found, nothing).within_tolerance()
+    assert not export.compare(nothing, found).within_tolerance()
+
+
 def test_candidates_are_paired_whatever_their_order():
     boxes, scores, classes = [[0, 0, 9, 9], [0, 0, 5, 5], [1, 1, 3, 3]], [0.5, 0.5, -1.0], [0, 0, 1]
     expected = candidates(boxes, scores, classes)

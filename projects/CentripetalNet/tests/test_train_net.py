@@ -117,16 +117,24 @@ def test_training_goes_on_from_its_last_checkpoint(datasets, tmp_path):
     assert [x["iteration"] for x in lines] == [1, 3]
 
 
-def test_the_best_checkpoint_by_box_ap_is_kept(datasets, tmp_path):
+@pytest.mark.parametrize(
+    "tests, metric",
+    [
+        ("('silhouettes_val',)", "bbox/AP"),
+        ("('silhouettes_val', 'silhouettes_train')", "silhouettes_val/bbox/AP"),
+    ],
+)
+def test_the_best_checkpoint_by_box_ap_is_kept(datasets, tmp_path, tests, metric):
     opts = ["SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "2"]
+    opts += ["DATASETS.TEST", tests]
 
     main(arguments(tmp_path, *opts, "TEST.AUG.ENABLED", "False", *ANYWHERE))
 
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["trainer"]
     found = {
-        x["iteration"]: x["bbox/AP"]
+        x["iteration"]: x[metric]
         for x in map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
-        if "bbox/AP" in x
+        if metric in x
     }
     assert best["hooks"]["BestCheckpointer"]["best_metric"] == max(found.values())
     assert best["iteration"] in (1, 3)

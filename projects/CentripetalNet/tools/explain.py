@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.logger import setup_logger
 
 from centripetalnet.config import load_config
 from centripetalnet.modeling.explanation import choose_pair, explain
-from centripetalnet.pictures import find_pictures
+from centripetalnet.pictures import find_pictures, read_picture
 from centripetalnet.predictor import Predictor
 from centripetalnet.visualization import explanation_figure, rendered
 
@@ -96,7 +95,8 @@ def sheet_path(folder: str, picture: str) -> str:
 def main() -> None:
     args = get_parser().parse_args()
     logger = setup_logger(name="centripetalnet")
-    cfg = load_config(args.config_file, [*args.opts, "TEST.AUG.ENABLED", "False"])
+    cfg = load_config(args.config_file, args.opts)
+    cfg.TEST.AUG.ENABLED = False
     cfg.freeze()
     if not 0 <= args.min_score <= 1:
         raise ValueError(f"--min-score is {args.min_score}; expected a number from 0 to 1")
@@ -117,13 +117,14 @@ def main() -> None:
     predictor = Predictor(cfg)
     os.makedirs(args.output, exist_ok=True)
     for picture, sheet in zip(pictures, sheets):
-        image = read_image(picture, format=predictor.input_format)
-        tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        image = read_picture(picture)
+        channels = image[:, :, ::-1] if predictor.input_format == "RGB" else image
+        tensor = torch.as_tensor(np.ascontiguousarray(channels.transpose(2, 0, 1)))
         explanation = explain(predictor.model, tensor)
         pair = choose_pair(explanation, near, cls)
         count = int((explanation.detection_scores >= args.min_score).sum())
         figure = explanation_figure(
-            image if predictor.input_format == "RGB" else image[:, :, ::-1],
+            image[:, :, ::-1],
             explanation,
             pair,
             names,

@@ -143,6 +143,21 @@ class Detector:
         return self.class_names[cls] if self.class_names else str(cls)
 
 
+def read_picture(path: str) -> Image.Image:
+    """Reads a picture in RGB.
+
+    Raises:
+        OSError: if it cannot be read; names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            # Cameras may store a picture turned, and say so in its EXIF data.
+            return ImageOps.exif_transpose(file).convert("RGB")
+    # For a damaged file Pillow raises nearly anything.
+    except Exception as error:
+        raise OSError(f"cannot read the picture {path}: {error}") from error
+
+
 def draw(picture: Image.Image, found: Detections, detector: Detector) -> None:
     """Draws boxes, names and scores onto a picture."""
     canvas = ImageDraw.Draw(picture)
@@ -150,6 +165,11 @@ def draw(picture: Image.Image, found: Detections, detector: Detector) -> None:
         color = COLORS[cls % len(COLORS)]
         canvas.rectangle((x0, y0, x1, y1), outline=color, width=max(1, min(picture.size) // 200))
         label = f"{detector.name_of(cls)} {score:.0%}"
+        try:
+            canvas.textbbox((x0, y0), label)
+        except UnicodeEncodeError:
+            # The font of Pillow before 10.1 has the letters of Latin-1 alone.
+            label = label.encode("latin-1", "replace").decode("latin-1")
         canvas.rectangle(canvas.textbbox((x0, y0), label), fill=color)
         canvas.text((x0, y0), label, fill="white")
 
@@ -173,9 +193,7 @@ def main(argv=None) -> None:
         raise ValueError("pictures of the same name in different folders: run them apart")
     detector = Detector(args.model)
     for path, target in zip(args.pictures, targets):
-        with Image.open(path) as file:
-            # Cameras may store a picture turned, and say so in its EXIF data.
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+        picture = read_picture(path)
         found = detector(picture)
         found = Detections(*(x[found.scores >= args.confidence_threshold] for x in found))
         for box, score, cls in zip(*(x.tolist() for x in found)):

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 
+from centripetalnet.commands.demo import WINDOW_NAME, open_window
 from centripetalnet.config import load_config
 from centripetalnet.data import CentripetalNetDatasetMapper, build_training_loader
 from centripetalnet.data.checked_datasets import check_datasets
@@ -61,11 +62,11 @@ def annotated_images(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
     """Name and picture of each image of the training datasets with its annotations."""
     for dataset in cfg.DATASETS.TRAIN:
         metadata = MetadataCatalog.get(dataset)
-        for record in DatasetCatalog.get(dataset):
+        for i, record in enumerate(DatasetCatalog.get(dataset)):
             image = read_image(record["file_name"], "RGB")
             name = os.path.splitext(os.path.basename(record["file_name"]))[0]
             drawn = draw_ground_truth(image, record, metadata, cfg.MODEL.MASK_ON)
-            yield f"{dataset}_{name}.png", drawn
+            yield f"{dataset}_{i:06d}_{name}.png", drawn
 
 
 def draw_sample(sample: dict, cfg: CfgNode, title: str = "") -> np.ndarray:
@@ -125,13 +126,15 @@ def main() -> None:
         pictures, count = annotated_images(cfg), args.num_images
     else:
         pictures, count = training_samples(cfg), args.num_images or SAMPLES
-    if not args.show:
+    if args.show:
+        open_window("without --show the pictures are written to --output-dir")
+    else:
         os.makedirs(args.output_dir, exist_ok=True)
     for name, picture in tqdm.tqdm(
         itertools.islice(pictures, count), total=count, unit="image", disable=args.show
     ):
         if args.show:
-            cv2.imshow("window", picture[:, :, ::-1])
+            cv2.imshow(WINDOW_NAME, picture[:, :, ::-1])
             if cv2.waitKey() == 27:
                 break
         elif not cv2.imwrite(os.path.join(args.output_dir, name), picture[:, :, ::-1]):

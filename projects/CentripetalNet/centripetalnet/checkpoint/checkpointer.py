@@ -193,7 +193,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
     def _check_input(self, about) -> None:
         """Raises if a converted file says that its weights want pictures in another form."""
         model = self.model
-        if not self.strict or not isinstance(about, dict) or not hasattr(model, "input_format"):
+        if not isinstance(about, dict) or not hasattr(model, "input_format"):
             return
         try:
             numbers = [float(x) for key in ("pixel_mean", "pixel_std") for x in about[key]]

@@ -22,8 +22,9 @@ DESCRIPTION = f"""{__doc__}
     %(prog)s --dataset NAME                   a registered one
     %(prog)s --json FILE --images FOLDER      one that is not
 
-Decodes every image, and prints at most a page. Exit status: 0 without errors, 1 with errors, 2 if
-it could not be checked.
+Decodes every image, and prints at most a page. An object without a mask is no problem here: only
+training of masks needs one, and names the image where it is missing. Exit status: 0 without errors,
+1 with errors, 2 if it could not be checked.
 """
 
 

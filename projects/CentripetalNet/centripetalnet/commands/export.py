@@ -19,13 +19,13 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.config import load_config
 from centripetalnet.files import complete_path
+from centripetalnet.pictures import read_picture
 
 # Height and width of the random pictures that a file is checked with, of different canvases.
 CHECKED_SIZES = ((97, 130), (300, 200))
@@ -74,10 +74,12 @@ def checked_pictures(paths: List[str], input_format: str) -> Dict[str, torch.Ten
     """(3, h0, w0) pictures with a name for each."""
     if not paths:
         return {f"noise, {h} x {w}": export.noise((h, w))[0] for h, w in CHECKED_SIZES}
-    images = [read_image(path, format=input_format) for path in paths]
-    return {
-        path: torch.as_tensor(x.copy()).permute(2, 0, 1).float() for path, x in zip(paths, images)
-    }
+    pictures = {}
+    for path in paths:
+        image = read_picture(path)
+        image = image[:, :, ::-1] if input_format == "RGB" else image
+        pictures[path] = torch.as_tensor(image.copy()).permute(2, 0, 1).float()
+    return pictures
 
 
 def run(args: argparse.Namespace) -> None:

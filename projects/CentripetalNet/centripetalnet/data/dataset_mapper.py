@@ -105,8 +105,8 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         file_name = dataset_dict["file_name"]
         try:
             image = utils.read_image(file_name, format=self.image_format)
-        # PIL raises SyntaxError and ValueError, too, for files that are damaged.
-        except (OSError, SyntaxError, ValueError) as error:
+        # For a damaged file Pillow raises nearly anything.
+        except Exception as error:
             raise OSError(
                 f"cannot read the image {file_name}: {error}. Replace it, or take it out of the "
                 "dataset's annotation file."

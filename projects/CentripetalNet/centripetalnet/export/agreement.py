@@ -36,7 +36,7 @@ class Agreement(NamedTuple):
         return (
             self.boxes <= BOX_TOLERANCE
             and self.scores <= SCORE_TOLERANCE
-            and self.unpaired <= max(1, _MAX_UNPAIRED * self.candidates)
+            and self.unpaired <= _MAX_UNPAIRED * self.candidates
         )
 
 

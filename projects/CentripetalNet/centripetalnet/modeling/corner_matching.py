@@ -216,7 +216,7 @@ def pair_conditions(
     Returns:
         (N, K, K) bool for each condition; a pair that fulfils all of them is a box.
 
-    Source: section 3.2, "Corner Matching".
+    Source: section 3.1, "Corner Matching".
     """
 
     def points_inside(center: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def pair_scores(
     Returns:
         (N, K, K) in (0, 1).
 
-    Source: section 3.2, "Corner Matching".
+    Source: section 3.1, "Corner Matching".
     """
     scores = (tl_score[:, :, None] + br_score[:, None]) / 2
     if options.weight_scores:
@@ -289,7 +289,7 @@ def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOpt
     Returns:
         K * K candidates of each image.
 
-    Source: section 3.2, "Corner Matching".
+    Source: section 3.1, "Corner Matching".
     """
     pairs = corner_pairs(tl, br, border, options)
     conditions = pair_conditions(tl.cls, br.cls, pairs, options)

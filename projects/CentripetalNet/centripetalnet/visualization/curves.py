@@ -121,7 +121,8 @@ def curves_figure(curves: Dict[str, Curve], title: str = "") -> Figure:
     """Args: see :func:`draw_curves`. Returns: a figure of Matplotlib's, on no window."""
     losses = [_TOTAL] + sorted(x for x in curves if x.startswith("loss_"))
     losses = [x for x in losses if x in curves]
-    aps = [x for x in curves if x.rsplit("/", 1)[-1] in _AP_NAMES and x.count("/") == 1]
+    # Of several test datasets each has its name in front.
+    aps = [x for x in curves if x.rsplit("/", 1)[-1] in _AP_NAMES and x.count("/") in (1, 2)]
     panels = 3 if aps else 2
     figure = Figure((11, 1.0 + 3.0 * panels - 1.2), dpi=120, facecolor="white")
     axes = figure.subplots(

@@ -46,12 +46,13 @@ def draw_ground_truth(
         image: (h0, w0, 3) RGB uint8.
         record: of the picture, in Detectron2's dataset format.
         metadata: of the dataset.
-        masks: whether masks are drawn too.
+        masks: whether masks are drawn too, if every object has one.
         scale: size of the result over that of the picture.
 
     Returns:
         (h0 * scale, w0 * scale, 3) RGB uint8.
     """
+    masks = masks and all(annotation.get("segmentation") for annotation in record["annotations"])
     drawn = {"bbox", "bbox_mode", "category_id"} | ({"segmentation"} if masks else set())
     annotations = [
         {key: value for key, value in annotation.items() if key in drawn}

@@ -189,6 +189,13 @@ def test_an_image_that_cannot_be_read_is_named(record, content):
         mapper()(data)
 
 
+def test_an_image_with_too_many_pixels_is_named(record, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+
+    with pytest.raises(OSError, match="cannot read the image .*image.png: .*decompression bomb"):
+        mapper()(record(size=(60, 80)))
+
+
 def test_a_truncated_image_is_named(record):
     data = record(size=(300, 300))
     with open(data["file_name"], "rb") as file:

@@ -75,6 +75,8 @@ def test_curves_are_drawn_with_gaps_where_there_is_no_number():
         "lr": ([0, 1, 2], [0.1, 0.2, 0.3]),
         "bbox/AP": ([2], [40.0]),
         "bbox/AP-cat": ([2], [50.0]),
+        "my_val/bbox/AP": ([2], [30.0]),
+        "my_val/bbox/AP-cat": ([2], [20.0]),
     }
 
     figure = curves_figure(curves)
@@ -84,7 +86,7 @@ def test_curves_are_drawn_with_gaps_where_there_is_no_number():
     np.testing.assert_equal(losses["total loss"], [[0, 2], [1, nan], [2, 1]])
     # A logarithmic axis has no zero.
     np.testing.assert_equal(losses["mask"], [[0, nan], [1, 0.5], [2, nan]])
-    assert list(aps) == ["bbox AP"]
+    assert list(aps) == ["bbox AP", "my_val bbox AP"]
 
 
 def test_a_long_curve_is_drawn_pale_under_its_median():

@@ -1,8 +1,9 @@
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.data import Metadata
+from detectron2.structures import Boxes, BoxMode, Instances
 
-from centripetalnet.visualization import draw_detections, overlay_heatmap, tile
+from centripetalnet.visualization import draw_detections, draw_ground_truth, overlay_heatmap, tile
 
 
 def test_only_boxes_with_enough_score_are_drawn():
@@ -23,6 +24,22 @@ def test_only_boxes_with_enough_score_are_drawn():
     assert not none.any()
     assert one.any() and not one[second_edge].any()
     assert both.shape == (120, 160, 3) and both[97:104, 90:130].any()
+
+
+def test_masks_are_drawn_where_every_object_has_one():
+    image, square = np.zeros((40, 60, 3), np.uint8), [[10, 10, 30, 10, 30, 30, 10, 30]]
+    box = {"bbox": [10, 10, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    metadata = Metadata(name="drawn", thing_classes=["thing"])
+
+    def draw(*annotations, masks=True):
+        record = {"annotations": list(annotations)}
+        return draw_ground_truth(image, record, metadata, masks=masks)
+
+    with_mask = {**box, "segmentation": square}
+    boxes_alone = draw(box, masks=False)
+    assert (draw(with_mask) != boxes_alone).any()
+    for annotations in ([with_mask, box], [box, with_mask]):
+        assert draw(*annotations).shape == image.shape
 
 
 def test_tile_keeps_every_picture_whole():
