@@ -6,7 +6,9 @@ from multiprocessing import active_children
 from multiprocessing.process import BaseProcess as Process
 from typing import Callable
 
+import torch.distributed as dist
 from detectron2.engine import default_argument_parser, launch
+from detectron2.utils import comm
 
 # For what a process does when it is told to end.
 _SECONDS_TO_END = 5
@@ -37,17 +39,26 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
     """
     try:
         launch(
-            main,
+            _in_process,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(main, args),
             timeout=timedelta(minutes=args.timeout),
         )
     except BaseException:
         _end_children()
         raise
+
+
+def _in_process(main: Callable, args: argparse.Namespace) -> None:
+    """Ends the communication, too: PyTorch's threads for it abort a process that ends before."""
+    main(args)
+    if dist.is_initialized():
+        # One process may still be writing what all have found.
+        comm.synchronize()
+        dist.destroy_process_group()
 
 
 def _end_children() -> None:

@@ -5,15 +5,18 @@
 The environment variable DISTURB makes something go wrong: "stall_while_saving NAME" stops in the
 middle of writing a checkpoint, "hang RANK ITERATION" has one process stand still. Each process
 leaves its weights before and after the training, and its last gradients, in OUTPUT_DIR/rankN.pth,
-and notes its number in OUTPUT_DIR/rankN.pid. What main() returns is in OUTPUT_DIR/results.json.
+notes its number in OUTPUT_DIR/rankN.pid, and whether it could still communicate at its end in
+OUTPUT_DIR/rankN.end. What main() returns is in OUTPUT_DIR/results.json.
 """
 
+import atexit
 import json
 import os
 import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from conftest import FEW
 from detectron2.utils import comm
 
@@ -57,6 +60,8 @@ def work(args) -> None:
     register_silhouettes(os.environ["DATASET"], FEW)
     output = Path(args.opts[args.opts.index("OUTPUT_DIR") + 1])
     (output / f"rank{comm.get_rank()}.pid").write_text(str(os.getpid()))
+    end = output / f"rank{comm.get_rank()}.end"
+    atexit.register(lambda: end.write_text(f"initialized {dist.is_initialized()}"))
     if os.environ.get("DISTURB"):
         disturb(output, *os.environ["DISTURB"].split())
     trainers = []
