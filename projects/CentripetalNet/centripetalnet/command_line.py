@@ -1,14 +1,30 @@
 """The options of train_net.py, and the processes that they ask for."""
 
 import argparse
+import builtins
+import logging
+import os
+import re
+import traceback
 from datetime import timedelta
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess as Process
-from typing import Callable
+from pathlib import Path
+from typing import Callable, Optional
 
+import torch
 import torch.distributed as dist
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
+
+from .config import check_device, load_config
+
+# Where an error comes from in a traceback, and what it is.
+_PLACE = re.compile(r'^ *File "(.+)", line \d+', re.MULTILINE)
+_ERROR = re.compile(r"^([\w.]+): (.*)", re.MULTILINE | re.DOTALL)
+_PACKAGE = str(Path(__file__).parent) + os.sep
+# What this package raises where a config, a file or a value is wrong.
+_MISTAKES = (ValueError, LookupError, FloatingPointError, ModuleNotFoundError)
 
 # For what a process does when it is told to end.
 _SECONDS_TO_END = 5
@@ -34,9 +50,20 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
         args: of :func:`argument_parser`.
 
     Raises:
+        ValueError: if ``MODEL.DEVICE`` is a GPU and there are not so many.
         Exception: what the function raises; where one process dies or gives up, the others of this
             machine are ended and those of other machines fail when they next wait for it.
     """
+    device = load_config(args.config_file, args.opts).MODEL.DEVICE
+    check_device(device)
+    if torch.device(device).type == "cuda":
+        if args.num_gpus > torch.cuda.device_count():
+            raise ValueError(
+                f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()} GPUs"
+            )
+    elif args.num_gpus * args.num_machines > 1:
+        # Detectron2 has the processes communicate by NCCL, for GPUs only, where it sees a GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         launch(
             _in_process,
@@ -52,8 +79,42 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
         raise
 
 
+def users_mistake(error: str) -> Optional[str]:
+    """The message of an error that was not caused by a fault of the program.
+
+    These are errors of the operating system and what this package itself raises.
+
+    Args:
+        error: as a traceback. One of another process inside it, which PyTorch makes the message of
+            an error of its own, is the one that counts.
+
+    Returns:
+        The message, or None for a fault of the program, which needs its traceback.
+    """
+    *_, place = _PLACE.finditer(error)
+    end = _ERROR.search(error, place.end())
+    kind = getattr(builtins, end.group(1), None) if end else None
+    if not isinstance(kind, type):
+        return None
+    is_raised_here = kind in _MISTAKES and place.group(1).startswith(_PACKAGE)
+    return end.group(2).strip() if issubclass(kind, OSError) or is_raised_here else None
+
+
+class _MistakesWithoutTraceback(logging.Filter):
+    """Of Detectron2's training loop, which logs every exception with its traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            mistake = users_mistake("".join(traceback.format_exception(*record.exc_info)))
+            if mistake is not None:
+                record.msg, record.args = f"{record.getMessage()} {mistake}", ()
+                record.exc_info = None
+        return True
+
+
 def _in_process(main: Callable, args: argparse.Namespace) -> None:
     """Ends the communication, too: PyTorch's threads for it abort a process that ends before."""
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_MistakesWithoutTraceback())
     main(args)
     if dist.is_initialized():
         # One process may still be writing what all have found.

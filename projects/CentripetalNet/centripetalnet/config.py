@@ -1,6 +1,5 @@
 """Every config key that this project adds to Detectron2's, with its default."""
 
-import logging
 from typing import Sequence
 
 import torch
@@ -157,13 +156,22 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # ---------------------------------------------------------------- solver
     # "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAM"
-    # Periodic checkpoints that are kept, the newest; 0 keeps all. The last one and, with
+    # Periodic checkpoints that are kept, the newest; 0 keeps all. model_final.pth and, with
     # TEST.EVAL_PERIOD, the best by box AP (model_best.pth) stay anyway.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
     # Steps of a training whose loss may be infinite or no number: they are left out, and their
     # losses and images are logged. The next one saves the state as model_diverged.pth and stops.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
+
+# Keys of Detectron2 that nothing here follows, and what does their work.
+_NOT_FOLLOWED = {
+    "INPUT.CROP.ENABLED": "INPUT.CENTER_CROP_PAD is the crop of CentripetalNet",
+    "MODEL.KEYPOINT_ON": "CentripetalNet has no keypoints of objects",
+    "MODEL.LOAD_PROPOSALS": "CentripetalNet takes no proposals",
+    "TEST.AUG.MIN_SIZES": "TEST.AUG.SCALES has the scales of test-time augmentation",
+    "TEST.AUG.MAX_SIZE": "TEST.AUG.SCALES has the scales of test-time augmentation",
+}
 
 # What a message ends with.
 _KEYS_ARE_IN = "Detectron2's keys are in its config reference, those of CentripetalNet in config.py"
@@ -177,8 +185,7 @@ def _reason(error: Exception) -> str:
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config that a file and ``KEY VALUE`` pairs describe, not yet frozen.
 
-    Where the config asks for CUDA and there is none, ``MODEL.DEVICE`` becomes "cpu". The datasets
-    that it brings along are registered.
+    The datasets that it brings along are registered.
 
     Args:
         config_file: path of a yaml file, or the name of one that comes with the package,
@@ -187,9 +194,9 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file asks for Python objects, which could run code, is no YAML or holds a
-            key that there is not, likewise of ``opts``, or a dataset that it brings along has
-            another form than expected.
+        ValueError: if the file asks for Python objects, which could run code, is not YAML or holds
+            an unknown key, likewise of ``opts``; if it sets a key of Detectron2 that CentripetalNet
+            does not follow; or if a dataset that it brings along has another form than expected.
     """
     config_file = find_config(config_file)
     cfg = get_cfg()
@@ -217,8 +224,27 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         raise ValueError(
             f"changes to the config are KEY VALUE pairs: {_reason(error)}. {_KEYS_ARE_IN}"
         ) from error
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).warning("No GPU was found: MODEL.DEVICE is set to 'cpu'.")
-        cfg.MODEL.DEVICE = "cpu"
+    _refuse_what_is_not_followed(cfg)
     register_own_datasets(cfg.DATASETS.COCO_FORMAT)
     return cfg
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError if ``MODEL.DEVICE`` is a GPU and PyTorch finds none."""
+    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+        return
+    reason = "finds no GPU" if torch.version.cuda else "was built without CUDA"
+    raise ValueError(
+        f"MODEL.DEVICE is {device!r}, but PyTorch {torch.__version__} {reason}. Mend the "
+        "installation of CUDA, or set MODEL.DEVICE cpu."
+    )
+
+
+def _refuse_what_is_not_followed(cfg: CfgNode) -> None:
+    defaults = get_cfg()
+    for key, instead in _NOT_FOLLOWED.items():
+        value, default = cfg, defaults
+        for name in key.split("."):
+            value, default = value[name], default[name]
+        if value != default:
+            raise ValueError(f"{key} is {value!r}, which has no effect here: {instead}")

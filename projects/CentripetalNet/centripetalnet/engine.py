@@ -27,14 +27,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CentripetalNetCheckpointer
-from .config import load_config
+from .config import check_device, load_config
 from .config_files import find_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
 from .data.checked_datasets import check_datasets, usable_datasets
 from .hooks import BestCheckpointer, TrainingPlotter
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
-from .solver import build_optimizer
+from .solver import (
+    build_optimizer,
+    gradient_clipping,
+    hyperparameters,
+    restore_hyperparameters,
+)
 from .step_trainer import StepTrainer
 
 logger = logging.getLogger(__name__)
@@ -64,6 +69,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        self.unscaled_solver = cfg.SOLVER
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         if cfg.SEED < 0:
             # Drawn once and kept with the checkpoints, so that the training can be gone on with.
@@ -83,11 +89,15 @@ class Trainer(DefaultTrainer):
         if amp and on_cpu and not cpu_has_bfloat16():
             logger.warning("This CPU has no bfloat16 arithmetic: training in float32.")
             amp = False
+        max_gradient_norm, norm_type = gradient_clipping(cfg)
         self._trainer = StepTrainer(
             model,
             data_loader,
             optimizer,
             amp=amp,
+            max_gradient_norm=max_gradient_norm,
+            norm_type=norm_type,
+            untrained=getattr(model, "module", model).untrained_parameters,
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
             seed=cfg.SEED,
         )
@@ -105,9 +115,6 @@ class Trainer(DefaultTrainer):
         _with_usable_tests(cfg)
         if cfg.TEST.AUG.ENABLED:
             CentripetalNetWithTTA(cfg, model)
-            self.register_hooks(
-                [hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))]
-            )
 
     def train(self) -> Optional[OrderedDict]:
         """As in DefaultTrainer; loading workers go on sharing the memory of this process."""
@@ -121,8 +128,12 @@ class Trainer(DefaultTrainer):
             gc.unfreeze()
 
     def before_train(self) -> None:
-        """As in DefaultTrainer; what was killed after its last iteration gets its last file."""
+        """As in DefaultTrainer; logs what is trained with.
+
+        A training that was killed between its last iteration and ``model_final.pth`` gets it here.
+        """
         super().before_train()
+        self._log_recipe()
         final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
         if self.start_iter >= self.max_iter and not os.path.isfile(final):
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
@@ -132,8 +143,35 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError:
-            self.checkpointer.save("model_diverged", iteration=self.iter - 1)
+            self.checkpointer.save("model_diverged", iteration=self.iter - 1, resumable=False)
             raise
+
+    def _log_recipe(self) -> None:
+        """Batch, rate and iterations after they were scaled to the number of processes."""
+        solver, given = self.cfg.SOLVER, self.unscaled_solver
+        processes = comm.get_world_size()
+        logger.info(
+            "Iterations %d to %d: %d images each (%d processes with %d), base learning rate %g, "
+            "warm-up %d iterations, steps %s",
+            self.start_iter,
+            self.max_iter,
+            solver.IMS_PER_BATCH,
+            processes,
+            solver.IMS_PER_BATCH // processes,
+            solver.BASE_LR,
+            solver.WARMUP_ITERS,
+            solver.STEPS,
+        )
+        if given.REFERENCE_WORLD_SIZE not in (0, processes):
+            logger.info(
+                "These were scaled from SOLVER.IMS_PER_BATCH %d, BASE_LR %g and MAX_ITER %d, which "
+                "are for SOLVER.REFERENCE_WORLD_SIZE %d processes. With REFERENCE_WORLD_SIZE 0 "
+                "they hold for any number.",
+                given.IMS_PER_BATCH,
+                given.BASE_LR,
+                given.MAX_ITER,
+                given.REFERENCE_WORLD_SIZE,
+            )
 
     def state_dict(self) -> dict:
         """As in DefaultTrainer; the iteration is the last one that was run, after the last, too."""
@@ -141,12 +179,20 @@ class Trainer(DefaultTrainer):
         return {**state, "iteration": min(state["iteration"], self.max_iter - 1)}
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in DefaultTrainer; what a resumed training had saved is pruned with the rest."""
+        """As in DefaultTrainer; a resumed training follows the config's solver.
+
+        The checkpoints that it had saved are pruned with the new ones.
+        """
+        wanted = hyperparameters(self.optimizer)
         super().resume_or_load(resume)
         # The main process's folder counts, whatever lies in that of another machine.
         self.start_iter = comm.all_gather(self.start_iter)[0]
         if not (resume and self.checkpointer.has_checkpoint()):
             return
+        if self.start_iter < self.max_iter:
+            changes = restore_hyperparameters(self.optimizer, self.scheduler, wanted)
+            for name, (before, now) in changes.items():
+                logger.info("%s was %s in the checkpoint and is now %s", name, before, now)
         saved = self.checkpointer.get_all_checkpoint_files()
         for hook in self._hooks:
             if isinstance(hook, hooks.PeriodicCheckpointer):
@@ -155,8 +201,17 @@ class Trainer(DefaultTrainer):
                 )
 
     def build_hooks(self) -> list:
-        """As in DefaultTrainer; old checkpoints go, the best stays, curves are drawn at the end."""
+        """As in DefaultTrainer, with test-time augmentation at the end.
+
+        Old checkpoints are removed, the best is kept, and curves are drawn at the end.
+        """
         result = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            # Before what writes the metrics, which only the main process has.
+            place = len(result) - 1 if comm.is_main_process() else len(result)
+            result.insert(
+                place, hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
+            )
         kept = self.cfg.SOLVER.CHECKPOINTS_KEPT
         for hook in result:
             if isinstance(hook, hooks.PeriodicCheckpointer):
@@ -175,7 +230,20 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """As in DefaultTrainer; the iteration from which masks are trained is scaled, too."""
+        """As in DefaultTrainer; the iteration from which masks are trained is scaled, too.
+
+        Raises:
+            ValueError: if the batch cannot be shared out among ``SOLVER.REFERENCE_WORLD_SIZE``.
+        """
+        batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference < 0 or (reference and batch % reference):
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {batch}, but it must be a multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE, {reference}: the number of processes that "
+                "IMS_PER_BATCH, BASE_LR and MAX_ITER are meant for, which are scaled to the "
+                f"{num_workers} here. For {batch} images in each iteration whatever the number of "
+                "processes, set SOLVER.REFERENCE_WORLD_SIZE 0."
+            )
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is not cfg:
             start = cfg.MODEL.CENTRIPETALNET.MASK.START_ITER
@@ -213,8 +281,9 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """As in DefaultTrainer, in ``TEST.PRECISION``."""
         _share_norm_statistics(model)
-        cfg = _with_usable_tests(cfg)
-        return super().test(cfg, optimize_for_inference(model, cfg.TEST.PRECISION), evaluators)
+        usable = _with_usable_tests(cfg)
+        model = optimize_for_inference(model, cfg.TEST.PRECISION)
+        return _with_names_of(cfg, usable, super().test(usable, model, evaluators))
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -229,13 +298,13 @@ class Trainer(DefaultTrainer):
         """
         logger.info("Running inference with test-time augmentation ...")
         _share_norm_statistics(model)
-        cfg = _with_usable_tests(cfg)
+        usable = _with_usable_tests(cfg)
         model = CentripetalNetWithTTA(cfg, optimize_for_inference(model, cfg.TEST.PRECISION))
         evaluators = [
-            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
-            for name in cfg.DATASETS.TEST
+            cls.build_evaluator(usable, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
+            for name in usable.DATASETS.TEST
         ]
-        results = super().test(cfg, model, evaluators)
+        results = _with_names_of(cfg, usable, super().test(usable, model, evaluators))
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
@@ -271,6 +340,12 @@ def _with_usable_tests(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def _with_names_of(cfg: CfgNode, usable: CfgNode, results: OrderedDict) -> OrderedDict:
+    """Results of :func:`_with_usable_tests`'s datasets under the names that the config has."""
+    names = dict(zip(usable.DATASETS.TEST, cfg.DATASETS.TEST))
+    return OrderedDict((names.get(name, name), value) for name, value in results.items())
+
+
 def _share_norm_statistics(model: nn.Module) -> None:
     """Each process collects its own in training, and a checkpoint holds the main one's."""
     if comm.get_world_size() > 1:
@@ -287,6 +362,7 @@ def setup(args) -> CfgNode:
     # Detectron2 writes the file into the log, and knows it by its path only.
     args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     cfg = load_config(args.config_file, args.opts)
+    check_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="centripetalnet")

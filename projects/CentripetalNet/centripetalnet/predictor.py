@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from .checkpoint import CentripetalNetCheckpointer
-from .config import load_config
+from .config import check_device, load_config
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .pictures import read_picture
 
@@ -35,8 +35,10 @@ class Predictor:
             cfg: ``MODEL.WEIGHTS`` names the weights; see ``centripetalnet.config.load_config``.
 
         Raises:
-            FileNotFoundError, ValueError: if the weights are not there or do not fit.
+            FileNotFoundError, ValueError: if the weights are not there or do not fit, or
+                ``MODEL.DEVICE`` is a GPU and there is none.
         """
+        check_device(cfg.MODEL.DEVICE)
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("a checkpoint is needed: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
@@ -106,8 +108,7 @@ def load_predictor(
             "centripetal_hg104", "centripetal_tiny" and so on.
         weights: path or address (URL) of a checkpoint that fits the config; None takes what
             ``MODEL.WEIGHTS`` says there or in ``opts``.
-        device: "cpu", "cuda" or "cuda:N"; None takes the config's, and the CPU where that is a GPU
-            and there is none.
+        device: "cpu", "cuda" or "cuda:N"; None takes the config's.
         precision: what convolutions compute in, "float32", "bfloat16" or "float16"; None takes the
             config's.
         tta: whether mirror images and other scales are looked at too (test-time augmentation),

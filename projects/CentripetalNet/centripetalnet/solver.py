@@ -1,36 +1,23 @@
 """Optimizers of the training recipe."""
 
-from typing import Type
+import math
+from typing import Dict, List, Tuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import LRMultiplier
 from torch import nn
 
 _OPTIMIZERS = ("ADAM", "SGD")
 
 
-def _with_full_model_clipping(
-    optimizer_type: Type[torch.optim.Optimizer], max_norm: float, norm_type: float
-) -> Type[torch.optim.Optimizer]:
-    """Detectron2's own clipping looks at one parameter at a time, the recipe's at all together."""
-
-    class FullModelClipping(optimizer_type):
-        def step(self, closure=None):
-            parameters = [p for group in self.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-            return super().step(closure)
-
-    FullModelClipping.__name__ = optimizer_type.__name__ + "WithFullModelClipping"
-    return FullModelClipping
-
-
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that ``SOLVER.OPTIMIZER`` names.
 
-    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` may be "full_model", the norm of all gradients together,
-    besides Detectron2's "value" and "norm".
+    It clips gradients for Detectron2's ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "value" and "norm".
+    For "full_model" see :func:`gradient_clipping`.
 
     Args:
         cfg: see ``add_centripetalnet_config``.
@@ -40,7 +27,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         ValueError: if the optimizer is unknown.
     """
     solver = cfg.SOLVER
-    clip = solver.CLIP_GRADIENTS
     if solver.OPTIMIZER not in _OPTIMIZERS:
         raise ValueError(f"SOLVER.OPTIMIZER must be one of {_OPTIMIZERS}, got {solver.OPTIMIZER!r}")
     parameters = get_default_optimizer_params(
@@ -55,7 +41,73 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "SGD":
         optimizer_type = torch.optim.SGD
         options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    if clip.ENABLED and clip.CLIP_TYPE == "full_model":
-        clipped = _with_full_model_clipping(optimizer_type, clip.CLIP_VALUE, clip.NORM_TYPE)
-        return clipped(parameters, **options)
-    return maybe_add_gradient_clipping(cfg, optimizer_type)(parameters, **options)
+    if not _clips_full_model(cfg):
+        optimizer_type = maybe_add_gradient_clipping(cfg, optimizer_type)
+    return optimizer_type(parameters, **options)
+
+
+def gradient_clipping(cfg: CfgNode) -> Tuple[float, float]:
+    """What the norm of all gradients together is clipped at, and which norm it is.
+
+    Detectron2's own clipping looks at one parameter at a time. The recipe's looks at all of them
+    and is done by the trainer.
+
+    Args:
+        cfg: see ``add_centripetalnet_config``.
+
+    Returns:
+        The largest norm, infinity unless ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is "full_model", and
+        the type of the norm, 2 for the Euclidean one.
+    """
+    if _clips_full_model(cfg):
+        return cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE
+    return math.inf, 2.0
+
+
+def _clips_full_model(cfg: CfgNode) -> bool:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    return clip.ENABLED and clip.CLIP_TYPE == "full_model"
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> List[dict]:
+    """Learning rate, weight decay and so on of each parameter group, without the parameters."""
+    return [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_hyperparameters(
+    optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, wanted: List[dict]
+) -> Dict[str, Tuple]:
+    """Has a resumed training follow its config where a checkpoint has brought other values.
+
+    Args:
+        optimizer, scheduler: with the state of the checkpoint.
+        wanted: :func:`hyperparameters` of the optimizer before that state was loaded.
+
+    Returns:
+        The name of each hyperparameter that was another in the checkpoint, with that value and the
+        one that holds now. The base learning rate is named "lr".
+
+    Raises:
+        ValueError: if the checkpoint is of another optimizer.
+    """
+    changes: Dict[str, Tuple] = {}
+    for group, values in zip(optimizer.param_groups, wanted):
+        if ("betas" in group) != ("betas" in values):
+            raise ValueError(
+                "the checkpoint's training had another optimizer. Resume with its "
+                "SOLVER.OPTIMIZER, or start a new training with MODEL.WEIGHTS and another "
+                "OUTPUT_DIR."
+            )
+        for key in values.keys() - {"lr"}:
+            # Another version of PyTorch may have written fewer of them.
+            if group.get(key, values[key]) != values[key]:
+                name = "lr" if key == "initial_lr" else key
+                changes.setdefault(name, (group[key], values[key]))
+            group[key] = values[key]
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, scheduler.get_lr()):
+        group["lr"] = rate
+    return changes

@@ -1,16 +1,17 @@
 """One step of training, in any precision, on any device."""
 
 import logging
+import math
 import time
 from collections import Counter
-from typing import Dict, List, Optional
+from typing import Callable, Dict, Iterable, List, Optional
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import TrainingStream
 from .seeding import STEP, seed_generators
@@ -22,24 +23,39 @@ _MAX_WARNINGS = 10
 
 
 class StepTrainer(SimpleTrainer):
-    """Detectron2's training step in any precision, which looks at the loss before it steps.
+    """Detectron2's training step in any precision; skips steps with a NaN loss or gradient.
 
     On the CPU mixed precision is bfloat16, which has the range of float32 and needs no gradient
     scaler; Detectron2's AMPTrainer is for CUDA alone.
     """
 
     def __init__(
-        self, model, data_loader, optimizer, *, amp: bool, max_skipped_steps: int = 0, seed: int = 0
+        self,
+        model,
+        data_loader,
+        optimizer,
+        *,
+        amp: bool,
+        max_gradient_norm: float = math.inf,
+        norm_type: float = 2.0,
+        untrained: Callable[[], Iterable[nn.Parameter]] = tuple,
+        max_skipped_steps: int = 0,
+        seed: int = 0,
     ):
         """
         Args:
             model, optimizer: see ``SimpleTrainer``.
-            data_loader: batches without end. One over a ``TrainingStream`` is gone on with where a
-                checkpoint left it.
+            data_loader: endless batches. One over a ``TrainingStream`` resumes where a checkpoint
+                left it.
             amp: whether the forward pass is in lower precision where autocast says so.
-            max_skipped_steps: steps with a loss that is not finite that are left out; the next one
-                is an error.
-            seed: of what layers draw in training; each step draws the same whatever came before.
+            max_gradient_norm: all gradients together are clipped at this norm.
+            norm_type: of that norm, 2 for the Euclidean one.
+            untrained: parameters that this iteration does not train. They get no gradient, so the
+                optimizer keeps no state of them.
+            max_skipped_steps: steps with a NaN or infinite loss or gradient that are skipped. The
+                next one is an error.
+            seed: of the random numbers that layers draw. Each step draws the same, whatever came
+                before it.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
@@ -53,11 +69,13 @@ class StepTrainer(SimpleTrainer):
         )
         # Disabled it hands everything through.
         self.grad_scaler = _grad_scaler(enabled=amp and device_type == "cuda")
+        self.max_gradient_norm = max_gradient_norm
+        self.norm_type = norm_type
+        self.untrained = untrained
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
         # Norm statistics before the step: the forward pass puts a bad batch into them.
-        self._buffers = list(model.buffers())
-        self._buffers_before = [x.clone() for x in self._buffers]
+        self._statistics_before = [x.clone() for x in model.buffers()]
 
     @property
     def _stream(self) -> Optional[TrainingStream]:
@@ -68,26 +86,40 @@ class StepTrainer(SimpleTrainer):
         """One iteration, see ``SimpleTrainer.run_step``.
 
         Raises:
-            FloatingPointError: if the loss is not finite and no more steps may be left out; names
-                each loss and the images.
+            FloatingPointError: if loss or gradient is NaN or infinite and no more steps may be
+                skipped; names each loss and the images.
         """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         self._tell_what_was_left_out(data)
         seed_generators(self.seed, STEP, self.iter, comm.get_rank())
-        _copy(self._buffers, self._buffers_before)
+        # Looked up anew, since precise BN replaces the tensors.
+        statistics = list(self.model.buffers())
+        _copy(statistics, self._statistics_before)
         with self.autocast:
             losses = self.model(data)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
-        if not _is_finite_everywhere(total):
-            self._skip_step(losses, data)
+        for parameter in self.untrained():
+            # DistributedDataParallel gives it a gradient of zeros, which Adam would count as steps.
+            parameter.grad = None
+        self.grad_scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(
+            [x for group in self.optimizer.param_groups for x in group["params"]],
+            self.max_gradient_norm,
+            self.norm_type,
+        )
+        # The scaler itself skips gradients that overflow, and lowers its scale.
+        looked_at = [total] if self.grad_scaler.is_enabled() else [total, norm]
+        if not _are_finite_everywhere(looked_at):
+            _copy(self._statistics_before, statistics)
+            self._skip_step(losses, norm, data)
         else:
             self._write_metrics(losses, data_time)
             self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        self.grad_scaler.update()
         self.num_samples += len(data) * comm.get_world_size()
 
     def _tell_what_was_left_out(self, data: List[dict]) -> None:
@@ -104,23 +136,23 @@ class StepTrainer(SimpleTrainer):
         if problems:
             get_event_storage().put_scalar("images_left_out", sum(self._left_out.values()))
 
-    def _skip_step(self, losses: Dict[str, Tensor], data: List[dict]) -> None:
-        _copy(self._buffers_before, self._buffers)
+    def _skip_step(self, losses: Dict[str, Tensor], norm: Tensor, data: List[dict]) -> None:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         names = [x.get("file_name", "an image without file name") for x in data]
-        what = f"the loss of iteration {self.iter} is not finite: {values} for {', '.join(names)}"
+        what = (
+            f"loss or gradient of iteration {self.iter} is not finite: {values}, gradient norm "
+            f"{float(norm)}, images {', '.join(names)}"
+        )
         self.skipped_steps += 1
         if self.skipped_steps > self.max_skipped_steps:
             raise FloatingPointError(
-                f"In process {comm.get_rank()} {what}. Of the steps that may be left out, "
-                f"SOLVER.MAX_SKIPPED_STEPS {self.max_skipped_steps}, none remains. A lower "
-                "SOLVER.BASE_LR or longer SOLVER.WARMUP_ITERS are what helps most often."
+                f"process {comm.get_rank()}: {what}. SOLVER.MAX_SKIPPED_STEPS "
+                f"{self.max_skipped_steps} allows no more of them. Resume from the last checkpoint "
+                "with a lower learning rate, --resume SOLVER.BASE_LR ..., or start again with a "
+                "longer SOLVER.WARMUP_ITERS."
             )
         logger.warning(
-            "Left out a step, %d of at most %d: %s",
-            self.skipped_steps,
-            self.max_skipped_steps,
-            what,
+            "Skipped a step, %d of at most %d: %s", self.skipped_steps, self.max_skipped_steps, what
         )
         self.optimizer.zero_grad()
 
@@ -154,12 +186,12 @@ def _copy(sources: List[Tensor], targets: List[Tensor]) -> None:
         target.copy_(source)
 
 
-def _is_finite_everywhere(loss: Tensor) -> bool:
-    """In all processes: their gradients are one, so they leave a step out together."""
-    is_finite = torch.isfinite(loss.detach()).float()
+def _are_finite_everywhere(values: List[Tensor]) -> bool:
+    """In all processes: their gradients are one, so they skip a step together."""
+    are_finite = torch.stack([x.detach().float() for x in values]).isfinite().all().float()
     if comm.get_world_size() > 1:
-        dist.all_reduce(is_finite, op=dist.ReduceOp.MIN)
-    return bool(is_finite)
+        dist.all_reduce(are_finite, op=dist.ReduceOp.MIN)
+    return bool(are_finite)
 
 
 def _grad_scaler(enabled: bool):

@@ -43,6 +43,26 @@ def test_an_unknown_name_is_an_error_that_lists_the_names():
 
 
 @pytest.mark.parametrize(
+    "key, value, instead",
+    [
+        ("INPUT.CROP.ENABLED", "True", "INPUT.CENTER_CROP_PAD"),
+        ("MODEL.KEYPOINT_ON", "True", "keypoints"),
+        ("MODEL.LOAD_PROPOSALS", "True", "proposals"),
+        ("TEST.AUG.MIN_SIZES", "(400, 500)", "TEST.AUG.SCALES"),
+        ("TEST.AUG.MAX_SIZE", "1000", "TEST.AUG.SCALES"),
+    ],
+)
+def test_a_key_of_detectron2_without_effect_is_refused(key, value, instead):
+    with pytest.raises(ValueError, match=f"{re.escape(key)} .* no effect .*{instead}"):
+        load_config("centripetal_tiny", [key, value])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_disk_is_not_filled_with_checkpoints(name):
+    assert load_config(name).SOLVER.CHECKPOINTS_KEPT == 3
+
+
+@pytest.mark.parametrize(
     "opts, message",
     [
         (["MODEL.WEIGTHS", "model.pth"], "Non-existent key: MODEL.WEIGTHS"),

@@ -123,6 +123,10 @@ def test_masks_are_trained_over_pictures_without_objects(tmp_path):
     first, second = run_few(tmp_path, tmp_path, *opts, flags=TWO, config_file=TINY_MASK)
 
     assert all(torch.equal(x, second["last"][name]) for name, x in first["last"].items())
+    # Adam counts the steps of masks from their first one.
+    trainer = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["_trainer"]
+    steps = {int(x["step"]) for x in trainer["optimizer"]["state"].values()}
+    assert steps == {12, 8}
     name = next(x for x in first["last"] if x.endswith("mask_head.layers.predictor.weight"))
     assert not torch.equal(first["first"][name], first["last"][name])
 

@@ -18,12 +18,12 @@ class Line(nn.Module):
         return {"loss_a": (self.weight * values).sum(), "loss_b": self.weight * 0 + 1}
 
 
-def trainer_of(*values, max_skipped_steps=0, model=None):
+def trainer_of(*values, model=None, **options):
     model = model or Line()
     batches = [[{"value": x, "file_name": f"picture{i}.jpg"}] for i, x in enumerate(values)]
     # Momentum would move the weight even without a gradient.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trainer = StepTrainer(model, batches, optimizer, amp=False, max_skipped_steps=max_skipped_steps)
+    trainer = StepTrainer(model, batches, optimizer, amp=False, **options)
     trainer.iter = 0
     return trainer
 
@@ -49,7 +49,53 @@ def test_a_step_whose_loss_is_not_finite_is_left_out_and_told(bad, caplog):
     assert "'loss_b': 1.0" in caplog.text
 
 
-def test_a_step_that_is_left_out_leaves_no_trace_in_norm_statistics():
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
+    class Steep(Line):
+        def forward(self, batch):
+            value = batch[0]["value"]
+            # The square root's gradient at 0 is infinite.
+            return {"loss": (self.weight - value).abs().sqrt().sum()}
+
+    # The weight begins at 1.
+    trainer = trainer_of(1.0, max_skipped_steps=1, model=Steep())
+
+    run(trainer, 1)
+
+    assert trainer.model.weight == 1
+    assert "gradient norm nan" in caplog.text and "picture0.jpg" in caplog.text
+
+
+class TwoWeights(Line):
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch):
+        return {"loss": (3 * self.weight + 4 * self.other) * batch[0]["value"]}
+
+
+def test_all_gradients_are_clipped_together():
+    trainer = trainer_of(100.0, model=TwoWeights(), max_gradient_norm=35.0)
+
+    run(trainer, 1)
+
+    # Of the learning rate 0.1.
+    assert trainer.model.weight.item() == pytest.approx(1 - 0.1 * 35 * 3 / 5)
+    assert trainer.model.other.item() == pytest.approx(1 - 0.1 * 35 * 4 / 5)
+
+
+def test_parameters_that_are_not_trained_yet_have_no_state_in_the_optimizer():
+    model = TwoWeights()
+    trainer = trainer_of(1.0, model=model, untrained=lambda: [model.other])
+
+    run(trainer, 1)
+
+    assert set(trainer.optimizer.state) == {model.weight}
+    assert model.other == 1
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["", "after precise BN"])
+def test_a_skipped_step_leaves_no_trace_in_norm_statistics(replaced):
     class Normed(Line):
         def __init__(self):
             super().__init__()
@@ -60,6 +106,9 @@ def test_a_step_that_is_left_out_leaves_no_trace_in_norm_statistics():
             return {"loss": self.norm(values).sum() * self.weight}
 
     trainer = trainer_of(float("nan"), max_skipped_steps=1, model=Normed())
+    if replaced:
+        # As fvcore's update_bn_stats does.
+        trainer.model.norm.running_mean = torch.full((1,), 3.0)
     before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
 
     run(trainer, 1)

@@ -68,9 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=list(PRECISIONS),
         help="what convolutions compute in (default: TEST.PRECISION of the config)",
     )
-    parser.add_argument(
-        "--device", help="cpu, cuda or cuda:N (default: MODEL.DEVICE, or cpu without a GPU)"
-    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: MODEL.DEVICE)")
     parser.add_argument(
         "--opts",
         help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",

@@ -1,9 +1,11 @@
 """Trains and evaluates; the options are those of Detectron2's tools/train_net.py."""
 
+import sys
+import traceback
 from typing import Optional, Sequence
 
 from centripetalnet import engine
-from centripetalnet.command_line import argument_parser, launch_processes
+from centripetalnet.command_line import argument_parser, launch_processes, users_mistake
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -13,9 +15,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: the arguments, by default those of the command line.
 
     Returns:
-        The exit status, 0; what goes wrong is raised.
+        The exit status: 0, or 1 after a mistake of the user, which is told without a traceback.
+
+    Raises:
+        Exception: any other error.
     """
     args = argument_parser().parse_args(argv)
     print("Command Line Args:", args)
-    launch_processes(engine.main, args)
+    try:
+        launch_processes(engine.main, args)
+    except Exception:
+        mistake = users_mistake(traceback.format_exc())
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 1
     return 0

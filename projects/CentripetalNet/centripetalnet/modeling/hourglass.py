@@ -3,11 +3,12 @@
 Shapes: N images, h x w the input canvas, H x W = ceil(h / 4) x ceil(w / 4) the feature maps.
 """
 
+from itertools import chain
 from typing import Dict, Sequence
 
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
@@ -122,6 +123,7 @@ class StackedHourglass(Backbone):
         out_channels: int,
         in_channels: int = 3,
         norm: str = "BN",
+        freeze_at: int = 0,
         checkpoint_activations: bool = False,
     ):
         """
@@ -133,6 +135,7 @@ class StackedHourglass(Backbone):
             out_channels: width of the feature maps that come out.
             in_channels: channels of the image.
             norm: of every convolution, as in ``detectron2.layers.get_norm``.
+            freeze_at: stages that are not trained, see :meth:`freeze`.
             checkpoint_activations: whether training keeps only what comes into the stem and into
                 each residual block, and computes the rest a second time.
 
@@ -177,6 +180,7 @@ class StackedHourglass(Backbone):
         self._out_features = [f"stack{i + 1}" for i in range(num_stacks)]
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
         self._out_feature_strides = dict.fromkeys(self._out_features, STRIDE)
+        self.freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec):
@@ -189,8 +193,32 @@ class StackedHourglass(Backbone):
             "out_channels": hourglass.OUT_CHANNELS,
             "in_channels": input_shape.channels,
             "norm": hourglass.NORM,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
             "checkpoint_activations": cfg.MODEL.CENTRIPETALNET.CHECKPOINT_ACTIVATIONS,
         }
+
+    def freeze(self, freeze_at: int) -> None:
+        """Freezes the first stages: their weights are not trained, their norms become FrozenBN.
+
+        Args:
+            freeze_at: number of stages. The first is the stem. Each further one is an hourglass
+                with its closing convolution and what merges the map before it into its input.
+
+        Raises:
+            ValueError: if there are not so many stages.
+        """
+        stages = [[self.stem]]
+        for i, hourglass in enumerate(self.hourglasses):
+            merging = [self.merge_in, self.merge_out, self.merge] if i > 0 else []
+            stages.append([hourglass, self.out_convs[i], *(x[i - 1] for x in merging)])
+        if not 0 <= freeze_at <= len(stages):
+            raise ValueError(
+                f"MODEL.BACKBONE.FREEZE_AT must be from 0 to {len(stages)}, as the backbone has a "
+                f"stem and {len(self.hourglasses)} hourglasses; got {freeze_at}"
+            )
+        for module in chain(*stages[:freeze_at]):
+            module.requires_grad_(False)
+            FrozenBatchNorm2d.convert_frozen_batchnorm(module)
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
         """

@@ -180,6 +180,12 @@ class CentripetalNet(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    def untrained_parameters(self) -> List[nn.Parameter]:
+        """Parameters that the current iteration of a training does not train yet."""
+        if self.mask_head is None or self.mask_head.is_trained():
+            return []
+        return list(self.mask_head.parameters())
+
     def forward(self, batched_inputs: List[dict]):
         """
         Args:

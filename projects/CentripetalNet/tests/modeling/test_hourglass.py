@@ -47,3 +47,37 @@ def test_hourglass_52_is_built_from_its_config():
 def test_numbers_that_do_not_fit_together_are_named(changes):
     with pytest.raises(ValueError, match=r"MODEL\.HOURGLASS\."):
         make_backbone(**changes)
+
+
+@pytest.mark.parametrize(
+    "freeze_at, frozen",
+    [
+        (0, []),
+        (1, ["stem"]),
+        (2, ["stem", "hourglasses.0", "out_convs.0"]),
+        (3, ["stem", "hourglasses", "out_convs", "merge"]),
+    ],
+)
+def test_the_first_stages_are_frozen_with_their_norms(freeze_at, frozen):
+    backbone = make_backbone(freeze_at=freeze_at).train()
+    before = {name: x.clone() for name, x in backbone.named_buffers()}
+
+    backbone(torch.randn(2, 3, 32, 32))
+
+    for name, x in backbone.named_parameters():
+        assert x.requires_grad != name.startswith(tuple(frozen)), name
+    for name, x in backbone.named_buffers():
+        if "running" in name:
+            assert torch.equal(x, before[name]) == name.startswith(tuple(frozen)), name
+
+
+@pytest.mark.parametrize("freeze_at", [-1, 4])
+def test_stages_that_do_not_exist_cannot_be_frozen(freeze_at):
+    with pytest.raises(ValueError, match=rf"MODEL\.BACKBONE\.FREEZE_AT .*0 to 3.*{freeze_at}"):
+        build_backbone(
+            config(
+                MODEL__HOURGLASS__CHANNELS=[8, 8],
+                MODEL__HOURGLASS__BLOCKS=[1, 1],
+                MODEL__BACKBONE__FREEZE_AT=freeze_at,
+            )
+        )

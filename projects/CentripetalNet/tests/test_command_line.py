@@ -1,0 +1,104 @@
+"""Processes that the command line asks for, and how a command ends."""
+
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT
+from training import run
+
+from centripetalnet.command_line import argument_parser, launch_processes
+from centripetalnet.commands import train
+
+FEW_STEPS = [
+    *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"),
+    *("DATALOADER.NUM_WORKERS", "1"),
+]
+# Run at the start of each Python process that has its folder on the path.
+A_GPU = """
+import os, torch
+torch.cuda.is_available = lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+torch.cuda.device_count = lambda: 2 if torch.cuda.is_available() else 0
+"""
+
+
+def train_net(*args, **environment):
+    return run(PROJECT / "train_net.py", *args, **environment)
+
+
+def train_on(folder, annotations, num_classes):
+    """Options of a short training on a folder of images."""
+    dataset = [["mine", str(annotations), str(folder)]]
+    return [
+        *FEW_STEPS,
+        *("DATASETS.COCO_FORMAT", str(dataset), "DATASETS.TRAIN", "('mine',)"),
+        *("MODEL.CENTRIPETALNET.NUM_CLASSES", num_classes),
+    ]
+
+
+def launch(*args):
+    launch_processes(lambda args: None, argument_parser().parse_args(args))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
+def test_without_a_gpu_a_config_for_gpus_is_refused_and_names_the_key():
+    result = train_net("--config-file", "centripetal_hg104", "--num-gpus", "8")
+
+    assert result.returncode == 1
+    assert "MODEL.DEVICE is 'cuda'" in result.stderr and "MODEL.DEVICE cpu" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+    with pytest.raises(ValueError, match="--num-gpus 8: this machine has 4 GPUs"):
+        launch("--config-file", "centripetal_hg104", "--num-gpus", "8")
+
+
+def test_two_processes_train_on_the_cpu_of_a_machine_with_gpus(datasets, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(A_GPU)
+    images = datasets / "silhouettes"
+
+    result = train_net(
+        *("--config-file", "centripetal_tiny", "--num-gpus", "2", "--dist-url", "auto"),
+        *train_on(images / "train", images / "annotations" / "train.json", num_classes="5"),
+        *("OUTPUT_DIR", tmp_path / "output"),
+        PYTHONPATH=":".join([str(tmp_path), *sys.path]),
+    )
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "output" / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_image_that_cannot_be_read_is_told_in_one_line(datasets, tmp_path, processes):
+    image = tmp_path / "cut.png"
+    image.write_bytes(b"")
+    (tmp_path / "train.json").write_text(
+        f"""{{"images": [{{"id": 1, "file_name": "{image.name}", "width": 64, "height": 64}}],
+        "annotations": [{{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 9, 9],
+        "area": 81, "iscrowd": 0}}], "categories": [{{"id": 1, "name": "a"}}]}}"""
+    )
+
+    result = train_net(
+        *("--config-file", "centripetal_tiny", "--num-gpus", processes, "--dist-url", "auto"),
+        *train_on(tmp_path, tmp_path / "train.json", num_classes="1"),
+        *("OUTPUT_DIR", tmp_path / "output"),
+    )
+
+    assert result.returncode == 1
+    assert f"error: cannot read the image {image}" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert f"cannot read the image {image}" in (tmp_path / "output" / "log.txt").read_text()
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fault(args):
+        return {}["missing"]
+
+    monkeypatch.setattr(train.engine, "main", fault)
+
+    with pytest.raises(KeyError, match="missing"):
+        train.main(["--config-file", "centripetal_tiny"])
