@@ -26,7 +26,7 @@ _PACKAGE = str(Path(__file__).parent) + os.sep
 # What this package raises where a config, a file or a value is wrong.
 _MISTAKES = (ValueError, LookupError, FloatingPointError, ModuleNotFoundError)
 
-# For what a process does when it is told to end.
+# Given to a process to end after a signal.
 _SECONDS_TO_END = 5
 
 
@@ -43,16 +43,16 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def launch_processes(main: Callable, args: argparse.Namespace) -> None:
-    """Calls a function in ``--num-gpus`` processes of this machine; one suffices for itself.
+    """Calls a function in ``--num-gpus`` processes of this machine, or in this process for one.
 
     Args:
-        main: gets ``args``. In more than one process it has to be importable.
+        main: is called with ``args``. For several processes it has to be importable.
         args: of :func:`argument_parser`.
 
     Raises:
         ValueError: if ``MODEL.DEVICE`` is a GPU and there are not so many.
-        Exception: what the function raises; where one process dies or gives up, the others of this
-            machine are ended and those of other machines fail when they next wait for it.
+        Exception: what the function raises. If one process dies or gives up, the others of this
+            machine are ended, and those of other machines fail when they next wait for it.
     """
     device = load_config(args.config_file, args.opts).MODEL.DEVICE
     check_device(device)
@@ -80,16 +80,15 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
 
 
 def users_mistake(error: str) -> Optional[str]:
-    """The message of an error that was not caused by a fault of the program.
+    """The message of an error that the user can mend, such as a missing file or a wrong value.
 
-    These are errors of the operating system and what this package itself raises.
+    These are errors of the operating system and errors that this package raises.
 
     Args:
-        error: as a traceback. One of another process inside it, which PyTorch makes the message of
-            an error of its own, is the one that counts.
+        error: the traceback. It may contain that of a worker or child process, which then decides.
 
     Returns:
-        The message, or None for a fault of the program, which needs its traceback.
+        The message, or None for a bug, which needs its traceback.
     """
     *_, place = _PLACE.finditer(error)
     end = _ERROR.search(error, place.end())
@@ -101,7 +100,7 @@ def users_mistake(error: str) -> Optional[str]:
 
 
 class _MistakesWithoutTraceback(logging.Filter):
-    """Of Detectron2's training loop, which logs every exception with its traceback."""
+    """For Detectron2's training loop, which logs every exception with its traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info:
@@ -113,17 +112,17 @@ class _MistakesWithoutTraceback(logging.Filter):
 
 
 def _in_process(main: Callable, args: argparse.Namespace) -> None:
-    """Ends the communication, too: PyTorch's threads for it abort a process that ends before."""
+    """Closes the process group at the end; PyTorch 2.14 aborts some processes otherwise."""
     logging.getLogger("detectron2.engine.train_loop").addFilter(_MistakesWithoutTraceback())
     main(args)
     if dist.is_initialized():
-        # One process may still be writing what all have found.
+        # One process may still be writing results.
         comm.synchronize()
         dist.destroy_process_group()
 
 
 def _end_children() -> None:
-    """Ends the processes that are left: one that waits for another does not notice Ctrl-C."""
+    """Ends the other processes: one that waits in a collective ignores Ctrl-C."""
     for end in (Process.terminate, Process.kill):
         children = active_children()
         for child in children:

@@ -1,4 +1,4 @@
-"""Training and evaluation: Detectron2's DefaultTrainer, also on the CPU, and its command line."""
+"""Detectron2's DefaultTrainer on GPUs and CPUs, and the entry point of train_net.py."""
 
 import argparse
 import gc
@@ -46,33 +46,32 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator, which for a dataset without annotations says what to submit."""
+    """Detectron2's COCO evaluator, which for a dataset without annotations logs what to submit."""
 
     def evaluate(self, img_ids=None):
         results = super().evaluate(img_ids)
         if comm.is_main_process() and not self._do_evaluation:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
-            logger.info("No annotations here: %s holds the detections to be submitted.", path)
+            logger.info("The dataset has no annotations: %s holds the detections to submit.", path)
         return results
 
 
 class Trainer(DefaultTrainer):
-    """DefaultTrainer with this project's data, optimizer and evaluation; on GPUs and on the CPU."""
+    """DefaultTrainer with this project's data, optimizer and evaluation, on GPUs and CPUs."""
 
     def __init__(self, cfg: CfgNode):
         """
         Args:
             cfg: see :func:`setup`.
         """
-        # DefaultTrainer's constructor names a CUDA device for each process and a CUDA-only AMP
-        # trainer; this is the same sequence for either device.
+        # DefaultTrainer's constructor needs CUDA for several processes and for AMP.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         self.unscaled_solver = cfg.SOLVER
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         if cfg.SEED < 0:
-            # Drawn once and kept with the checkpoints, so that the training can be gone on with.
+            # Drawn once and saved in checkpoints, so that a resume uses the same.
             cfg = _with_seed(cfg, comm.shared_random_seed())
         on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
 
@@ -110,16 +109,16 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
-        # What evaluation refuses is better known before the training than after it.
+        # Errors of the evaluation come before the training, not after it.
         dtype_of(cfg.TEST.PRECISION, torch.device(cfg.MODEL.DEVICE))
         _with_usable_tests(cfg)
         if cfg.TEST.AUG.ENABLED:
             CentripetalNetWithTTA(cfg, model)
 
     def train(self) -> Optional[OrderedDict]:
-        """As in DefaultTrainer; loading workers go on sharing the memory of this process."""
-        # A garbage collection writes to every object that it looks at, and so makes the system copy
-        # the memory for each process that shares it. What is there by now it need not look at.
+        """As in DefaultTrainer; loading workers keep sharing the memory of this process."""
+        # A garbage collection writes to every object that it visits, so the system copies shared
+        # memory for each worker. Objects that exist by now need not be visited.
         gc.collect()
         gc.freeze()
         try:
@@ -139,7 +138,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
 
     def run_step(self) -> None:
-        """One iteration; where its loss is not finite, the state before it is saved."""
+        """One iteration; if it diverges, the state before it is saved as model_diverged.pth."""
         try:
             super().run_step()
         except FloatingPointError:
@@ -174,7 +173,7 @@ class Trainer(DefaultTrainer):
             )
 
     def state_dict(self) -> dict:
-        """As in DefaultTrainer; the iteration is the last one that was run, after the last, too."""
+        """As in DefaultTrainer; after the training the iteration is the last one that was run."""
         state = super().state_dict()
         return {**state, "iteration": min(state["iteration"], self.max_iter - 1)}
 
@@ -185,7 +184,7 @@ class Trainer(DefaultTrainer):
         """
         wanted = hyperparameters(self.optimizer)
         super().resume_or_load(resume)
-        # The main process's folder counts, whatever lies in that of another machine.
+        # The folder of the main process decides, not that of another machine.
         self.start_iter = comm.all_gather(self.start_iter)[0]
         if not (resume and self.checkpointer.has_checkpoint()):
             return
@@ -207,7 +206,7 @@ class Trainer(DefaultTrainer):
         """
         result = super().build_hooks()
         if self.cfg.TEST.AUG.ENABLED:
-            # Before what writes the metrics, which only the main process has.
+            # Before the writer of metrics, which only the main process has.
             place = len(result) - 1 if comm.is_main_process() else len(result)
             result.insert(
                 place, hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
@@ -217,14 +216,14 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = kept or None
         if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
-            # Of several test datasets each has its name before its results; the first one's count.
+            # With several test datasets the metrics have the dataset's name as prefix.
             several = len(set(self.cfg.DATASETS.TEST)) > 1
             metric = f"{self.cfg.DATASETS.TEST[0]}/bbox/AP" if several else "bbox/AP"
             best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric, "max")
-            # After the evaluation whose result it reads, before what writes the metrics.
+            # After the evaluation, before the writer of metrics.
             result.insert(-1, best)
         if comm.is_main_process():
-            # After what writes the metrics.
+            # After the writer of metrics.
             result.append(TrainingPlotter(self.cfg.OUTPUT_DIR))
         return result
 
@@ -273,7 +272,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> Evaluator:
-        """The COCO evaluator, which is what every dataset of this project is judged by."""
+        """The COCO evaluator, for every dataset."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return Evaluator(dataset_name, output_dir=folder)
 
@@ -316,7 +315,7 @@ def _check_norms(cfg: CfgNode) -> None:
     for key, value in norms.items():
         if value == "SyncBN":
             raise ValueError(
-                f"{key} 'SyncBN' exists on GPUs only; for several processes on the CPU take "
+                f"{key} 'SyncBN' is for GPUs only; for several processes on the CPU set "
                 "'naiveSyncBN'"
             )
 
@@ -330,7 +329,7 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
 
 
 def _with_usable_tests(cfg: CfgNode) -> CfgNode:
-    """With the datasets to be evaluated on looked at, see :func:`usable_datasets`."""
+    """With checked test datasets, see :func:`usable_datasets`."""
     check_datasets(cfg.DATASETS.TEST, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
     names = usable_datasets(cfg.DATASETS.TEST, cfg.OUTPUT_DIR, cfg.DATALOADER.SKIP_UNUSABLE)
     cfg = cfg.clone()
@@ -341,13 +340,13 @@ def _with_usable_tests(cfg: CfgNode) -> CfgNode:
 
 
 def _with_names_of(cfg: CfgNode, usable: CfgNode, results: OrderedDict) -> OrderedDict:
-    """Results of :func:`_with_usable_tests`'s datasets under the names that the config has."""
+    """Results under the dataset names of the config, not those of copies without errors."""
     names = dict(zip(usable.DATASETS.TEST, cfg.DATASETS.TEST))
     return OrderedDict((names.get(name, name), value) for name, value in results.items())
 
 
 def _share_norm_statistics(model: nn.Module) -> None:
-    """Each process collects its own in training, and a checkpoint holds the main one's."""
+    """Evaluates with those of the main process, which a checkpoint has, in all processes."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -359,7 +358,7 @@ def setup(args) -> CfgNode:
     Args:
         args: parsed by ``detectron2.engine.default_argument_parser``.
     """
-    # Detectron2 writes the file into the log, and knows it by its path only.
+    # Detectron2 copies the file into the log and needs its path for that.
     args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     cfg = load_config(args.config_file, args.opts)
     check_device(cfg.MODEL.DEVICE)
@@ -381,7 +380,7 @@ def main(args) -> Optional[OrderedDict]:
     """
     cfg = setup(args)
     if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
-        # Each process would otherwise take all cores.
+        # Each process would use all cores otherwise.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")

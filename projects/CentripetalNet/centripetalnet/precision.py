@@ -1,4 +1,4 @@
-"""What numbers a device can compute in."""
+"""The dtypes that a device can convolve in."""
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,20 @@ PRECISIONS = {
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; where it must emulate that, it is slower so."""
+    """Whether this CPU has bfloat16 instructions. Without them bfloat16 is slower than float32."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(torch.backends.mkldnn.is_available() and supported is not None and supported())
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that a precision names.
+    """The dtype of a precision.
 
     Args:
         precision: "float32", "bfloat16" or "float16".
-        device: what has to compute in it.
+        device: where the model runs.
 
     Raises:
-        ValueError: if there is no such precision, or the device cannot convolve in it.
+        ValueError: if the precision is unknown or the device cannot convolve in it.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"TEST.PRECISION must be one of {list(PRECISIONS)}, got {precision!r}")
@@ -36,7 +36,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
         F.conv2d(x, x)
     except RuntimeError as error:
         raise ValueError(
-            f"TEST.PRECISION is {precision!r}, in which PyTorch {torch.__version__} cannot "
-            f"convolve on {device.type!r} ({error}). Choose another of {list(PRECISIONS)}."
+            f"TEST.PRECISION is {precision!r}, but PyTorch {torch.__version__} cannot convolve in "
+            f"it on {device.type!r} ({error}). Choose another of {list(PRECISIONS)}."
         ) from error
     return dtype

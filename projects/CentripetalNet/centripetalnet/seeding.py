@@ -1,19 +1,19 @@
-"""Random numbers that depend on what they are for, and not on what was drawn before."""
+"""Random numbers that depend on their purpose only, not on earlier draws."""
 
 import random
 
 import numpy as np
 import torch
 
-# What a key is for; two purposes never share random numbers.
+# First part of a key: two purposes never share random numbers.
 SAMPLE, STEP = 0, 1
 
 
 def seed_generators(*key: int) -> None:
-    """Sets the generators of Python, NumPy and PyTorch, which augmentations and layers draw from.
+    """Seeds the generators of Python, NumPy and PyTorch.
 
     Args:
-        key: not negative; every other key gives other numbers.
+        key: non-negative integers; different keys give different numbers.
     """
     words = np.random.SeedSequence(key).generate_state(4, np.uint64)
     random.seed(int(words[0]))

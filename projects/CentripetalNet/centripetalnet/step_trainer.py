@@ -18,7 +18,7 @@ from .seeding import STEP, seed_generators
 
 logger = logging.getLogger(__name__)
 
-# Of different images that cannot be used.
+# Different unusable images that are logged.
 _MAX_WARNINGS = 10
 
 
@@ -67,7 +67,7 @@ class StepTrainer(SimpleTrainer):
             dtype=torch.bfloat16 if device_type == "cpu" else torch.float16,
             enabled=amp,
         )
-        # Disabled it hands everything through.
+        # Without effect if disabled.
         self.grad_scaler = _grad_scaler(enabled=amp and device_type == "cuda")
         self.max_gradient_norm = max_gradient_norm
         self.norm_type = norm_type
@@ -92,7 +92,7 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        self._tell_what_was_left_out(data)
+        self._log_skipped_images(data)
         seed_generators(self.seed, STEP, self.iter, comm.get_rank())
         # Looked up anew, since precise BN replaces the tensors.
         statistics = list(self.model.buffers())
@@ -122,16 +122,16 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.update()
         self.num_samples += len(data) * comm.get_world_size()
 
-    def _tell_what_was_left_out(self, data: List[dict]) -> None:
+    def _log_skipped_images(self, data: List[dict]) -> None:
         problems = [problem for x in data for problem in x.get("left_out", ())]
         for problem in problems:
             self._left_out[problem] += 1
             if self._left_out[problem] == 1 and len(self._left_out) <= _MAX_WARNINGS:
-                logger.warning("Left out an image: %s", problem)
+                logger.warning("Skipped an image: %s", problem)
                 if len(self._left_out) == _MAX_WARNINGS:
                     logger.warning(
-                        "More images are only counted, as images_left_out in metrics.json; "
-                        "centripetalnet-check names them all."
+                        "Further images are only counted, as images_left_out in metrics.json. "
+                        "centripetalnet-check lists them all."
                     )
         if problems:
             get_event_storage().put_scalar("images_left_out", sum(self._left_out.values()))
@@ -157,7 +157,7 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict:
-        """With the scaler's and the count of steps left out, for a checkpoint."""
+        """With gradient scaler, skipped steps and position in the stream of images."""
         return {
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
@@ -172,11 +172,11 @@ class StepTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.skipped_steps = state_dict.get("skipped_steps", 0)
         if self._stream is None or "num_samples" not in state_dict:
-            logger.warning("The order of the images begins anew.")
+            logger.warning("The order of images restarts: the checkpoint does not have it.")
             return
         self.seed, self.num_samples = state_dict["seed"], state_dict["num_samples"]
         self._stream.go_on(self.seed, self.num_samples)
-        # An iterator that was made before stands at another place.
+        # An existing iterator is at another position.
         self._data_loader_iter_obj = None
 
 
@@ -187,7 +187,7 @@ def _copy(sources: List[Tensor], targets: List[Tensor]) -> None:
 
 
 def _are_finite_everywhere(values: List[Tensor]) -> bool:
-    """In all processes: their gradients are one, so they skip a step together."""
+    """Over all processes, since they share one gradient and have to skip a step together."""
     are_finite = torch.stack([x.detach().float() for x in values]).isfinite().all().float()
     if comm.get_world_size() > 1:
         dist.all_reduce(are_finite, op=dist.ReduceOp.MIN)

@@ -37,7 +37,7 @@ def run(trainer, steps):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_step_whose_loss_is_not_finite_is_left_out_and_told(bad, caplog):
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_logged(bad, caplog):
     trainer = trainer_of(1.0, bad, 1.0, max_skipped_steps=1)
     expected = trainer_of(1.0, 1.0)
 
@@ -118,7 +118,7 @@ def test_a_skipped_step_leaves_no_trace_in_norm_statistics(replaced):
     assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
-def test_one_more_than_may_be_left_out_is_an_error_before_the_step():
+def test_one_more_than_may_be_skipped_is_an_error_before_the_step():
     trainer = trainer_of(1.0, float("nan"), float("nan"), max_skipped_steps=1)
     run(trainer, 2)
     before = trainer.model.weight.detach().clone()
@@ -129,7 +129,7 @@ def test_one_more_than_may_be_left_out_is_an_error_before_the_step():
     assert torch.equal(trainer.model.weight, before)
 
 
-def test_steps_left_out_are_counted_across_a_resume():
+def test_skipped_steps_are_counted_across_a_resume():
     trainer = trainer_of(float("nan"), max_skipped_steps=1)
     run(trainer, 1)
     resumed = trainer_of(float("nan"), max_skipped_steps=1)
@@ -156,7 +156,7 @@ def test_layers_draw_the_same_in_a_step_whatever_was_drawn_before():
     assert drawn[3] == drawn[2]
 
 
-def test_images_left_out_are_counted_and_ten_of_them_told(caplog):
+def test_skipped_images_are_counted_and_ten_of_them_logged(caplog):
     trainer = trainer_of(*[1.0] * 60)
     for i, batch in enumerate(trainer.data_loader):
         batch[0]["left_out"] = [f"cannot read picture{i % 30}.jpg"]
@@ -167,13 +167,13 @@ def test_images_left_out_are_counted_and_ten_of_them_told(caplog):
             trainer.iter += 1
             storage.step()
 
-    told = [x.message for x in caplog.records if "Left out an image" in x.message]
+    told = [x.message for x in caplog.records if "Skipped an image" in x.message]
     assert len(told) == len(set(told)) == 10
     assert "centripetalnet-check" in caplog.text
     assert storage.latest()["images_left_out"][0] == 60
 
 
-def test_without_a_stream_a_resumed_training_says_that_its_order_begins_anew(caplog):
+def test_without_a_stream_a_resumed_training_says_that_the_order_of_images_restarts(caplog):
     trainer_of(1.0).load_state_dict(trainer_of(1.0).state_dict())
 
-    assert "order of the images begins anew" in caplog.text
+    assert "order of images restarts" in caplog.text

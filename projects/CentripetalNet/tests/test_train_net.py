@@ -91,7 +91,7 @@ def test_a_dataset_without_annotations_gets_its_submission_file(datasets, traine
     for folder in ("inference", "inference_TTA"):
         path = tmp_path / folder / "coco_instances_results.json"
         assert json.loads(path.read_text())
-        assert f"{path} holds the detections to be submitted" in log
+        assert f"{path} holds the detections to submit" in log
 
 
 def test_evaluation_after_training_is_repeated_by_eval_only(trained, tmp_path):
@@ -177,7 +177,7 @@ def test_a_damaged_dataset_is_refused_or_by_config_key_trained_on_without_its_da
 
     log = (tmp_path / "log.txt").read_text()
     assert "Left out 1 of 16 images of damaged" in log
-    assert f"Left out an image: cannot read the image {cut}" in log
+    assert f"Skipped an image: cannot read the image {cut}" in log
     lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
     # Fifteen images are left, and 96 samples are six times each of them.
     assert max(x.get("images_left_out", 0) for x in lines) >= 5

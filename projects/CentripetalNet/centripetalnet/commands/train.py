@@ -15,10 +15,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: the arguments, by default those of the command line.
 
     Returns:
-        The exit status: 0, or 1 after a mistake of the user, which is told without a traceback.
+        The exit status: 0, or 1 after an error that the user can mend, printed in one line.
 
     Raises:
-        Exception: any other error.
+        Exception: a bug, with its traceback.
     """
     args = argument_parser().parse_args(argv)
     print("Command Line Args:", args)
