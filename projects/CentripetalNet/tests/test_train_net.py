@@ -317,17 +317,6 @@ def test_a_diverged_training_resumes_from_its_last_checkpoint_with_a_lower_rate(
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 11
 
 
-def test_precise_norm_statistics_are_what_is_trained_on_from_then(datasets, tmp_path):
-    opts = ["SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
-    opts += ["TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"]
-    main(arguments(tmp_path, *opts, "TEST.EVAL_PERIOD", "2"))
-
-    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
-    # Precise BN counts no batches, the four steps of the training do.
-    counts = [int(x) for name, x in weights.items() if name.endswith("num_batches_tracked")]
-    assert counts and all(x >= 4 for x in counts)
-
-
 def test_results_with_tta_reach_the_metrics(trained):
     lines = [json.loads(x) for x in (trained / "metrics.json").read_text().splitlines()]
 
