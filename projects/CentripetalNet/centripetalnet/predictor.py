@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from .checkpoint import CentripetalNetCheckpointer
 from .config import check_device, load_config
+from .data import build_augmentations
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .pictures import read_picture
 
@@ -22,7 +24,7 @@ class Predictor:
     """A model with its weights, for one picture at a time; Detectron2's DefaultPredictor, stricter.
 
     Weights that do not fit are an error, and ``TEST.AUG.ENABLED`` and ``TEST.PRECISION`` are
-    followed.
+    followed. Images are resized as in evaluation.
 
     Attributes:
         metadata: of the first of ``DATASETS.TEST``; ``metadata.thing_classes`` are the names of
@@ -35,13 +37,15 @@ class Predictor:
             cfg: ``MODEL.WEIGHTS`` names the weights; see ``centripetalnet.config.load_config``.
 
         Raises:
-            FileNotFoundError, ValueError: if the weights are not there or do not fit, or
-                ``MODEL.DEVICE`` is a GPU and there is none.
+            FileNotFoundError, ValueError: if the weights are missing or do not fit.
+            ValueError: if ``MODEL.DEVICE`` is a GPU and there is none, or ``INPUT.MIN_SIZE_TEST`` or
+                ``MAX_SIZE_TEST`` is invalid.
         """
         check_device(cfg.MODEL.DEVICE)
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("a checkpoint is needed: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
+        self.augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
         dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused"
         self.metadata = MetadataCatalog.get(dataset)
         model = build_model(cfg)
@@ -62,13 +66,28 @@ class Predictor:
         Raises:
             ValueError: if the image is not of that form.
         """
+        return self.model([self.model_input(image)])[0]
+
+    def model_input(self, image: np.ndarray) -> dict:
+        """What the model takes for an image.
+
+        Args:
+            image: (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
+
+        Returns:
+            ``image`` (3, h, w) uint8, resized as in evaluation, with channels in the order of
+            ``INPUT.FORMAT``; ``height`` h0 and ``width`` w0, which the model's boxes refer to.
+
+        Raises:
+            ValueError: if the image is not of that form.
+        """
         _check_image(image)
         height, width = image.shape[:2]
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
+        augmented = T.AugInput(image[:, :, ::-1] if self.input_format == "RGB" else image)
+        self.augmentations(augmented)
         # A copy, as PyTorch does not take arrays that cannot be written to.
-        image = torch.as_tensor(np.array(image.transpose(2, 0, 1), order="C"))
-        return self.model([{"image": image, "height": height, "width": width}])[0]
+        pixels = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
+        return {"image": pixels, "height": height, "width": width}
 
     def detect(self, picture: Union[np.ndarray, Path], min_score: float = 0.0) -> Instances:
         """The objects in one picture.

@@ -13,12 +13,14 @@ import pytest
 import torch
 from conftest import PROJECT, config
 from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from PIL import Image
 from training import TINY_MASK
 
-from centripetalnet import export
+from centripetalnet import export, load_predictor
 from centripetalnet.commands import export as command
+from centripetalnet.export import agreement
 from centripetalnet.layers import batched_soft_nms
 from centripetalnet.modeling.corner_matching import MatchingOptions
 from centripetalnet.structures import Candidates
@@ -66,7 +68,8 @@ def model(golden_model):
 @pytest.fixture
 def onnx_file(model, tmp_path):
     path = tmp_path / "model.onnx"
-    export.export_onnx(model, str(path), export.metadata_of(model, list("abcde")), opset=17)
+    metadata = export.metadata_of(model, list("abcde"), min_size_test=0, max_size_test=1333)
+    export.export_onnx(model, str(path), metadata, opset=17)
     return path
 
 
@@ -95,6 +98,7 @@ def test_onnx_has_standard_operators_alone_and_says_what_it_needs(model, onnx_fi
     metadata = {x.key: x.value for x in proto.metadata_props}
     assert metadata["input_format"] == "RGB" and metadata["canvas_bits"] == "127"
     assert json.loads(metadata["class_names"]) == list("abcde")
+    assert metadata["min_size_test"] == "0" and metadata["max_size_test"] == "1333"
     assert json.loads(metadata["soft_nms"]) == dataclasses.asdict(model.selection)
 
 
@@ -174,7 +178,8 @@ def test_hourglass_104_agrees(hourglass_104, tmp_path):
 def test_program_finds_what_the_model_finds_in_pictures_of_any_size(model, tmp_path):
     path = str(tmp_path / "model.pt2")
 
-    export.export_program(model, path, export.metadata_of(model, []))
+    metadata = export.metadata_of(model, [], min_size_test=0, max_size_test=1333)
+    export.export_program(model, path, metadata)
 
     sizes = [size for size in SIZES if min(size) > 1]
     agreements = export.check_agreement(model, export.load_program(path), pictures(sizes))
@@ -293,6 +298,49 @@ def test_run_onnx_finds_the_model_s_objects_without_torch(
         drawn = Image.open(tmp_path / "drawn" / file.name).convert("RGB")
         assert drawn.size == size
         assert (np.asarray(drawn) != image.permute(1, 2, 0).numpy()).any()
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    "size, seen", [((200, 280), (50, 70)), ((41, 50), (57, 70))], ids=["shrunk", "enlarged"]
+)
+def test_run_onnx_resizes_as_the_predictor_does(untrained, tmp_path, size, seen, monkeypatch):
+    output, picture = str(tmp_path / "model.onnx"), str(tmp_path / "picture.png")
+    Image.fromarray(export.noise(size)[0].permute(1, 2, 0).byte().numpy()).save(picture)
+    config_file = str(untrained / "config.yaml")
+    opts = ["MODEL.WEIGHTS", str(untrained / "model.pth")]
+    opts += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "70"]
+    compared = []
+
+    def check_agreement(model, run, images):
+        compared.extend(tuple(x.shape[1:]) for x in images)
+        return agreement.check_agreement(model, run, images)
+
+    monkeypatch.setattr(export, "check_agreement", check_agreement)
+    options = ["--config-file", config_file, "--output", output, "--check", picture]
+    run_export([*options, "--opts", *opts])
+
+    found = load_tool("run_onnx").Detector(output)(Image.open(picture))
+
+    expected = load_predictor(config_file, None, opts=opts).detect(picture)
+    assert compared == [seen]
+    assert len(found.boxes) == len(expected) > 10
+    np.testing.assert_allclose(found.boxes, expected.pred_boxes.tensor, atol=5e-2)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-4)
+    assert found.classes.tolist() == expected.pred_classes.tolist()
+
+
+@needs_onnx
+def test_run_onnx_rounds_sizes_as_detectron2_does():
+    resized = load_tool("run_onnx").resized
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        height, width, short_edge, longest = generator.integers(20, 200, 4).tolist()
+
+        picture = resized(Image.new("RGB", (width, height)), short_edge, longest)
+
+        expected = ResizeShortestEdge.get_output_shape(height, width, short_edge, longest)
+        assert picture.size == expected[::-1]
 
 
 @needs_onnx

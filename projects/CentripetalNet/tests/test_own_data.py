@@ -11,6 +11,9 @@ import pytest
 from conftest import PROJECT
 from training import run
 
+from centripetalnet.config import load_config
+from centripetalnet.data import build_augmentations
+
 GUIDE = PROJECT.parents[1] / "docs" / "own-data.md"
 pytestmark = pytest.mark.skipif(
     not GUIDE.is_file(), reason="the project stands without its repository"
@@ -103,3 +106,20 @@ def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
     for name in ("model_best.pth", "model_final.pth", "metrics.json", "log.txt"):
         assert (output / "my" / name).is_file()
     assert "disc" in (output / "my" / "log.txt").read_text()
+
+
+def test_the_guide_s_sizes_for_photographs_fill_their_canvas():
+    (sizes,) = re.findall(r"^    (INPUT:\n(?: {6}.*\n)+)", GUIDE.read_text(), flags=re.MULTILINE)
+    values = [part for line in sizes.split("\n")[1:-1] for part in line.split(":")]
+    opts = {f"INPUT.{key.strip()}": value.strip() for key, value in zip(values[::2], values[1::2])}
+    cfg = load_config("centripetal_hg104", [x for pair in opts.items() for x in pair])
+    photograph = np.zeros((3000, 4000, 3), np.uint8)
+
+    seen = [
+        build_augmentations(cfg, is_train)[0].get_transform(photograph).apply_image(photograph)
+        for is_train in (False, True)
+    ]
+
+    bits = cfg.MODEL.CENTRIPETALNET.TEST_CANVAS_BITS
+    assert len(opts) == 4 and seen[0].shape == seen[1].shape == (767, 1023, 3)
+    assert [x | bits for x in seen[0].shape[:2]] == [767, 1023]

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import BitMasks
+from PIL import Image
 
 import centripetalnet
 from centripetalnet import load_predictor
@@ -42,6 +44,46 @@ def test_a_path_and_its_pixels_give_the_same(load, tmp_path):
 
     for instances in found[1:]:
         assert torch.equal(instances.pred_boxes.tensor, found[0].pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("size, resized", [((200, 280), (50, 70)), ((25, 35), (50, 70))])
+@pytest.mark.parametrize("tta", [False, True])
+def test_a_resized_picture_has_its_objects_in_its_own_pixels(load, size, resized, tta):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    small = np.asarray(Image.fromarray(picture).resize(resized[::-1], Image.BILINEAR))
+    opts = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 70, "TEST.AUG.SCALES", [1.0, 1.5]]
+
+    found = load(opts=opts, tta=tta).detect(picture)
+
+    expected = load(opts=["TEST.AUG.SCALES", [1.0, 1.5]], tta=tta).detect(small)
+    expected.pred_boxes.scale(size[1] / resized[1], size[0] / resized[0])
+    assert found.image_size == size and len(found) > 10
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_a_mask_of_a_resized_picture_fills_its_box(load):
+    predictor = load(opts=["INPUT.MIN_SIZE_TEST", 64])
+    # Each pixel of a box is one of its object.
+    predictor.model.mask_head.layers.predictor.bias.data[:] = 100
+
+    found = predictor.detect(cv2.resize(PICTURE, (280, 200)))
+
+    assert found.pred_masks.shape == (len(found), 200, 280) and len(found) > 10
+    seen = BitMasks(found.pred_masks).get_bounding_boxes().tensor
+    assert (seen - found.pred_boxes.tensor).abs().max() <= 1
+
+
+def test_tta_reads_and_resizes_a_file_as_evaluation_does(load, tmp_path):
+    picture = cv2.resize(PICTURE, (280, 200))
+    cv2.imwrite(str(tmp_path / "picture.png"), picture)
+    predictor = load(opts=["INPUT.MIN_SIZE_TEST", 64], tta=True)
+
+    (found,) = predictor.model([{"file_name": str(tmp_path / "picture.png")}])
+
+    expected = predictor.detect(picture)
+    assert found["instances"].image_size == (200, 280)
+    assert torch.equal(found["instances"].pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 def test_lower_scores_are_left_out(load):

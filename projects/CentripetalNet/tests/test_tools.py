@@ -4,13 +4,17 @@ import runpy
 import sys
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import FEW, PROJECT, config
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 from training import TINY, TINY_MASK, run
 
+from centripetalnet import load_predictor
 from centripetalnet.data.datasets import register_silhouettes
+from centripetalnet.visualization import explanation_figure
 
 TOOLS = PROJECT / "tools"
 
@@ -47,6 +51,33 @@ def test_explain_draws_a_sheet_for_a_picture(datasets, weights, tmp_path):
 
     assert result.returncode == 0, result.stderr
     assert cv2.imread(str(tmp_path / "sheets" / "000001.explain.png")).shape[1] > 1500
+
+
+def test_explain_shows_a_resized_picture_in_its_own_pixels(untrained, tmp_path, call, monkeypatch):
+    picture = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "picture.png"), picture)
+    opts = ["MODEL.WEIGHTS", str(untrained / "model.pth"), "INPUT.MIN_SIZE_TEST", "40"]
+    shown = []
+
+    def figure(*args, **options):
+        shown.extend(args)
+        return explanation_figure(*args, **options)
+
+    monkeypatch.setattr("centripetalnet.visualization.explanation_figure", figure)
+    call(
+        *("explain.py", "--config-file", untrained / "config.yaml", "--near", "200,120"),
+        *("--input", tmp_path / "picture.png", "--output", tmp_path, "--opts", *opts),
+    )
+
+    image, explanation, pair = shown[:3]
+    assert image.shape == (160, 240, 3)
+    expected = load_predictor(untrained / "config.yaml", None, opts=opts).detect(picture)
+    best = tuple(explanation.detections[0].tolist())
+    box = Boxes(explanation.boxes[best][None].clone())
+    box.clip((160, 240))
+    torch.testing.assert_close(box.tensor, expected.pred_boxes.tensor[:1])
+    x0, y0, x1, y1 = explanation.regions[pair].tolist()
+    assert x0 <= 200 <= x1 and y0 <= 120 <= y1
 
 
 @pytest.mark.parametrize(

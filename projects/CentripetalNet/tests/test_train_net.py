@@ -53,8 +53,11 @@ def test_evaluation_writes_coco_results_plain_and_with_tta(trained, tmp_path):
         assert all(set(x) >= {"bbox", "score", "category_id"} for x in detections)
 
 
-def test_result_file_holds_the_boxes_of_each_picture(trained, tmp_path):
-    opts = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), *ANYWHERE]
+@pytest.mark.parametrize(
+    "sizes", [(), ("INPUT.MIN_SIZE_TEST", "48", "INPUT.MAX_SIZE_TEST", "60")], ids=["kept", "small"]
+)
+def test_result_file_holds_the_boxes_of_each_picture(trained, tmp_path, sizes):
+    opts = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), *ANYWHERE, *sizes]
     main(arguments(tmp_path, *opts, eval_only=True))
 
     for folder, tta in (("inference", False), ("inference_TTA", True)):

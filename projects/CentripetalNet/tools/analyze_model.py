@@ -31,7 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="of the image in pixels (default: INPUT.CENTER_CROP_PAD.SIZE)",
+        help="of the image in pixels, as the network sees it (default: INPUT.CENTER_CROP_PAD.SIZE)",
     )
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="changes to the config, KEY VALUE"

@@ -13,7 +13,6 @@ from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
@@ -118,9 +117,8 @@ def main() -> None:
     os.makedirs(args.output, exist_ok=True)
     for picture, sheet in zip(pictures, sheets):
         image = read_picture(picture)
-        channels = image[:, :, ::-1] if predictor.input_format == "RGB" else image
-        tensor = torch.as_tensor(np.ascontiguousarray(channels.transpose(2, 0, 1)))
-        explanation = explain(predictor.model, tensor)
+        seen = predictor.model_input(image)
+        explanation = explain(predictor.model, seen["image"], (seen["height"], seen["width"]))
         pair = choose_pair(explanation, near, cls)
         count = int((explanation.detection_scores >= args.min_score).sum())
         figure = explanation_figure(

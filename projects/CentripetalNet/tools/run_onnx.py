@@ -87,6 +87,25 @@ def soft_nms(
     return np.array(taken, dtype=np.int64), scores[taken]
 
 
+def resized(picture: Image.Image, short_edge: int, longest: int) -> Image.Image:
+    """Resizes an image to a length of its shorter edge, with the rounding of ResizeShortestEdge.
+
+    Args:
+        picture: the image.
+        short_edge: pixels of the shorter edge; 0 keeps the size.
+        longest: limit of the longer edge in pixels; an image that would exceed it becomes smaller.
+    """
+    if short_edge == 0:
+        return picture
+    scale = short_edge / min(picture.size)
+    # The product for the shorter edge may be off by a rounding error.
+    size = [short_edge if x == min(picture.size) else scale * x for x in picture.size]
+    if max(size) > longest:
+        scale = longest / max(size)
+        size = [x * scale for x in size]
+    return picture.resize([int(x + 0.5) for x in size], Image.BILINEAR)
+
+
 class Detector:
     """An exported detector and what its file says about itself."""
 
@@ -109,6 +128,8 @@ class Detector:
         metadata = self.session.get_modelmeta().custom_metadata_map
         try:
             self.input_format = metadata["input_format"]
+            self.min_size = int(metadata["min_size_test"])
+            self.max_size = int(metadata["max_size_test"])
             self.class_names = json.loads(metadata["class_names"])
             options = json.loads(metadata["soft_nms"])
             # The graph has already kept the best candidates only.
@@ -127,14 +148,16 @@ class Detector:
         Returns:
             Its objects, clipped to it.
         """
-        pixels = np.asarray(picture, dtype=np.float32)
+        seen = resized(picture, self.min_size, self.max_size)
+        pixels = np.asarray(seen, dtype=np.float32)
         if self.input_format == "BGR":
             pixels = pixels[:, :, ::-1]
         image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
         boxes, scores, classes = self.session.run(["boxes", "scores", "classes"], {"image": image})
         kept, scores = soft_nms(boxes, scores, classes, **self.soft_nms_options)
         limit = np.array(picture.size * 2, dtype=np.float32)
-        boxes = np.clip(boxes[kept], 0, limit)
+        scale = limit / np.array(seen.size * 2, dtype=np.float32)
+        boxes = np.clip(boxes[kept] * scale, 0, limit)
         not_empty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
         return Detections(boxes[not_empty], scores[not_empty], classes[kept][not_empty])
 

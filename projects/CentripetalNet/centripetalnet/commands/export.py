@@ -3,11 +3,11 @@
     centripetalnet-export --config-file FILE --output model.onnx --opts MODEL.WEIGHTS model.pth
 
 The file takes `image` (1, 3, height, width) of any size, float32 in [0, 255] with the channels of
-INPUT.FORMAT, and gives the best candidates: `boxes` (P, 4) in pixels of the picture, not clipped to
+INPUT.FORMAT, and gives the best candidates: `boxes` (P, 4) in pixels of that image, not clipped to
 it, `scores` (P,), best first, -1 where there is no box, and `classes` (P,). Normalisation, canvas
-and corner matching are inside. Soft-NMS comes after it, with numbers from the file's metadata:
-tools/run_onnx.py does it. Masks are not exported. Before the file gets its name it is compared with
-the model.
+and corner matching are inside. Resizing by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST comes before it,
+soft-NMS after it, both with numbers from the file's metadata: tools/run_onnx.py does them. Masks
+are not exported. Before the file gets its name it is compared with the model.
 """
 
 import argparse
@@ -19,11 +19,13 @@ from typing import Dict, List, Optional, Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.config import load_config
+from centripetalnet.data import build_augmentations
 from centripetalnet.files import complete_path
 from centripetalnet.pictures import read_picture
 
@@ -70,15 +72,17 @@ def class_names(cfg: CfgNode) -> List[str]:
     return names if len(names) == cfg.MODEL.CENTRIPETALNET.NUM_CLASSES else []
 
 
-def checked_pictures(paths: List[str], input_format: str) -> Dict[str, torch.Tensor]:
-    """(3, h0, w0) pictures with a name for each."""
+def checked_pictures(paths: List[str], cfg: CfgNode) -> Dict[str, torch.Tensor]:
+    """(3, h, w) pictures with a name for each; those of files are resized as in evaluation."""
+    augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
     if not paths:
         return {f"noise, {h} x {w}": export.noise((h, w))[0] for h, w in CHECKED_SIZES}
     pictures = {}
     for path in paths:
         image = read_picture(path)
-        image = image[:, :, ::-1] if input_format == "RGB" else image
-        pictures[path] = torch.as_tensor(image.copy()).permute(2, 0, 1).float()
+        augmented = T.AugInput(image[:, :, ::-1] if cfg.INPUT.FORMAT == "RGB" else image)
+        augmentations(augmented)
+        pictures[path] = torch.as_tensor(augmented.image.copy()).permute(2, 0, 1).float()
     return pictures
 
 
@@ -96,14 +100,16 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("a checkpoint is needed: --opts MODEL.WEIGHTS path/to/model.pth")
-    pictures = checked_pictures(args.check, cfg.INPUT.FORMAT)
+    pictures = checked_pictures(args.check, cfg)
     if args.format == "onnx":
         # Told before anything takes long.
         export.import_optional("onnx")
         export.import_optional("onnxruntime")
     model = build_model(cfg).eval()
     CentripetalNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    metadata = export.metadata_of(model, class_names(cfg))
+    metadata = export.metadata_of(
+        model, class_names(cfg), cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    )
 
     start = time.perf_counter()
     # PyTorch asks for the ending .pt2.

@@ -4,7 +4,7 @@ from typing import List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
@@ -16,7 +16,10 @@ from .transforms import ColorDistortion, RandomCenterCropPad
 
 
 def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
-    """The released recipe in training; in inference an image keeps its size.
+    """Detectron2's ``ResizeShortestEdge``, in training followed by the released recipe.
+
+    A size of 0 keeps that of the image, even where ``MAX_SIZE_TRAIN`` or ``MAX_SIZE_TEST`` is
+    smaller.
 
     Args:
         cfg: see ``add_centripetalnet_config``.
@@ -24,11 +27,26 @@ def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
 
     Returns:
         What is done to an image, in order.
+
+    Raises:
+        ValueError: if a size of training or test, or ``INPUT.RANDOM_FLIP``, is not valid; names the
+            key.
     """
+    given = cfg.INPUT
+    _check_sizes(given)
     if not is_train:
-        return []
-    color, crop = cfg.INPUT.COLOR_DISTORTION, cfg.INPUT.CENTER_CROP_PAD
+        if not given.MIN_SIZE_TEST:
+            return []
+        return [T.ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST, "choice")]
     augmentations: List[T.Augmentation] = []
+    # First, so that the other steps have fewer pixels.
+    if any(given.MIN_SIZE_TRAIN):
+        augmentations.append(
+            T.ResizeShortestEdge(
+                given.MIN_SIZE_TRAIN, given.MAX_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING
+            )
+        )
+    color, crop = given.COLOR_DISTORTION, given.CENTER_CROP_PAD
     if color.ENABLED:
         augmentations.append(
             ColorDistortion(
@@ -58,6 +76,31 @@ def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
     if cfg.INPUT.RANDOM_FLIP == "horizontal":
         augmentations.append(T.RandomFlip())
     return augmentations
+
+
+def _check_sizes(given: CfgNode) -> None:
+    """Raises ValueError if a size of ``cfg.INPUT`` makes no sense."""
+    train, sampling = given.MIN_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING
+    for key, sizes, smallest in (
+        ("MIN_SIZE_TRAIN", train, 0),
+        ("MAX_SIZE_TRAIN", (given.MAX_SIZE_TRAIN,), 1),
+        ("MIN_SIZE_TEST", (given.MIN_SIZE_TEST,), 0),
+        ("MAX_SIZE_TEST", (given.MAX_SIZE_TEST,), 1),
+    ):
+        if not sizes or not all(isinstance(x, int) and x >= smallest for x in sizes):
+            raise ValueError(
+                f"INPUT.{key} must be in pixels, integers from {smallest}, got {given[key]}"
+                + ("" if smallest else "; 0 keeps the size of the image")
+            )
+    if sampling not in ("choice", "range"):
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING must be 'choice' or 'range', got {sampling!r}"
+        )
+    if sampling == "range" and any(train) and not (len(train) == 2 and 0 < train[0] <= train[1]):
+        raise ValueError(
+            "INPUT.MIN_SIZE_TRAIN must be the lowest size, 1 or more, and the highest where "
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is 'range', got {train}"
+        )
 
 
 class CentripetalNetDatasetMapper(DatasetMapper):
@@ -170,7 +213,8 @@ class CentripetalNetDatasetMapper(DatasetMapper):
                     transforms.apply_segmentation(mask_util.decode(segmentation))
                 )
             else:
-                polygons = [np.asarray(x, dtype=np.float64).reshape(-1, 2) for x in segmentation]
+                # Copies, since resizing changes coordinates in place.
+                polygons = [np.array(x, dtype=np.float64).reshape(-1, 2) for x in segmentation]
                 segmentation = [x.reshape(-1) for x in transforms.apply_polygons(polygons)]
             moved.append({**annotation, "segmentation": segmentation})
         try:

@@ -113,19 +113,25 @@ class ExportedDetector(nn.Module):
         return probability * (probability == largest)
 
 
-def metadata_of(model: CentripetalNet, class_names: Sequence[str]) -> Dict[str, str]:
+def metadata_of(
+    model: CentripetalNet, class_names: Sequence[str], min_size_test: int, max_size_test: int
+) -> Dict[str, str]:
     """What a user of an exported file has to know beside its inputs and outputs.
 
     Args:
         model: the detector.
         class_names: of its C classes, or nothing where they are not known.
+        min_size_test, max_size_test: ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``, by which an
+            image is resized before it comes in.
 
     Returns:
-        ``input_format`` "RGB" or "BGR", ``canvas_bits``, and as JSON ``class_names`` and
-        ``soft_nms`` with the fields of ``SelectionOptions``.
+        ``input_format`` "RGB" or "BGR", ``min_size_test``, ``max_size_test``, ``canvas_bits``, and
+        as JSON ``class_names`` and ``soft_nms`` with the fields of ``SelectionOptions``.
     """
     return {
         "input_format": model.input_format,
+        "min_size_test": str(min_size_test),
+        "max_size_test": str(max_size_test),
         "canvas_bits": str(model.canvas_bits),
         "class_names": json.dumps(list(class_names)),
         "soft_nms": json.dumps(dataclasses.asdict(model.selection)),

@@ -102,12 +102,16 @@ def _highest(values: Tensor, allowed: Tensor) -> Tuple[int, int]:
 
 
 @torch.no_grad()
-def explain(model: "CentripetalNet", image: Tensor) -> Explanation:
+def explain(
+    model: "CentripetalNet", image: Tensor, output_size: Optional[Tuple[int, int]] = None
+) -> Explanation:
     """Detects in one image, plainly and without masks, and keeps what is otherwise thrown away.
 
     Args:
         model: in evaluation mode.
         image: (3, h0, w0) in [0, 255].
+        output_size: (height, width) that all positions should refer to, such as that of the image
+            before it was resized; by default (h0, w0).
 
     Returns:
         See :class:`Explanation`; on the CPU.
@@ -150,7 +154,30 @@ def explain(model: "CentripetalNet", image: Tensor) -> Explanation:
         ),
         detection_scores=taken_scores[0][kept],
     )
+    if output_size is not None:
+        scale = output_size[1] / image.shape[-1], output_size[0] / image.shape[-2]
+        explanation = _scaled(explanation, scale)
     return _on_cpu(explanation)
+
+
+def _scaled(explanation: Explanation, scale: Tuple[float, float]) -> Explanation:
+    """The same with x and y multiplied by the two factors."""
+    factor = explanation.boxes.new_tensor(scale)
+
+    def scaled(seen: SeenCorners) -> SeenCorners:
+        return seen._replace(
+            position=seen.position * factor,
+            center=seen.center * factor,
+            sampling_points=seen.sampling_points * factor,
+        )
+
+    return explanation._replace(
+        tl=scaled(explanation.tl),
+        br=scaled(explanation.br),
+        map_extent=tuple(x * factor for x, factor in zip(explanation.map_extent, scale * 2)),
+        boxes=explanation.boxes * factor.repeat(2),
+        regions=explanation.regions * factor.repeat(2),
+    )
 
 
 def _marked(index: Tensor, like: Tensor) -> Tensor:

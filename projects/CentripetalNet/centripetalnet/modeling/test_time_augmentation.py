@@ -1,16 +1,16 @@
 """Test-time augmentation: mirror images and several scales of an image, one soft-NMS over all."""
 
-from typing import List, NamedTuple, Sequence
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data import CentripetalNetDatasetMapper
 from ..structures import Candidates
 from .meta_arch import CentripetalNet, scaled_to_output
 
@@ -35,12 +35,22 @@ class CentripetalNetWithTTA(nn.Module):
     """
 
     @configurable
-    def __init__(self, model: nn.Module, *, flip: bool, scales: Sequence[float]):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        flip: bool,
+        scales: Sequence[float],
+        mapper: Optional[Callable[[dict], dict]] = None,
+    ):
         """
         Args:
             model: a CentripetalNet, possibly wrapped for distributed training.
             flip: whether each view is accompanied by its mirror image.
-            scales: sizes of the views over that of the image.
+            scales: sizes of the views over that of the input image. Views are made from the input,
+                also where it was resized before.
+            mapper: reads and resizes the image of an input without ``image``; by default the size
+                is kept.
 
         Raises:
             TypeError: if the model is another one.
@@ -56,10 +66,18 @@ class CentripetalNetWithTTA(nn.Module):
         self.model = model
         self.flip = flip
         self.scales = list(scales)
+        self.mapper = mapper or CentripetalNetDatasetMapper(
+            is_train=False, augmentations=[], image_format=model.input_format
+        )
 
     @classmethod
     def from_config(cls, cfg, model: nn.Module):
-        return {"model": model, "flip": cfg.TEST.AUG.FLIP, "scales": cfg.TEST.AUG.SCALES}
+        return {
+            "model": model,
+            "flip": cfg.TEST.AUG.FLIP,
+            "scales": cfg.TEST.AUG.SCALES,
+            "mapper": CentripetalNetDatasetMapper(cfg, is_train=False),
+        }
 
     def forward(self, batched_inputs: List[dict]) -> List[dict]:
         """
@@ -69,7 +87,8 @@ class CentripetalNetWithTTA(nn.Module):
         Returns:
             As the model's inference.
         """
-        results = [self.detect(self._image(x)) for x in batched_inputs]
+        batched_inputs = [x if "image" in x else self.mapper(x) for x in batched_inputs]
+        results = [self.detect(x["image"]) for x in batched_inputs]
         return scaled_to_output(results, batched_inputs)
 
     def detect(self, image: Tensor) -> Instances:
@@ -140,12 +159,6 @@ class CentripetalNetWithTTA(nn.Module):
         if view.mirrored:
             x0, x1 = view.image.shape[-1] - x1, view.image.shape[-1] - x0
         return torch.stack((x0, y0 * view.scale_y, x1, y1 * view.scale_y), dim=-1)
-
-    def _image(self, x: dict) -> Tensor:
-        if "image" in x:
-            return x["image"]
-        image = read_image(x["file_name"], self.model.input_format)
-        return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def _resized(image: Tensor, size) -> Tensor:

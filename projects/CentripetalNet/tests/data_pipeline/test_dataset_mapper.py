@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -161,12 +163,14 @@ def test_a_grey_image_becomes_rgb(record):
 
 
 def test_the_record_is_not_changed(record):
-    data = record([(10, 10, 50, 50)])
+    polygon = np.array([10.0, 10, 50, 10, 50, 50])
+    data = record([(10, 10, 50, 50)], segmentation=[polygon])
     keys = set(data)
 
-    mapper()(data)
+    mapper(T.Resize((120, 160)), masks="polygon")(data)
 
     assert set(data) == keys and len(data["annotations"]) == 1
+    assert polygon.tolist() == [10, 10, 50, 10, 50, 50]
 
 
 def test_at_test_time_the_image_keeps_its_size_and_has_no_targets(record):
@@ -177,6 +181,111 @@ def test_at_test_time_the_image_keeps_its_size_and_has_no_targets(record):
     assert build_augmentations(cfg, is_train=False) == []
     assert result["image"].shape == (3, 60, 80) and result["image_id"] == 7
     assert "instances" not in result and "annotations" not in result
+
+
+@pytest.mark.parametrize(
+    "short_edge, longest, expected",
+    [(30, 1333, (30, 40)), (30, 20, (15, 20)), (90, 1333, (90, 120)), (0, 20, (60, 80))],
+)
+def test_at_test_time_the_image_is_resized_as_the_config_says(
+    record, short_edge, longest, expected
+):
+    cfg = config(INPUT__MIN_SIZE_TEST=short_edge, INPUT__MAX_SIZE_TEST=longest)
+
+    result = CentripetalNetDatasetMapper(cfg, is_train=False)(record(size=(60, 80)))
+
+    assert result["image"].shape == (3, *expected)
+    assert (result["height"], result["width"]) == (60, 80)
+
+
+@pytest.mark.parametrize("kind", ["polygon", "bitmask"])
+def test_training_resizes_an_image_before_it_crops(record, kind):
+    cfg = config(
+        INPUT__MIN_SIZE_TRAIN=(60,),
+        INPUT__CENTER_CROP_PAD__SIZE=[120, 120],
+        INPUT__CENTER_CROP_PAD__RATIOS=[1.0],
+        INPUT__COLOR_DISTORTION__ENABLED=False,
+        INPUT__MASK_FORMAT=kind,
+        MODEL__MASK_ON=True,
+    )
+    box = (200, 100, 400, 300)
+    data = record([box], size=(600, 800), segmentation=square_mask(kind, *box, size=(600, 800)))
+    image = np.zeros((600, 800, 3), np.uint8)
+    image[100:300, 200:400] = 255
+    Image.fromarray(image).save(data["file_name"])
+    resizing = CentripetalNetDatasetMapper(cfg, is_train=True)
+
+    for seed in range(5):
+        np.random.seed(seed)
+        result = resizing(data)
+
+        # The crop may be at the edge of the object, but sees all of the image's other half.
+        (x0, y0, x1, y1) = result["instances"].gt_boxes.tensor[0].int().tolist()
+        assert max(x1 - x0, y1 - y0) <= 20 and min(x1 - x0, y1 - y0) >= 10
+        white = result["image"].float().mean(dim=0) > 200
+        assert white[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].all()
+        mask = masks_of(result["instances"])[0]
+        assert mask[y0:y1, x0:x1].all() and mask.sum() == (y1 - y0) * (x1 - x0)
+
+
+@pytest.mark.parametrize(
+    "sizes, sampling, expected",
+    [((30, 45), "choice", {30, 45}), ((0, 30), "choice", {30, 60}), ((7, 9), "range", {7, 8, 9})],
+)
+def test_training_sizes_are_drawn_as_the_sampling_says(sizes, sampling, expected):
+    cfg = config(INPUT__MIN_SIZE_TRAIN=sizes, INPUT__MIN_SIZE_TRAIN_SAMPLING=sampling)
+    image = np.zeros((60, 80, 3), np.uint8)
+
+    resize = build_augmentations(cfg, is_train=True)[0]
+
+    seen = {resize.get_transform(image).apply_image(image).shape[0] for _ in range(60)}
+    assert seen == expected
+
+
+def test_the_released_recipe_draws_the_same_random_numbers_as_before_sizes_could_be_set(record):
+    data = record([(100, 100, 300, 200), (400, 300, 700, 500)], size=(600, 800))
+    released = CentripetalNetDatasetMapper(config(), is_train=True)
+
+    np.random.seed(0)
+    samples = [released(data) for _ in range(3)]
+
+    boxes = [x["instances"].gt_boxes.tensor.tolist() for x in samples]
+    assert boxes == [
+        [[0.0, 18.369281768798828, 462.5718994140625, 352.356201171875]],
+        [[20.039215087890625, 0.0, 511.0, 312.27777099609375]],
+        [
+            [345.6764831542969, 31.3112735748291, 511.0, 156.55636596679688],
+            [0.0, 281.8014831542969, 220.43136596679688, 511.0],
+        ],
+    ]
+    assert [int(x["image"][0, 255, 255]) for x in samples] == [122, 102, 115]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MIN_SIZE_TEST", -1),
+        ("MAX_SIZE_TEST", 0),
+        ("MIN_SIZE_TRAIN", ()),
+        ("MIN_SIZE_TRAIN", (640, -1)),
+        ("MIN_SIZE_TRAIN", (0.5,)),
+        ("MAX_SIZE_TRAIN", -5),
+        ("MIN_SIZE_TRAIN_SAMPLING", "uniform"),
+    ],
+)
+@pytest.mark.parametrize("is_train", [False, True])
+def test_a_size_that_makes_no_sense_is_named(key, value, is_train):
+    # Before the training, too, where it is one of the evaluation.
+    with pytest.raises(ValueError, match=rf"INPUT\.{key} .*{re.escape(str(value))}"):
+        build_augmentations(config(**{f"INPUT__{key}": value}), is_train)
+
+
+@pytest.mark.parametrize("sizes", [(640,), (640, 480), (0, 640), (480, 560, 640)])
+def test_a_range_of_training_sizes_has_a_positive_low_and_high_end(sizes):
+    cfg = config(INPUT__MIN_SIZE_TRAIN=sizes, INPUT__MIN_SIZE_TRAIN_SAMPLING="range")
+
+    with pytest.raises(ValueError, match=r"INPUT\.MIN_SIZE_TRAIN .*lowest.*highest"):
+        build_augmentations(cfg, is_train=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])

@@ -230,3 +230,21 @@ def test_sampling_points_are_what_the_convolution_reads():
         expected[max(y, 0) : max(y + 2, 0), max(x, 0) : max(x + 2, 0)] = True
     assert points.shape == (1, 9, 2)
     assert torch.equal(read[0].abs().sum(dim=0) > 0, expected)
+
+
+def test_positions_are_in_pixels_of_the_output_size(model, image, explanation):
+    # Three times as high, twice as wide.
+    scaled = explain(model, image, (270, 234))
+
+    factor = torch.tensor([2.0, 3.0])
+    for seen, plain in ((scaled.tl, explanation.tl), (scaled.br, explanation.br)):
+        for name in ("position", "center", "sampling_points"):
+            torch.testing.assert_close(getattr(seen, name), getattr(plain, name) * factor)
+    torch.testing.assert_close(scaled.boxes, explanation.boxes * factor.repeat(2))
+    torch.testing.assert_close(scaled.regions, explanation.regions * factor.repeat(2))
+    x0, y0, x1, y1 = explanation.map_extent
+    assert scaled.map_extent == (2 * x0, 3 * y0, 2 * x1, 3 * y1)
+    assert torch.equal(scaled.outcome, explanation.outcome)
+    low, high = explanation.regions[tuple(explanation.detections[3])].view(2, 2)
+    x, y = ((low + high) / 2).tolist()
+    assert choose_pair(scaled, near=(2 * x, 3 * y)) == choose_pair(explanation, near=(x, y))
