@@ -11,7 +11,7 @@ from .data.own_datasets import register_own_datasets
 
 
 def add_centripetalnet_config(cfg: CfgNode) -> None:
-    """Adds the keys of CentripetalNet to ``cfg``; call it before merging a config file.
+    """Adds the keys of CentripetalNet to ``cfg``. Call it before merging a config file.
 
     The defaults are those of the released Hourglass-104 model. Keys of Detectron2 that the project
     needs other values of are set by ``configs/Base-CentripetalNet.yaml``.
@@ -21,40 +21,40 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     """
     # ---------------------------------------------------------------- backbone
     cfg.MODEL.HOURGLASS = hourglass = CfgNode()
-    # Hourglasses one after the other: two make Hourglass-104, one Hourglass-52.
+    # Number of stacked hourglasses: two in Hourglass-104, one in Hourglass-52.
     hourglass.NUM_STACKS = 2
     # Channels of the stem's 7x7 convolution.
     hourglass.STEM_CHANNELS = 128
-    # Channels at each resolution of an hourglass, one more than its depth. The first is the width
-    # at stride 4, each further entry halves the resolution.
+    # Channels at each resolution of an hourglass, one more than its depth. The first is at stride
+    # 4, each further entry halves the resolution.
     hourglass.CHANNELS = [256, 256, 384, 384, 384, 512]
     # Residual blocks at each of these resolutions.
     hourglass.BLOCKS = [2, 2, 2, 2, 2, 4]
-    # Channels of the feature map that each stack gives to its head.
+    # Channels of the feature map between a stack and its head.
     hourglass.OUT_CHANNELS = 256
     # Norm of the backbone: "BN", "SyncBN", "FrozenBN", "GN" or any of detectron2.layers.get_norm.
     hourglass.NORM = "BN"
 
     # ---------------------------------------------------------------- head
     cfg.MODEL.CENTRIPETALNET = net = CfgNode()
-    # Number of classes; must be that of the dataset.
+    # Number of classes of the dataset.
     net.NUM_CLASSES = 80
-    # Channels of the two branches that corner pooling takes its maxima of.
+    # Channels of the two branches of corner pooling.
     net.POOL_CHANNELS = 128
     # Channels of the hidden convolution of each prediction.
     net.HEAD_CHANNELS = 256
     # Norm of the corner pooling module.
     net.NORM = "BN"
-    # Initial logit of every heat-map cell; -2.19 is a probability of 0.1.
+    # Initial logit of every heatmap cell; -2.19 is a probability of 0.1.
     net.HEATMAP_BIAS = -2.19
 
     # ---------------------------------------------------------------- targets and losses
-    # IoU that a box keeps when its corners move by the radius of the Gaussian bumps.
+    # IoU with its original that a box keeps if its corners move by the radius of the Gaussians.
     net.GAUSSIAN_MIN_OVERLAP = 0.3
-    # Exponents of the heat-map loss: alpha on the probability, beta on one minus the target.
+    # Exponents of the heatmap loss: alpha on the probability, beta on one minus the target.
     net.FOCAL_ALPHA = 2.0
     net.FOCAL_BETA = 4.0
-    # Where the smooth L1 losses turn from quadratic to linear, in their unit (cells, log cells).
+    # Where the smooth L1 losses change from quadratic to linear, in their unit (cells, log cells).
     net.SMOOTH_L1_BETA = 1.0
     # Weights of the losses in the total.
     net.HEATMAP_WEIGHT = 1.0
@@ -63,114 +63,118 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     net.CENTRIPETAL_SHIFT_WEIGHT = 1.0
 
     # ---------------------------------------------------------------- corner matching
-    # Corners of each kind kept in an image, over all classes and cells.
+    # Corners of each kind that are kept per image, over all classes and cells.
     net.TOPK = 100
-    # A corner is the largest of its class in a window of so many cells (odd).
+    # A corner is the maximum of its class in a window of this many cells (odd).
     net.LOCAL_MAXIMUM_KERNEL = 3
-    # Boxes of more square pixels than this are large.
+    # Boxes with a larger area in pixels count as large.
     net.LARGE_AREA = 3500.0
-    # Side of the central region as a share of the box's, for large and for other boxes.
+    # Side of the central region relative to the box's, for large and for other boxes.
     net.CENTRAL_REGION_LARGE = 1 / 2.1
     net.CENTRAL_REGION_SMALL = 1 / 2.4
-    # Largest area spanned by the two pointed-to centres as a share of the central region's.
+    # Largest area spanned by the two predicted centres, relative to the central region's.
     net.MAX_CENTER_AREA = 0.5
-    # True: multiply scores by exp(-that share), as in the paper. The released model does not.
+    # True: multiply scores by exp(-relative area), as in the paper. The released model does not.
     net.WEIGHT_SCORES = False
 
     # ---------------------------------------------------------------- soft-NMS
-    # Boxes of an image that enter it, the best by score; TEST.DETECTIONS_PER_IMAGE leave it.
+    # Boxes per image before soft-NMS, the best by score. TEST.DETECTIONS_PER_IMAGE is the number
+    # after it.
     net.MAX_CANDIDATES = 1000
     net.SOFT_NMS = CfgNode()
     # Decay of the scores: "gaussian", exp(-IoU^2 / SIGMA), or "linear", 1 - IoU over IOU_THRESHOLD.
     net.SOFT_NMS.METHOD = "gaussian"
     net.SOFT_NMS.SIGMA = 0.5
     net.SOFT_NMS.IOU_THRESHOLD = 0.5
-    # Boxes whose score falls under this are dropped.
+    # Boxes whose score falls below are dropped.
     net.SOFT_NMS.MIN_SCORE = 0.001
 
     # ---------------------------------------------------------------- masks, with MODEL.MASK_ON
-    # Layers and RoIAlign are Detectron2's: MODEL.ROI_MASK_HEAD has their keys.
+    # MODEL.ROI_MASK_HEAD has the keys of the layers and of RoIAlign.
     net.MASK = CfgNode()
-    # Decoded boxes of an image, the best by score, that masks are trained on beside the objects'
-    # own boxes, and the IoU with an object that they need for it.
+    # Masks are trained on the ground-truth boxes and on this many decoded boxes per image, the best
+    # by score, that have at least this IoU with an object.
     net.MASK.NUM_PROPOSALS = 32
     net.MASK.IOU_THRESHOLD = 0.5
-    # Iteration from which masks are trained: boxes have to be found first.
+    # Iteration from which masks are trained, since the detector has to find boxes first.
     net.MASK.START_ITER = 0
     # Weight of the mask loss in the total.
     net.MASK.LOSS_WEIGHT = 1.0
 
     # ---------------------------------------------------------------- input
-    # At test time an image lies in the middle of a canvas of size (height | BITS, width | BITS); a
-    # number one less than a power of two, so that the hourglass halves it evenly.
+    # At test time the image is centred on a canvas of size (height | BITS, width | BITS). One less
+    # than a power of two, so that the hourglass halves it evenly.
     net.TEST_CANVAS_BITS = 127
-    # Training: random crop around a random centre, padded with the mean colour where it leaves the
-    # image, then resized to SIZE.
+    # Training: random crop around a random centre, padded with the mean colour outside the image,
+    # then resized to SIZE.
     cfg.INPUT.CENTER_CROP_PAD = crop = CfgNode()
     # Height and width of the training canvas in pixels.
     crop.SIZE = [511, 511]
     # The crop is SIZE times one of these.
     crop.RATIOS = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
-    # The crop's centre keeps so many pixels from the image's edge, halved for small images.
+    # Distance in pixels of the crop's centre from the image's edge, halved for small images.
     crop.BORDER = 128
-    # Centres that are tried until one has the centre of a box inside the crop.
+    # Number of centres tried until the crop contains the centre of a box.
     crop.MAX_TRIES = 50
     # Training: colour distortion, each step with probability 1/2.
     cfg.INPUT.COLOR_DISTORTION = color = CfgNode()
-    # False leaves the colours as they are.
+    # False: no colour distortion.
     color.ENABLED = True
-    # Added to all channels, of 255.
+    # Largest value added to or subtracted from all channels, of 255.
     color.BRIGHTNESS = 32.0
-    # Ranges that all channels, and the saturation, are multiplied by.
+    # Ranges of the factor of all channels, and of the saturation.
     color.CONTRAST = [0.5, 1.5]
     color.SATURATION = [0.5, 1.5]
-    # Degrees that the hue is turned by.
+    # Largest change of the hue in degrees.
     color.HUE = 18.0
     # Random order of the channels.
     color.SWAP_CHANNELS = True
 
-    # Datasets of your own in COCO format, to be named in DATASETS.TRAIN and DATASETS.TEST: of each
+    # Datasets in COCO format to register, for DATASETS.TRAIN and DATASETS.TEST: a list of
     # [name, annotation file, image folder].
     cfg.DATASETS.COCO_FORMAT = []
-    # Annotations and training images that cannot be used: an error, or left out and counted in the
-    # log. centripetalnet-check names them all.
+    # Invalid annotations and unreadable training images: an error (False), or skipped and counted in
+    # the log (True). centripetalnet-check lists them all.
     cfg.DATALOADER.SKIP_UNUSABLE = False
 
     # ---------------------------------------------------------------- test-time augmentation
-    # Scales of the image whose boxes are put together when TEST.AUG.ENABLED; with TEST.AUG.FLIP
-    # each with its mirror image. The paper's multi-scale result uses 0.6, 1, 1.2, 1.5 and 1.8.
+    # Scales of test-time augmentation, relative to the image after INPUT.MIN_SIZE_TEST. TEST.AUG.FLIP
+    # adds the mirror image of each. The paper's multi-scale result uses 0.6, 1, 1.2, 1.5 and 1.8.
     cfg.TEST.AUG.SCALES = [1.0]
 
     # ---------------------------------------------------------------- computation
-    # What evaluation and prediction convolve in: "float32", "bfloat16" or "float16". Scores, shifts
-    # and matching stay in float32.
+    # Precision of convolutions in evaluation and prediction: "float32", "bfloat16" or "float16".
+    # Scores, shifts and matching stay in float32.
     cfg.TEST.PRECISION = "float32"
-    # Training: keep only what comes into each block of the network, and compute the rest a second
-    # time for the gradient. Less memory, more time, the same gradients.
+    # Training: store only the input of each block and recompute the rest in the backward pass. Less
+    # memory, more time, the same gradients.
     net.CHECKPOINT_ACTIVATIONS = False
-    # Layout of the feature maps: channels last is faster on CPUs, and on GPUs in half precision.
-    # PyTorch 2.3 on the CPU dies in the float32 backward of a 1x1 convolution with stride 2 from 8
-    # to 16 channels laid out so; other widths tried there were right.
+    # Training in the channels-last memory format, which is faster on CPUs. PyTorch 2.3 on the CPU
+    # crashes in the float32 backward of a 1x1 convolution with stride 2 from 8 to 16 channels in this
+    # format; other widths that were tried worked.
     net.CHANNELS_LAST = False
 
     # ---------------------------------------------------------------- solver
     # "ADAM" or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAM"
-    # Periodic checkpoints that are kept, the newest; 0 keeps all. model_final.pth and, with
-    # TEST.EVAL_PERIOD, the best by box AP (model_best.pth) stay anyway.
+    # Number of periodic checkpoints to keep, the newest; 0 keeps all. model_final.pth and, with
+    # TEST.EVAL_PERIOD, model_best.pth (best box AP) are kept besides.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
-    # Steps of a training whose loss may be infinite or no number: they are left out, and their
-    # losses and images are logged. The next one saves the state as model_diverged.pth and stops.
+    # Number of steps with a NaN or infinite loss or gradient that are skipped and logged. The next
+    # one saves the state before it as model_diverged.pth and ends the training.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
 
 
-# Keys of Detectron2 that nothing here follows, and what does their work.
+# Keys of Detectron2 without effect here, and what to set instead.
 _NOT_FOLLOWED = {
-    "INPUT.CROP.ENABLED": "INPUT.CENTER_CROP_PAD is the crop of CentripetalNet",
-    "MODEL.KEYPOINT_ON": "CentripetalNet has no keypoints of objects",
+    "INPUT.CROP.ENABLED": "set INPUT.CENTER_CROP_PAD",
+    "MODEL.KEYPOINT_ON": "CentripetalNet detects no keypoints",
     "MODEL.LOAD_PROPOSALS": "CentripetalNet takes no proposals",
-    "TEST.AUG.MIN_SIZES": "TEST.AUG.SCALES has the scales of test-time augmentation",
-    "TEST.AUG.MAX_SIZE": "TEST.AUG.SCALES has the scales of test-time augmentation",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "set MODEL.CENTRIPETALNET.NUM_CLASSES",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "set MODEL.CENTRIPETALNET.SOFT_NMS.MIN_SCORE",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "set MODEL.CENTRIPETALNET.SOFT_NMS",
+    "TEST.AUG.MIN_SIZES": "set TEST.AUG.SCALES",
+    "TEST.AUG.MAX_SIZE": "set TEST.AUG.SCALES",
 }
 
 # What a message ends with.
