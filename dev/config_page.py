@@ -19,10 +19,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 DETECTRON2 = "https://detectron2.readthedocs.io/en/latest/modules/config.html#config-references"
 HEAD = f"""# Config keys
 
-What this project adds to [Detectron2's keys]({DETECTRON2}),
-with the defaults, which are those of the released Hourglass-104 model. `configs/*.yaml` changes
-some of them, and `KEY VALUE` pairs at the end of a command line change any. This page is made from
-[config.py](../projects/CentripetalNet/centripetalnet/config.py) by `make docs`.
+The keys that this project adds to [Detectron2's keys]({DETECTRON2}).
+The defaults are those of the released Hourglass-104 model. `configs/*.yaml` changes some of them,
+`KEY VALUE` pairs at the end of a command line change any. `make docs` generates this page from
+[config.py](../projects/CentripetalNet/centripetalnet/config.py).
 """
 
 

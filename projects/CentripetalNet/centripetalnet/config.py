@@ -133,13 +133,14 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Datasets in COCO format to register, for DATASETS.TRAIN and DATASETS.TEST: a list of
     # [name, annotation file, image folder].
     cfg.DATASETS.COCO_FORMAT = []
-    # Invalid annotations and unreadable training images: an error (False), or skipped and counted in
-    # the log (True). centripetalnet-check lists them all.
+    # Invalid annotations and unreadable training images are an error (False), or skipped and counted
+    # in the log (True). centripetalnet-check lists them all.
     cfg.DATALOADER.SKIP_UNUSABLE = False
 
     # ---------------------------------------------------------------- test-time augmentation
-    # Scales of test-time augmentation, relative to the image after INPUT.MIN_SIZE_TEST. TEST.AUG.FLIP
-    # adds the mirror image of each. The paper's multi-scale result uses 0.6, 1, 1.2, 1.5 and 1.8.
+    # Scales of test-time augmentation, relative to the image after INPUT.MIN_SIZE_TEST.
+    # TEST.AUG.FLIP adds the mirror image of each. The paper's multi-scale result uses 0.6, 1, 1.2,
+    # 1.5 and 1.8.
     cfg.TEST.AUG.SCALES = [1.0]
 
     # ---------------------------------------------------------------- computation
@@ -150,8 +151,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # memory, more time, the same gradients.
     net.CHECKPOINT_ACTIVATIONS = False
     # Training in the channels-last memory format, which is faster on CPUs. PyTorch 2.3 on the CPU
-    # crashes in the float32 backward of a 1x1 convolution with stride 2 from 8 to 16 channels in this
-    # format; other widths that were tried worked.
+    # crashes in the float32 backward of a 1x1 convolution with stride 2 from 8 to 16 channels in
+    # this format; other widths that were tried worked.
     net.CHANNELS_LAST = False
 
     # ---------------------------------------------------------------- solver
