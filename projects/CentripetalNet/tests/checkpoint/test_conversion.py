@@ -100,6 +100,10 @@ def test_files_may_be_safetensors(cfg, tmp_path, origin):
     assert convert.main([source, ours, *options]) == 0
     assert convert.main([ours, back, "--to", origin, *options]) == 0
 
+    model = build_model(cfg)
+    CentripetalNetCheckpointer(model).load(ours)
+    weights, state = load_tensors(ours)["model"], model.state_dict()
+    assert all(torch.equal(state[name], x) for name, x in weights.items())
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="pictures in another form"):
         CentripetalNetCheckpointer(build_model(cfg)).load(ours)
