@@ -12,7 +12,10 @@ from typing import Dict, List, Optional, Tuple
 MIN_TORCH = (2, 1)
 
 # Names to import, and what to tell pip where they are missing.
-BUILD = {"pkg_resources": "'setuptools<81'"}  # Detectron2's model_zoo imports it.
+BUILD = {
+    "pkg_resources": "'setuptools<81'",  # Detectron2's model_zoo imports it.
+    "safetensors": "safetensors",
+}
 DEMO = {
     "animal_mnist": "animal-mnist==0.4",
     "cv2": "opencv-python-headless",

@@ -76,7 +76,16 @@ setup(
     # Detectron2 and OpenCV are needed too, but each is distributed under several names (its own
     # main branch or a rebuilt wheel; opencv-python, -headless, -contrib), and naming one here would
     # install it over the one that is already there.
-    install_requires=["torch>=2.1", "fvcore", "pycocotools", "numpy", "Pillow", "PyYAML", "tqdm"],
+    install_requires=[
+        "torch>=2.1",
+        "fvcore",
+        "pycocotools",
+        "numpy",
+        "Pillow",
+        "PyYAML",
+        "safetensors",
+        "tqdm",
+    ],
     ext_modules=[get_extension()],
     # BuildExtension takes ninja where it is installed.
     cmdclass={"build_ext": BuildExtension},

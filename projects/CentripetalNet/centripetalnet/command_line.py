@@ -19,12 +19,10 @@ from detectron2.utils import comm
 
 from .config import check_device, load_config
 
-# Where an error comes from in a traceback, and what it is.
-_PLACE = re.compile(r'^ *File "(.+)", line \d+', re.MULTILINE)
+# Where an error comes from in a traceback, the line of code there, and what it is.
+_PLACE = re.compile(r'^ *File "(.+)", line \d+.*\n *(.*)', re.MULTILINE)
 _ERROR = re.compile(r"^([\w.]+): (.*)", re.MULTILINE | re.DOTALL)
 _PACKAGE = str(Path(__file__).parent) + os.sep
-# What this package raises where a config, a file or a value is wrong.
-_MISTAKES = (ValueError, LookupError, FloatingPointError, ModuleNotFoundError)
 
 # Given to a process to end after a signal.
 _SECONDS_TO_END = 5
@@ -95,7 +93,8 @@ def users_mistake(error: str) -> Optional[str]:
     kind = getattr(builtins, end.group(1), None) if end else None
     if not isinstance(kind, type):
         return None
-    is_raised_here = kind in _MISTAKES and place.group(1).startswith(_PACKAGE)
+    file, code = place.groups()
+    is_raised_here = file.startswith(_PACKAGE) and code.startswith("raise ")
     return end.group(2).strip() if issubclass(kind, OSError) or is_raised_here else None
 
 

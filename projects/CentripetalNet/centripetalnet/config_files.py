@@ -1,8 +1,11 @@
 """The config files that come with the package, and finding one by its name."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Dict, Union
+
+from detectron2.utils.file_io import PathManager
 
 _PACKAGE = Path(__file__).resolve().parent
 _BASE = "Base-CentripetalNet.yaml"
@@ -23,15 +26,17 @@ def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
     """The path of a config file.
 
     Args:
-        config: the path itself, or the name of a file that comes with the package; where there
-            are both, it is the path.
+        config: the path itself, also a remote one that Detectron2's PathManager knows, or the name
+            of a file that comes with the package; where there are both, it is the path.
 
     Raises:
         FileNotFoundError: if it is neither; the message lists the names.
     """
     config = os.fspath(config)
-    if os.path.isfile(config):
-        return config
+    # Of addresses such as https:// a handler cannot tell.
+    with suppress(NotImplementedError):
+        if PathManager.isfile(config):
+            return config
     packaged = packaged_configs()
     if config in packaged:
         return packaged[config]

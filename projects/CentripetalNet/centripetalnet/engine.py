@@ -22,6 +22,7 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import COCOEvaluator, verify_results
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -134,7 +135,7 @@ class Trainer(DefaultTrainer):
         super().before_train()
         self._log_recipe()
         final = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
-        if self.start_iter >= self.max_iter and not os.path.isfile(final):
+        if self.start_iter >= self.max_iter and not self.checkpointer.path_manager.isfile(final):
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
 
     def run_step(self) -> None:
@@ -226,6 +227,15 @@ class Trainer(DefaultTrainer):
             # After the writer of metrics.
             result.append(TrainingPlotter(self.cfg.OUTPUT_DIR))
         return result
+
+    def build_writers(self) -> list:
+        """As in DefaultTrainer; TensorBoard's is left out where OUTPUT_DIR is remote."""
+        if "://" not in self.cfg.OUTPUT_DIR:
+            return super().build_writers()
+        # TensorBoard knows other schemes than Detectron2's PathManager.
+        logger.warning("OUTPUT_DIR is remote: no events are written for TensorBoard.")
+        metrics = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        return [CommonMetricPrinter(self.max_iter), JSONWriter(metrics)]
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:

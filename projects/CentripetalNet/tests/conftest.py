@@ -10,6 +10,8 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from remote_files import FolderAsStore
 
 from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.config import load_config
@@ -49,6 +51,21 @@ def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
 
 def golden_config() -> CfgNode:
     return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
+
+
+_STORE = FolderAsStore()
+PathManager.register_handler(_STORE)
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """The folder behind ``test-store://``; where nothing else may be written, the test runs."""
+    for name in ("folder", "copies", "here"):
+        (tmp_path / name).mkdir()
+    _STORE.folder, _STORE.copies = tmp_path / "folder", tmp_path / "copies"
+    monkeypatch.chdir(tmp_path / "here")
+    yield _STORE.folder
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.fixture(autouse=True)

@@ -112,3 +112,19 @@ def test_an_installation_without_configs_says_so(tmp_path, monkeypatch):
 
     with pytest.raises(FileNotFoundError, match=re.escape("install it again")):
         find_config("centripetal_tiny")
+
+
+def test_a_remote_config_is_read_with_its_base(remote):
+    (remote / "configs").mkdir()
+    (remote / "base.yaml").write_text("SEED: 7\nSOLVER:\n  MAX_ITER: 3\n")
+    (remote / "configs" / "mine.yaml").write_text("_BASE_: ../base.yaml\nSEED: 8\n")
+
+    cfg = load_config("test-store://configs/mine.yaml")
+
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (8, 3)
+
+
+@pytest.mark.parametrize("address", ["test-store://none.yaml", "https://example.org/none.yaml"])
+def test_a_remote_config_that_is_not_there_is_named(remote, address):
+    with pytest.raises(FileNotFoundError, match=f"no config file '{address}'"):
+        load_config(address)

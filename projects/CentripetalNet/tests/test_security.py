@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
+from typing import Tuple
 
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, golden_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from torch import nn
 from training import ANYWHERE, arguments, run
 
+from centripetalnet.checkpoint import CentripetalNetCheckpointer
+from centripetalnet.checkpoint.conversion import convert_to_ours
 from centripetalnet.config import load_config
 from centripetalnet.engine import main
 
@@ -67,6 +71,44 @@ def test_the_converter_runs_no_code(tmp_path, trap):
 
     assert result.returncode != 0 and "loaded safely" in result.stderr
     assert not (tmp_path / "converted.pth").exists()
+
+
+class Program(nn.Module):
+    """A TorchScript archive of it writes a file while it is loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> Tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: Tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), state[0])
+
+
+def test_the_torchscript_trap_works(tmp_path):
+    torch.jit.script(Program(str(tmp_path / "made"))).save(str(tmp_path / "file.pth"))
+
+    torch.jit.load(str(tmp_path / "file.pth"))
+
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("reader", ["checkpointer", "converter"])
+def test_torchscript_archives_run_no_code(reader, tmp_path, trap):
+    path = str(tmp_path / "file.pth")
+    torch.jit.script(Program(str(trap))).save(path)
+
+    with pytest.raises(ValueError, match=r"file\.pth .*TorchScript archive"):
+        if reader == "checkpointer":
+            CentripetalNetCheckpointer(nn.Linear(1, 1)).load(path)
+        else:
+            convert_to_ours(path, golden_config())
 
 
 @pytest.mark.parametrize("depth", ["config", "base"])

@@ -294,6 +294,19 @@ def test_a_resumed_training_takes_the_rate_of_the_command_line(datasets, tmp_pat
     assert [x["lr"] for x in lines] == [0.003, 0.0005]
 
 
+def test_a_training_in_a_remote_folder_is_resumed(datasets, remote):
+    output, opts = remote.PREFIX + "training", ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    main(arguments(output, "SOLVER.MAX_ITER", "2", *opts))
+
+    main(arguments(output, "SOLVER.MAX_ITER", "4", *opts, resume=True))
+
+    folder = remote.at(output)
+    assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 3
+    lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines] == [1, 3]
+    assert (folder / "training.png").exists()
+
+
 def test_a_checkpoint_of_another_optimizer_is_not_resumed(datasets, tmp_path):
     opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
     main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))

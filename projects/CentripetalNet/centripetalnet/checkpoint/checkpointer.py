@@ -2,7 +2,8 @@
 
 import glob
 import os
-from typing import Any, List, Optional, Sequence
+import re
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,6 +14,8 @@ from ..files import UNFINISHED, complete_file
 from .conversion import COUNTER, check_plain, origin_of, weights_in
 from .safe_load import load_tensors
 
+# Saved where a training diverged, which from there it would do again.
+_DIVERGED = "model_diverged.pth"
 _MAX_NAMES = 10
 
 
@@ -36,31 +39,43 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         self.strict = strict
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        """
+        """As in Detectron2, but where one process cannot load it, all end with an error.
+
         Args:
             path: a checkpoint file or address; empty for none.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no checkpoint, or its weights do not fit the model.
+            RuntimeError: if another process could not load it.
         """
-        # With several processes the main one's file counts; Detectron2 hands its weights on.
-        if path and "://" not in path and not comm.all_gather(os.path.isfile(path))[0]:
-            raise FileNotFoundError(
-                f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the path "
-                "of a checkpoint, or '' to start from random weights."
-            )
-        try:
+        if not path:
             return super().load(path, *args, **kwargs)
+        extra: dict = {}
+        error: Optional[Exception] = None
+        try:
+            if "://" not in path and not os.path.isfile(path):
+                raise FileNotFoundError(
+                    f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the "
+                    "path of a checkpoint that every machine sees, or '' to start from random "
+                    "weights."
+                )
+            extra = super().load(path, *args, **kwargs)
+        # Whatever it is, the other processes would wait for this one forever.
+        except Exception as problem:
+            error = problem
         finally:
             # Detectron2 leaves it set after an error, and then refuses the next file.
             self._parsed_url_during_load = None
+        _raise_in_all(error)
+        return extra
 
-    def save(self, name: str, **kwargs) -> None:
+    def save(self, name: str, *, resumable: bool = True, **kwargs) -> None:
         """As in Detectron2, but a file has its name only when it is complete.
 
         Args:
             name: of the file, without ".pth".
+            resumable: whether ``--resume`` takes it, as the last checkpoint.
             kwargs: what is saved besides the weights and ``checkpointables``.
         """
         if not self.save_dir or not self.save_to_disk:
@@ -72,7 +87,8 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         with complete_file(path, "wb", durable=True) as file:
             torch.save(data, file)
-        self.tag_last_checkpoint(os.path.basename(path))
+        if resumable:
+            self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Notes which file a training goes on from."""
@@ -88,19 +104,21 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
 
         Raises:
             ValueError: if none of the checkpoints can be read, or one does not fit the model.
-            FileNotFoundError: if a process on another machine does not see the checkpoint.
+            FileNotFoundError: if this machine does not see the checkpoint.
+            RuntimeError: if another process could not load it.
         """
         has_checkpoint = comm.all_gather(self.has_checkpoint())[0]
         if not (resume and has_checkpoint):
             return super().resume_or_load(path, resume=False)
         self._remove_unfinished()
         last = self._last_readable()
-        # Detectron2 would give such a process the weights, but not the optimizer's state.
-        if not os.path.isfile(last):
-            raise FileNotFoundError(
+        error = None
+        if not self.path_manager.isfile(last):
+            error = FileNotFoundError(
                 f"--resume: this machine does not see the checkpoint {last}. Give all machines an "
                 "OUTPUT_DIR that they share, or copy the checkpoint there."
             )
+        _raise_in_all(error)
         strict, self.strict = self.strict, True
         try:
             return self.load(last)
@@ -126,9 +144,11 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
 
     def _look_for_readable(self) -> Optional[str]:
         last = self.get_checkpoint_file()
-        saved = [x for x in self.get_all_checkpoint_files() if x.endswith(".pth") and x != last]
-        for path in (last, *sorted(saved, key=os.path.getmtime, reverse=True)):
+        saved = [x for x in self.get_all_checkpoint_files() if x != last]
+        for path in (last, *sorted(saved, key=_age, reverse=True)):
             try:
+                if os.path.basename(path) == _DIVERGED:
+                    raise ValueError("the training diverged there")
                 content = load_tensors(path)
                 if path == last or "iteration" in content:
                     return path
@@ -199,7 +219,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             numbers = [float(x) for key in ("pixel_mean", "pixel_std") for x in about[key]]
             wanted = (about["input_format"], *numbers)
             if not isinstance(wanted[0], str):
-                raise TypeError(f"'input_format' is {wanted[0]!r}")
+                raise TypeError(f"'input_format' is a {type(wanted[0]).__name__}")
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 "the checkpoint's 'about' does not say what pictures its weights want: expected "
@@ -217,6 +237,24 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"\n  INPUT.FORMAT {about['input_format']} MODEL.PIXEL_MEAN "
                 f'"{list(about["pixel_mean"])}" MODEL.PIXEL_STD "{list(about["pixel_std"])}"'
             )
+
+
+def _raise_in_all(error: Optional[Exception]) -> None:
+    """Raises in every process if one of them has an error."""
+    errors = comm.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, problem in enumerate(errors):
+        if problem is not None:
+            raise RuntimeError(f"process {rank} could not load the checkpoint: {problem}")
+
+
+def _age(path: str) -> Tuple[float, bool, str]:
+    """Sorts checkpoints, the oldest first."""
+    name = os.path.basename(path)
+    # A remote file does not tell its time; the periodic ones tell their iteration.
+    time = os.path.getmtime(path) if os.path.isfile(path) else 0.0
+    return time, re.fullmatch(r"model_\d+\.pth", name) is not None, name
 
 
 def _same(wanted: Sequence, given: Sequence) -> bool:

@@ -107,10 +107,10 @@ def check_plain(weights: Mapping) -> None:
             )
         if not isinstance(x, Tensor):
             raise ValueError(f"{name!r} among the weights is a {type(x).__name__} and no tensor")
-        if x.layout != torch.strided or x.is_quantized or x.is_complex() or x.is_meta:
+        if x.is_complex():
             raise ValueError(
-                f"the weights of {name!r} are not plain numbers but a tensor of {x.dtype}, "
-                f"{x.layout}, on {x.device}; save them as dense floating point numbers"
+                f"the weights of {name!r} are not plain numbers but {x.dtype}; save them as "
+                "floating point numbers"
             )
 
 
@@ -270,8 +270,9 @@ def _classes_of(meta: Mapping) -> Optional[List[str]]:
     dataset = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else {}
     for place in (meta, dataset):
         for key in ("CLASSES", "classes"):
-            if isinstance(place.get(key), (list, tuple)):
-                return [str(x) for x in place[key]]
+            names = place.get(key)
+            if isinstance(names, (list, tuple)) and all(isinstance(x, (str, int)) for x in names):
+                return [str(x) for x in names]
     return None
 
 

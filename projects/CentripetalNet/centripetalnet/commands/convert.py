@@ -8,6 +8,7 @@ from typing import Optional, Sequence
 import torch
 
 from centripetalnet.checkpoint.conversion import convert_to_ours, convert_to_theirs
+from centripetalnet.checkpoint.safe_load import SAFETENSORS, as_safetensors
 from centripetalnet.config import load_config
 from centripetalnet.files import complete_file
 
@@ -27,8 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("src", metavar="SRC", help="checkpoint to read")
-    parser.add_argument("dst", metavar="DST", help="checkpoint to write")
+    parser.add_argument("src", metavar="SRC", help="checkpoint to read, .pth or .safetensors")
+    parser.add_argument("dst", metavar="DST", help="checkpoint to write, .pth or .safetensors")
     parser.add_argument("--to", choices=list(THEIRS), help="names of DST, if not this project's")
     parser.add_argument(
         "--config-file",
@@ -49,10 +50,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def save(content: dict, path: str) -> None:
-    """Writes a checkpoint, under its name only when complete."""
+    """Writes a checkpoint in the format of its extension, under its name only when complete."""
     with complete_file(path, "wb") as file:
-        # To a name instead of a file PyTorch reports a folder that is not there as it likes.
-        torch.save(content, file)
+        if path.endswith(SAFETENSORS):
+            file.write(as_safetensors(content))
+        else:
+            # To a name instead of a file PyTorch reports a folder that is not there as it likes.
+            torch.save(content, file)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -143,7 +143,7 @@ def _check(name: str, metadata: Metadata, copy: str, skip_unusable: bool) -> boo
     if not skip_unusable:
         raise ValueError(_refusal(name, report))
     usable = without_errors(content, report)
-    os.makedirs(os.path.dirname(copy), exist_ok=True)
+    PathManager.mkdirs(os.path.dirname(copy))
     with complete_file(copy) as file:
         json.dump(usable, file)
     for section in ("images", "annotations"):

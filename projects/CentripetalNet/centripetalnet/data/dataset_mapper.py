@@ -139,10 +139,9 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             ``gt_classes`` and, with masks, ``gt_masks``.
 
         Raises:
-            ValueError: if a box is not finite, or an object has no mask where masks are trained, or
+            ValueError: if the image's size is not that of the record, if a box is not finite, or an object has no mask where masks are trained, or
                 one that is not in the format of ``INPUT.MASK_FORMAT``; names the image.
             OSError: if the image cannot be read; names it.
-            SizeMismatchError: if its size is not the one in the annotations.
         """
         dataset_dict = dict(dataset_dict)
         file_name = dataset_dict["file_name"]
@@ -154,7 +153,10 @@ class CentripetalNetDatasetMapper(DatasetMapper):
                 f"cannot read the image {file_name}: {error}. Replace it, or take it out of the "
                 "dataset's annotation file."
             ) from error
-        utils.check_image_size(dataset_dict, image)
+        try:
+            utils.check_image_size(dataset_dict, image)
+        except utils.SizeMismatchError as error:
+            raise ValueError(str(error)) from error
 
         annotations = dataset_dict.pop("annotations", [])
         if not self.is_train:

@@ -1,6 +1,7 @@
 """Datasets that a config brings along."""
 
 import os
+from contextlib import suppress
 from typing import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -13,7 +14,8 @@ def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:
     """Registers datasets in COCO format; those that are registered so already are left alone.
 
     Args:
-        datasets: of each its name, annotation file and image folder, ``DATASETS.COCO_FORMAT``.
+        datasets: of each its name, annotation file and image folder, ``DATASETS.COCO_FORMAT``;
+            remote ones that Detectron2's PathManager knows, too.
 
     Raises:
         ValueError: if an entry has another form, or its name is that of another dataset.
@@ -25,7 +27,7 @@ def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:
                 f"{list(entry)}; expected [name, annotation file, image folder]"
             )
         name, *paths = entry
-        json_file, image_root = map(os.path.abspath, paths)
+        json_file, image_root = (x if "://" in x else os.path.abspath(x) for x in paths)
         if name in DatasetCatalog.list():
             metadata = MetadataCatalog.get(name)
             registered = metadata.get("json_file"), metadata.get("image_root")
@@ -36,7 +38,7 @@ def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:
                 )
             continue
         register_coco_instances(name, {}, json_file, image_root)
-        # Names of the classes, for pictures, without all annotations being read; a file that is
-        # missing is told by what needs it.
-        if os.path.isfile(json_file):
+        # Names of the classes, for pictures, without all annotations being read; a file that cannot
+        # be read is told by what needs it.
+        with suppress(OSError):
             MetadataCatalog.get(name).thing_classes = check_coco_categories(json_file)

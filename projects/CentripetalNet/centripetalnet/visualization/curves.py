@@ -9,6 +9,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+from detectron2.utils.file_io import PathManager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -44,7 +45,7 @@ def read_metrics(path: str) -> Dict[str, Curve]:
         ValueError: if no line of it is one of a training's.
     """
     curves: Dict[str, Curve] = defaultdict(lambda: ([], []))
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(PathManager.get_local_path(path), encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             scalars = _scalars(line)
             if scalars is None:

@@ -1,9 +1,12 @@
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import hooks, launch
 from detectron2.layers import get_norm
+from detectron2.utils import comm
 from torch import nn
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -124,8 +127,8 @@ def test_a_checkpoint_without_weights_is_named(model, tmp_path, content):
     "value, message",
     [
         (torch.ones(3, 2, dtype=torch.complex64), r"'0\.weight' are not plain .*complex64"),
-        (torch.eye(3, 2).to_sparse(), r"'0\.weight' are not plain .*sparse"),
-        (torch.ones(3, 2, device="meta"), r"'0\.weight' are not plain .* on meta"),
+        (torch.eye(3, 2).to_sparse(), r"model\.pth .* asks for .*_rebuild_sparse_tensor"),
+        (torch.ones(3, 2, device="meta"), r"model\.pth .* asks for .*_rebuild_meta_tensor"),
         ([[1.0]], r"'0\.weight' among the weights is a list"),
     ],
 )
@@ -237,3 +240,78 @@ def test_an_interrupted_save_leaves_the_last_checkpoint_as_it_was(tmp_path, monk
 
     assert not (tmp_path / "model_3.pth").exists()
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 2
+
+
+def test_a_file_that_is_not_to_be_resumed_from_is_not_the_last_checkpoint(tmp_path):
+    checkpointer = saved_twice(tmp_path)
+
+    checkpointer.save("model_other", resumable=False, iteration=3)
+
+    assert (tmp_path / "model_other.pth").is_file()
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 2
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_training_never_goes_on_from_where_it_diverged(is_last, tmp_path, caplog):
+    checkpointer = saved_twice(tmp_path)
+    (tmp_path / "model_2.pth").write_bytes(b"no checkpoint")
+
+    checkpointer.save("model_diverged", resumable=is_last, iteration=3)
+
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+    assert "model_diverged.pth cannot be gone on from (the training diverged there)" in caplog.text
+
+
+def test_a_remote_folder_keeps_checkpoints_as_a_local_one(remote, caplog):
+    model = nn.Linear(1, 1, bias=False)
+    checkpointer = CentripetalNetCheckpointer(model, "test-store://output")
+    checkpointer.path_manager.mkdirs("test-store://output")
+    periodic = hooks.PeriodicCheckpointer(checkpointer, 1, max_iter=100, max_to_keep=2)
+    for iteration in range(8, 12):
+        nn.init.constant_(model.weight, iteration)
+        periodic.step(iteration)
+    nn.init.constant_(model.weight, 0)
+    output = remote / "output"
+
+    assert sorted(x.name for x in output.iterdir()) == [
+        *("last_checkpoint", "model_0000010.pth", "model_0000011.pth"),
+    ]
+    assert checkpointer.resume_or_load("")["iteration"] == 11 and model.weight == 11
+
+    (output / "model_0000011.pth").write_bytes(b"no checkpoint")
+    checkpointer.save("model_best", resumable=False, iteration=3)
+    assert checkpointer.resume_or_load("")["iteration"] == 10 and model.weight == 10
+    assert "test-store://output/model_0000011.pth" in caplog.text
+
+
+def load_in_process(folder, resume):
+    """Loads output/model.pth of a folder of this process's own, and notes there what came of it."""
+    os.chdir(folder / str(comm.get_rank()))
+    checkpointer = CentripetalNetCheckpointer(nn.Linear(1, 1), "output")
+    try:
+        checkpointer.resume_or_load("output/model.pth", resume=resume)
+        result = "loaded"
+    except Exception as error:
+        result = f"{type(error).__name__}: {error}"
+    Path("result").write_text(result)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("second", ["missing", "damaged"])
+def test_where_one_machine_cannot_load_the_checkpoint_all_processes_say_so(
+    second, resume, tmp_path
+):
+    for rank in (0, 1):
+        output = tmp_path / str(rank) / "output"
+        output.mkdir(parents=True)
+        CentripetalNetCheckpointer(nn.Linear(1, 1), str(output)).save("model", iteration=1)
+    if second == "missing":
+        (output / "model.pth").unlink()
+    else:
+        (output / "model.pth").write_bytes(b"no checkpoint")
+
+    launch(load_in_process, 2, dist_url="auto", args=(tmp_path, resume))
+
+    main, other = ((tmp_path / x / "result").read_text() for x in "01")
+    assert main == f"RuntimeError: process 1 could not load the checkpoint: {other}"
+    assert "output/model.pth" in other

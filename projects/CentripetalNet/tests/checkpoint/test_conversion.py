@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, config, golden_config, weight_from_name
+from conftest import GOLDEN_MODEL, PROJECT, config, golden_config, weight_from_name
 from detectron2.modeling import build_model
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -14,6 +14,7 @@ from centripetalnet.checkpoint.conversion import (
     model_shapes,
 )
 from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
+from centripetalnet.checkpoint.safe_load import load_tensors
 from centripetalnet.commands import convert
 
 NAMES = {"mmdet": mmdet_name, "paper": paper_name}
@@ -84,6 +85,32 @@ def test_every_form_of_checkpoint_is_converted_loaded_and_converted_back(
     assert all(torch.equal(state[name], x) for name, x in converted.weights.items())
     assert set(back["state_dict"]) == set(theirs)
     assert all(torch.equal(back["state_dict"][name], x) for name, x in theirs.items())
+
+
+@pytest.mark.parametrize("origin", list(NAMES))
+def test_files_may_be_safetensors(cfg, tmp_path, origin):
+    theirs = random_weights(cfg, origin)
+    names = ("theirs.safetensors", "ours.safetensors", "back.safetensors")
+    source, ours, back = (str(tmp_path / x) for x in names)
+    meta = {"CLASSES": CLASSES, "config": MMDET_CONFIG}
+    convert.save({"state_dict": theirs, "meta": meta}, source)
+    options = [*("--config-file", "centripetal_hg104"), "--opts"]
+    options += [str(x) for item in GOLDEN_MODEL.items() for x in item]
+
+    assert convert.main([source, ours, *options]) == 0
+    assert convert.main([ours, back, "--to", origin, *options]) == 0
+
+    model = build_model(cfg)
+    CentripetalNetCheckpointer(model).load(ours)
+    weights, state = load_tensors(ours)["model"], model.state_dict()
+    assert all(torch.equal(state[name], x) for name, x in weights.items())
+    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="pictures in another form"):
+        CentripetalNetCheckpointer(build_model(cfg)).load(ours)
+    content = load_tensors(back)
+    assert content["meta"] == {"CLASSES": CLASSES}
+    assert set(content["model"]) == set(theirs)
+    assert all(torch.equal(content["model"][name], x) for name, x in theirs.items())
 
 
 def test_parts_of_the_papers_release_may_stand_without_their_parent(cfg, save):
@@ -218,8 +245,8 @@ def test_a_number_of_classes_that_cannot_be_is_named(cfg, save, origin, shape):
             convert_to_theirs(path, cfg, "mmdet")
 
 
-@pytest.mark.parametrize("classes", [3, "abc", torch.ones(2)])
-def test_classes_that_are_no_list_are_left_out(cfg, save, classes):
+@pytest.mark.parametrize("classes", [3, "abc", torch.ones(2), [["cat"]]])
+def test_classes_that_are_no_list_of_names_are_left_out(cfg, save, classes):
     weights = {name: torch.zeros(shape) for name, shape in model_shapes(cfg).items()}
 
     theirs = convert_to_theirs(

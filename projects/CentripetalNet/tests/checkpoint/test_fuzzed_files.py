@@ -21,13 +21,13 @@ from torch import nn
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.checkpoint.conversion import model_shapes
 from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
-from centripetalnet.checkpoint.safe_load import load_tensors
+from centripetalnet.checkpoint.safe_load import as_safetensors, load_tensors
 from centripetalnet.commands import convert
 
 REFUSALS = (ValueError, OSError)
 # Where the message does not name the file, it has the key or all the names that do not fit.
 KEYS_NAMED = re.compile("weights|tensor|about|does not fit the model|pictures in another form")
-FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
+FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "safetensors": {}}
 NAMES = {"mmdet": mmdet_name, "paper": paper_name}
 ABOUT = {
     "origin": "mmdet",
@@ -57,6 +57,8 @@ class SmallModel(nn.Sequential):
 
 
 def as_bytes(content, form="zip"):
+    if form == "safetensors":
+        return as_safetensors(content)
     file = io.BytesIO()
     torch.save(content, file, **FORMATS[form])
     return file.getvalue()
@@ -73,11 +75,11 @@ def shapes():
 
 
 def weights_named(names):
-    """Weights of the right shapes, with the same few bytes as values."""
-    zero, count = torch.zeros(1), torch.zeros((), dtype=torch.int64)
+    """Weights of the right shapes."""
+    count = torch.zeros((), dtype=torch.int64)
     ours = {x: x for x in shapes()} if names == "ours" else translation(shapes(), NAMES[names])
     return {
-        name: count if name.endswith("num_batches_tracked") else zero.expand(shapes()[x])
+        name: count if name.endswith("num_batches_tracked") else torch.zeros(shapes()[x])
         for name, x in ours.items()
     }
 

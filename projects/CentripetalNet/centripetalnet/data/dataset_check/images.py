@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
+from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -140,7 +141,7 @@ def _inspect(task: Tuple[str, Optional[Tuple[int, int]]]) -> List[KindAndDetail]
 
 
 def _read_header(path: str) -> _Header:
-    with Image.open(path) as image:
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:
         try:
             orientation = image.getexif().get(ORIENTATION_TAG)
         # Pillow raises nearly anything; Detectron2 goes without EXIF data that it cannot read, too.
@@ -203,9 +204,7 @@ def _missing(images: List[dict], image_root: str) -> Set[int]:
         present = _files_in(folder)
         for position in positions:
             path = _path(images[position], image_root)
-            is_there = (
-                os.path.isfile(path) if present is None else os.path.basename(path) in present
-            )
+            is_there = _is_file(path) if present is None else os.path.basename(path) in present
             if not is_there:
                 missing.add(position)
     return missing
@@ -214,11 +213,21 @@ def _missing(images: List[dict], image_root: str) -> Set[int]:
 def _files_in(folder: str) -> Optional[Set[str]]:
     """Names of the files in a folder; None if it cannot be listed, which may still hold some."""
     try:
+        if "://" in folder:
+            return set(PathManager.ls(folder))
         with os.scandir(folder or os.curdir) as entries:
             return {x.name for x in entries if x.is_file()}
     # ValueError: a name that no file can have.
-    except (OSError, ValueError):
+    except (NotImplementedError, OSError, ValueError):
         return None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return PathManager.isfile(path)
+    # Of addresses such as https:// a handler cannot tell.
+    except NotImplementedError:
+        return True
 
 
 def _has_name(image: dict) -> bool:

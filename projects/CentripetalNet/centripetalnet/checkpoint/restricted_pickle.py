@@ -1,0 +1,219 @@
+"""Pickles of tensors and plain values, read without Python's unpickler.
+
+A pickle is a program. Here it may build lists, tuples, dicts, plain values and dense tensors, and
+nothing else: it calls nothing by name, and sets nothing but items of dicts and lists.
+"""
+
+import math
+import pickletools
+from collections import OrderedDict
+from itertools import chain
+from typing import IO, Any, Callable, Dict, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+_STORAGES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Byte": torch.uint8,
+    "Char": torch.int8,
+    "Short": torch.int16,
+    "Int": torch.int32,
+    "Long": torch.int64,
+    "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
+}
+_DTYPES = {
+    f"{module} {name}Storage": dtype
+    for name, dtype in _STORAGES.items()
+    for module in ("torch", "torch.cuda")
+}
+_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
+_CONSTANTS: Dict[str, Callable] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_SCALARS = (str, int, float, bool, type(None))
+# Each instruction may make an object that is larger than itself. The checkpoint of a training of
+# Hourglass-104 has 90,000.
+_MAX_INSTRUCTIONS = 1_000_000
+
+
+class _Global(NamedTuple):
+    """A name that a pickle asks for, module and name; it stands for nothing but itself."""
+
+    name: str
+
+
+class StorageId(NamedTuple):
+    """What a pickle says of a storage, whose values lie outside of it."""
+
+    dtype: torch.dtype
+    key: str
+    numel: int
+    view: Any
+    """In files before PyTorch 1.6 a key, offset and size of a part of the storage, or None."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) -> Any:
+    """Reads one pickle, of the instructions that ``torch.save`` writes.
+
+    Args:
+        file: stands behind the pickle afterwards.
+        load_storage: gives the values of a storage, (numel,) of its dtype.
+
+    Raises:
+        ValueError: if there is anything else in it.
+    """
+    stack: list = []
+    marks: list = []
+    memo: Dict[int, Any] = {}
+
+    def pop(count: int) -> list:
+        if count > len(stack):
+            raise ValueError("the pickle takes more from its stack than is there")
+        return [stack.pop() for _ in range(count)][::-1]
+
+    def pop_to_mark() -> list:
+        return pop(len(stack) - marks.pop())
+
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name = opcode.name
+        if number >= _MAX_INSTRUCTIONS:
+            raise ValueError("the pickle has more instructions than a checkpoint needs")
+        if name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name]())
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name in _TUPLES:
+            stack.append(tuple(pop(_TUPLES[name])))
+        elif name == "TUPLE":
+            stack.append(tuple(pop_to_mark()))
+        elif name in ("APPEND", "APPENDS"):
+            _append(pop(1) if name == "APPEND" else pop_to_mark(), stack[-1])
+        elif name in ("SETITEM", "SETITEMS"):
+            _set_items(pop(2) if name == "SETITEM" else pop_to_mark(), stack[-1])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "GLOBAL":
+            stack.append(_known(argument))
+        elif name == "REDUCE":
+            stack.append(_call(*pop(2)))
+        elif name == "BUILD":
+            _set_metadata(*pop(1), stack[-1])
+        elif name == "BINPERSID":
+            stack.append(load_storage(_storage_id(*pop(1))))
+        elif name == "STOP":
+            return stack.pop()
+        elif name != "PROTO":
+            raise ValueError(f"the pickle has the instruction {name}")
+    raise ValueError("the pickle has no end")
+
+
+def _known(name: str) -> _Global:
+    if name not in _FUNCTIONS and name not in _DTYPES:
+        raise ValueError(f"it asks for {name.replace(' ', '.')}")
+    return _Global(name)
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if type(function) is not _Global or function.name not in _FUNCTIONS:
+        raise ValueError("the pickle calls what is no function")
+    return _FUNCTIONS[function.name](*arguments)
+
+
+def _append(items: list, target: Any) -> None:
+    if type(target) is not list:
+        raise ValueError(f"the pickle appends to a {type(target).__name__}")
+    target.extend(items)
+
+
+def _set_items(items: Sequence, target: Any) -> None:
+    if type(target) not in (dict, OrderedDict) or len(items) % 2:
+        raise ValueError(f"the pickle sets items of a {type(target).__name__}")
+    for key, value in zip(items[::2], items[1::2]):
+        # The hash of deeply nested tuples would exhaust the stack of the process.
+        parts = key if type(key) is tuple else (key,)
+        if not all(isinstance(x, _SCALARS) for x in parts):
+            raise ValueError("a key of a dict is no plain value")
+        target[key] = value
+
+
+def _ordered_dict(items: Sequence = ()) -> OrderedDict:
+    result: OrderedDict = OrderedDict()
+    _set_items([*chain.from_iterable(items)], result)
+    return result
+
+
+def _set_metadata(state: Any, target: Any) -> None:
+    """Of ``nn.Module.state_dict``, which notes the versions of modules so."""
+    if type(target) is not OrderedDict or type(state) is not dict or set(state) - {"_metadata"}:
+        raise ValueError(f"the pickle sets the state of a {type(target).__name__}")
+    for value in state.values():
+        target._metadata = value
+
+
+def _are_sizes(values: Any) -> bool:
+    return type(values) is tuple and all(type(x) is int and x >= 0 for x in values)
+
+
+def _storage_id(pid: Any) -> StorageId:
+    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
+        raise ValueError("the pickle asks for something outside of it that is no storage")
+    _, kind, key, _, numel, *rest = pid
+    if type(kind) is not _Global or kind.name not in _DTYPES:
+        raise ValueError("a storage has no known type")
+    if type(key) is not str or not _are_sizes((numel,)):
+        raise ValueError("a storage has no key or no size")
+    return StorageId(_DTYPES[kind.name], key, numel, *(rest or [None]))
+
+
+def _tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Tensor:
+    if not isinstance(storage, Tensor) or storage.dim() != 1 or metadata:
+        raise ValueError("a tensor has no plain storage")
+    if not (_are_sizes((offset,)) and _are_sizes(size) and _are_sizes(stride)):
+        raise ValueError("the shape of a tensor is no tuple of sizes")
+    # Where strides are 0 a tensor may be larger than its storage; such a file unpacks to more
+    # memory than it has bytes.
+    end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride))
+    if math.prod(size) > len(storage) or (end > len(storage) and 0 not in size):
+        raise ValueError(f"a tensor {size} is larger than its storage of {len(storage)} values")
+    return storage.as_strided(size, stride, offset)
+
+
+def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
+    return data
+
+
+_FUNCTIONS: Dict[str, Callable] = {
+    "collections OrderedDict": _ordered_dict,
+    "torch Size": torch.Size,
+    "torch._utils _rebuild_tensor": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
+}
