@@ -295,12 +295,12 @@ def test_a_resumed_training_takes_the_rate_of_the_command_line(datasets, tmp_pat
 
 
 def test_a_training_in_a_remote_folder_is_resumed(datasets, remote):
-    output, opts = remote.PREFIX + "training", ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    output, folder = "test-store://training", remote / "training"
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
     main(arguments(output, "SOLVER.MAX_ITER", "2", *opts))
 
     main(arguments(output, "SOLVER.MAX_ITER", "4", *opts, resume=True))
 
-    folder = remote.at(output)
     assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 3
     lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
     assert [x["iteration"] for x in lines] == [1, 3]

@@ -139,8 +139,9 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             ``gt_classes`` and, with masks, ``gt_masks``.
 
         Raises:
-            ValueError: if the image's size is not that of the record, if a box is not finite, or an object has no mask where masks are trained, or
-                one that is not in the format of ``INPUT.MASK_FORMAT``; names the image.
+            ValueError: if the image's size is not that of the record, a box is not finite, or masks
+                are trained and an object has none in the format of ``INPUT.MASK_FORMAT``; names
+                the image.
             OSError: if the image cannot be read; names it.
         """
         dataset_dict = dict(dataset_dict)
