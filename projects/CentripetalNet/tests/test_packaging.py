@@ -139,7 +139,9 @@ def executable(path, script):
 def build(source, tmp_path):
     """Builds the package with a compiler that compiles nothing; returns result and its folder."""
     fails = "echo this compiler knows no C++ >&2; exit 1"
-    compiler = executable(tmp_path / "cxx", f'case " $* " in *" -c "*) {fails};; esac')
+    # PyTorch asks for its name and version, and CUDA is particular about those.
+    script = f'case " $* " in *" -c "*) {fails};; *) echo 11.4.0;; esac'
+    compiler = executable(tmp_path / "g++", script)
 
     def run(**environment):
         result = subprocess.run(
