@@ -242,9 +242,11 @@ PYTHON
     } | digest
 }
 
+# With -v: where the operators do not compile, the package is installed without them, and only the
+# build's own output says why.
 build_extension() {
     local python=$1 uv
-    local options=(--no-build-isolation --no-deps --editable "$project")
+    local options=(-v --no-build-isolation --no-deps --editable "$project")
     if "$python" -m pip --version; then
         "$python" -m pip install "${options[@]}"
     else
@@ -265,11 +267,14 @@ install_project() {
     fi
     check_compiler "$python"
     mkdir -p "$(dirname "$extension_stamp")"
-    rm -f "$extension_stamp"
+    rm -f "$extension_stamp" "$project"/centripetalnet/_C*.so
     # PyTorch compiles on all cores only where it finds ninja on the PATH.
     PATH=$("$python" -c 'import os, sys; print(os.path.dirname(sys.executable))'):$PATH \
         must "Building the extension" build_extension "$python"
-    has_library || die "the build left no $project/centripetalnet/_C*.so; its log is $root/$log"
+    has_library || {
+        grep -B 30 'The operators were not compiled' "$log" | tail -n 30 >&2
+        die "the operators were not compiled; above is why, from $root/$log"
+    }
     echo "$state" >"$extension_stamp"
 }
 

@@ -1,11 +1,15 @@
 """Build and install centripetalnet with its compiled operators.
 
 The CUDA kernels are built where a GPU and the CUDA toolkit are found; FORCE_CUDA=1 builds them
-without a GPU, for a machine that only compiles. CENTRIPETALNET_SANITIZE=1 makes a library that
+without a GPU, for a machine that only compiles. Where no operator can be compiled, the build says
+why and the package is installed without them; with FORCE_CUDA=1 that is an error.
+CENTRIPETALNET_SANITIZE=1 makes a library that
 finds wrong addresses and undefined operations, which `make sanitize` tests with.
 """
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +21,54 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 CSRC = Path("centripetalnet/layers/csrc")
 # An undefined operation ends the process as a wrong address does, or nobody would see it in a test.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# Compute capabilities to compile for where no GPU says which: Turing, Ampere, Hopper.
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0")
+
+
+def cuda_architectures(nvcc):
+    """TORCH_CUDA_ARCH_LIST for GPUs that are not there: what nvcc knows, and PTX for newer ones."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = re.findall(r"compute_(\d+)(\d)$", listed.stdout, re.MULTILINE)
+    architectures = [x for x in CUDA_ARCHITECTURES if tuple(x.split(".")) in known]
+    if not architectures:
+        raise RuntimeError(
+            f"{nvcc} compiles for none of the architectures {', '.join(CUDA_ARCHITECTURES)}; set "
+            "TORCH_CUDA_ARCH_LIST"
+        )
+    return ";".join(architectures) + "+PTX"
+
+
+class BuildKernels(BuildExtension):
+    """PyTorch's build, whose failure is the end of the installation only if so asked."""
+
+    def run(self):
+        # What an earlier build left would be taken for this one's.
+        for extension in self.extensions:
+            name = self.get_ext_filename(extension.name)
+            for path in [os.path.join(self.build_lib, name), *([name] if self.inplace else [])]:
+                if os.path.exists(path):
+                    os.remove(path)
+        super().run()
+
+    def build_extensions(self):
+        (extension,) = self.extensions
+        has_cuda = any(x.endswith(".cu") for x in extension.sources)
+        try:
+            # PyTorch asks the GPUs.
+            if has_cuda and not torch.cuda.device_count():
+                if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+                    architectures = cuda_architectures(os.path.join(CUDA_HOME, "bin", "nvcc"))
+                    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
+                    print(f"No GPU is visible: TORCH_CUDA_ARCH_LIST is {architectures}")
+            super().build_extensions()
+        # Every compiler and build tool fails in its own way.
+        except Exception as error:
+            if not extension.optional:
+                raise
+            print(
+                f"The operators were not compiled: {type(error).__name__}: {error}\n"
+                "centripetalnet is installed without them and runs in PyTorch's own operators."
+            )
 
 
 def get_extension():
@@ -32,9 +84,8 @@ def get_extension():
         # For at::parallel_for. Compiling only: linking would bring a second OpenMP runtime beside
         # the one that torch has loaded.
         compile_args["cxx"].append("-fopenmp")
-    with_cuda = (torch.cuda.is_available() and CUDA_HOME is not None) or (
-        os.environ.get("FORCE_CUDA") == "1"
-    )
+    forced = os.environ.get("FORCE_CUDA") == "1"
+    with_cuda = (torch.cuda.is_available() and CUDA_HOME is not None) or forced
     # The sanitizers see the CPU's memory alone.
     with_cuda = with_cuda and not sanitized
     if with_cuda:
@@ -46,6 +97,8 @@ def get_extension():
         sources,
         extra_compile_args=compile_args,
         extra_link_args=SANITIZERS if sanitized else [],
+        # Who asks for these has no use for an installation without them.
+        optional=not (forced or sanitized),
     )
 
 
@@ -87,7 +140,7 @@ setup(
         "tqdm",
     ],
     ext_modules=[get_extension()],
-    # BuildExtension takes ninja where it is installed.
-    cmdclass={"build_ext": BuildExtension},
+    # It takes ninja where that is installed.
+    cmdclass={"build_ext": BuildKernels},
     zip_safe=False,
 )

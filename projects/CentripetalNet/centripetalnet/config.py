@@ -133,8 +133,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Datasets in COCO format to register, for DATASETS.TRAIN and DATASETS.TEST: a list of
     # [name, annotation file, image folder].
     cfg.DATASETS.COCO_FORMAT = []
-    # Invalid annotations and unreadable training images are an error (False), or skipped and counted
-    # in the log (True). centripetalnet-check lists them all.
+    # Invalid annotations and unreadable training images are an error (False), or are skipped and
+    # counted in the log (True). centripetalnet-check lists them all.
     cfg.DATALOADER.SKIP_UNUSABLE = False
 
     # ---------------------------------------------------------------- test-time augmentation

@@ -284,7 +284,8 @@ class Trainer(DefaultTrainer):
     ) -> Evaluator:
         """The COCO evaluator, for every dataset."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return Evaluator(dataset_name, output_dir=folder)
+        # A cached copy may be of another set of skipped annotations.
+        return Evaluator(dataset_name, output_dir=folder, allow_cached_coco=False)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:

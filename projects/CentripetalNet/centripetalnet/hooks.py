@@ -5,8 +5,6 @@ import math
 
 from detectron2.engine import HookBase, hooks
 
-from .visualization import plot_training
-
 logger = logging.getLogger(__name__)
 
 
@@ -25,6 +23,9 @@ class TrainingPlotter(HookBase):
         if self.trainer.iter + 1 < self.trainer.max_iter:
             return
         try:
+            # It imports matplotlib, which only drawing needs.
+            from .visualization import plot_training
+
             logger.info("Curves of the training: %s", plot_training(self.output_dir))
         # Whatever it is, a training that took days must not end as if it had failed.
         except Exception as error:

@@ -128,6 +128,83 @@ def test_an_installation_has_its_commands_configs_operators_and_license(installe
     assert os.listdir(elsewhere) == []
 
 
+def executable(path, script):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def build(source, tmp_path):
+    """Builds the package with a compiler that compiles nothing; returns result and its folder."""
+    fails = "echo this compiler knows no C++ >&2; exit 1"
+    # PyTorch asks for its name and version, and CUDA is particular about those.
+    script = f'case " $* " in *" -c "*) {fails};; *) echo 11.4.0;; esac'
+    compiler = executable(tmp_path / "g++", script)
+
+    def run(**environment):
+        result = subprocess.run(
+            [sys.executable, "setup.py", "build", "-b", tmp_path, "--build-lib", tmp_path / "lib"],
+            cwd=source,
+            env={**os.environ, "CXX": str(compiler), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return result, tmp_path / "lib"
+
+    return run
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is a shell script")
+def test_without_a_compiler_the_package_is_built_without_operators_and_runs(build, tmp_path):
+    result, library = build()
+
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("The operators were not compiled: ") == 1
+    assert "this compiler knows no C++" in result.stdout
+    # An installation in place would lend its library.
+    code = (
+        "import sys, torch;"
+        "sys.meta_path = [x for x in sys.meta_path if '__editable__' not in x.__module__];"
+        "from centripetalnet.layers import corner_pool;"
+        "print(corner_pool(torch.tensor([[[[1.0], [3.0], [2.0]]]]), 'top').flatten().tolist())"
+    )
+    used = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert used.stdout == "[3.0, 3.0, 2.0]\n", used.stderr
+    assert used.stderr.count("centripetalnet._C is not built.") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nvcc is a shell script")
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch was built without CUDA")
+def test_cuda_is_built_for_the_usual_architectures_where_there_is_no_gpu(build, tmp_path):
+    nvcc = (
+        f'case "$1" in --version) echo release {torch.version.cuda},;;'
+        "--list-gpu-arch) printf 'compute_70\ncompute_75\ncompute_80\ncompute_90\ncompute_100\n';;"
+        "*) exit 1;; esac"
+    )
+    executable(tmp_path / "cuda" / "bin" / "nvcc", nvcc)
+    forced = {"FORCE_CUDA": "1", "CUDA_HOME": str(tmp_path / "cuda"), "CUDA_VISIBLE_DEVICES": ""}
+
+    chosen, _ = build(**forced, TORCH_CUDA_ARCH_LIST="")
+    given, _ = build(**forced, TORCH_CUDA_ARCH_LIST="8.6")
+
+    assert chosen.stdout.count("TORCH_CUDA_ARCH_LIST is 7.5;8.0;9.0+PTX") == 1
+    assert "TORCH_CUDA_ARCH_LIST is" not in given.stdout
+    # Who asks for CUDA is not given something else.
+    for result in (chosen, given):
+        assert result.returncode != 0
+        assert "this compiler knows no C++" in result.stdout
+        assert "IndexError" not in result.stdout
+
+
 def test_the_license_is_that_of_the_repository():
     if not (PROJECT.parents[1] / "dev").is_dir():
         pytest.skip("the project does not lie in its repository")

@@ -1,6 +1,7 @@
 """The tools that draw, from their command lines to their files."""
 
 import runpy
+import subprocess
 import sys
 
 import cv2
@@ -10,7 +11,7 @@ import torch
 from conftest import FEW, PROJECT, config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from training import TINY, TINY_MASK, run
+from training import ANYWHERE, ENVIRONMENT, TINY, TINY_MASK, run
 
 from centripetalnet import load_predictor
 from centripetalnet.data.datasets import register_silhouettes
@@ -154,3 +155,23 @@ def test_analyze_model_ends_with_the_sum(tmp_path):
     assert rows[-1][0].strip() == "all"
     assert parameters[-1] == sum(parameters[:-1])
     assert "Not counted as FLOPs: aten::" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_makes_one_dataset_for_training_and_evaluation(tmp_path):
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "DETECTRON2_DATASETS"}
+    few = ["SOLVER.MAX_ITER", "2", "TEST.AUG.ENABLED", "False", *ANYWHERE]
+
+    result = subprocess.run(
+        [sys.executable, TOOLS / "run_demo.py", "--output", "out/demo", "--num-images", "2", *few],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list(tmp_path.rglob("spec.json")) == [
+        tmp_path / "out" / "datasets" / "silhouettes" / "spec.json"
+    ]
+    assert (tmp_path / "out" / "demo" / "metrics.json").is_file()

@@ -55,8 +55,8 @@ def _warn_once(problem: str) -> None:
     warnings.warn(
         f"{problem} Corner pooling, the heat-map loss and soft-NMS run in PyTorch's own operators, "
         "which is several times slower. To build the kernels, run `pip install "
-        "--no-build-isolation -e .` in projects/CentripetalNet, with FORCE_CUDA=1 where there is "
-        "the CUDA toolkit but no GPU.",
+        "--no-build-isolation -e .` in projects/CentripetalNet, with -v to see why that fails, and "
+        "with FORCE_CUDA=1 where there is the CUDA toolkit but no GPU.",
         stacklevel=4,
     )
 

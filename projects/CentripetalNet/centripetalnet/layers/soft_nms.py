@@ -12,6 +12,7 @@ from torch import Tensor
 from .extension import has_kernel
 
 METHODS = ("gaussian", "linear")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _iou_with(boxes: Tensor, areas: Tensor, taken: Tensor, taken_area: Tensor) -> Tensor:
@@ -42,8 +43,10 @@ def batched_soft_nms(
     ``max_detections`` rounds are all that is needed. It has no gradient.
 
     Args:
-        boxes: (N, M, 4) x0, y0, x1, y1, absolute.
-        scores: (N, M) in [0, 1]; a negative score marks padding, and so does one that is no number.
+        boxes: (N, M, 4) x0, y0, x1, y1, absolute; float16, bfloat16, float32 or float64. Half
+            precision is computed in float32, and only the returned scores are rounded.
+        scores: (N, M) in [0, 1], dtype of the boxes; a negative score marks padding, and so does
+            one that is no number.
         classes: (N, M) integers.
         max_detections: D, at most this many boxes of an image are taken.
         method: "gaussian" or "linear".
@@ -53,7 +56,7 @@ def batched_soft_nms(
 
     Returns:
         keep (N, min(D, M)) indices into M in the order of taking, and their lowered scores, of the
-        same shape, -1 where no box was left.
+        same shape and the dtype of ``scores``, -1 where no box was left.
 
     Raises:
         TypeError: if a dtype is another one.
@@ -64,7 +67,8 @@ def batched_soft_nms(
     """
     if method not in METHODS:
         raise ValueError(f"soft-NMS knows the methods {METHODS}, got {method!r}")
-    if scores.device.type == "cpu" and has_kernel("soft_nms", scores.device):
+    # A GPU has no kernel of its own: nothing is missing there.
+    if scores.device.type in ("cpu", "meta") and has_kernel("soft_nms", scores.device):
         return torch.ops.centripetalnet.soft_nms(
             boxes.detach(),
             scores.detach(),
@@ -97,6 +101,10 @@ def soft_nms_reference(
     Args, Returns, Raises: see :func:`batched_soft_nms`.
     """
     _check_arguments(boxes, scores, classes, max_detections, method, sigma, min_score)
+    dtype = scores.dtype
+    # A product of lowered scores, rounded in half precision each time, would change the order.
+    if dtype in (torch.float16, torch.bfloat16):
+        boxes, scores = boxes.float(), scores.float()
     # Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
     sigma = max(sigma, torch.finfo(scores.dtype).tiny)
     scores = scores.masked_fill(~(scores >= 0), -1)
@@ -118,7 +126,7 @@ def soft_nms_reference(
         lowered = scores * decay
         dropped = (scores < 0) | ~(lowered >= min_score)
         scores = lowered.masked_fill(dropped, -1).scatter(1, best, -1)
-    return keep, kept_scores.clamp(min=-1)
+    return keep, kept_scores.clamp(min=-1).to(dtype)
 
 
 def _check_arguments(
@@ -151,10 +159,10 @@ def _check_arguments(
         )
     if classes.dtype != torch.int64:
         raise TypeError(f"soft_nms expects classes in int64, got {classes.dtype}")
-    if not scores.is_floating_point() or boxes.dtype != scores.dtype:
+    if scores.dtype not in _DTYPES or boxes.dtype != scores.dtype:
         raise TypeError(
-            f"soft_nms expects boxes and scores of one floating point dtype, got {boxes.dtype} and "
-            f"{scores.dtype}"
+            "soft_nms expects boxes and scores of one floating point dtype, float16, bfloat16, "
+            f"float32 or float64, got {boxes.dtype} and {scores.dtype}"
         )
     if max_detections < 0:
         raise ValueError(f"soft_nms expects max_detections >= 0, got {max_detections}")

@@ -5,10 +5,9 @@ Nothing is computed here that detection does not compute: the conditions are tho
 """
 
 import math
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
 import torch
-from detectron2.data.detection_utils import convert_image_to_rgb
 from torch import Tensor
 
 from ..structures import (
@@ -18,7 +17,6 @@ from ..structures import (
     PairOutcome,
     SeenCorners,
 )
-from ..visualization import draw_training_sample, tile
 from .corner_head import CornerBranch
 from .corner_matching import (
     corner_pairs,
@@ -232,33 +230,3 @@ def _on_cpu(explanation: Explanation) -> Explanation:
         return SeenCorners(*map(moved, value)) if isinstance(value, SeenCorners) else value
 
     return Explanation(*map(moved, explanation))
-
-
-def training_picture(
-    model: "CentripetalNet", batched_inputs: List[dict], max_images: int = 3
-) -> Tuple[str, Tensor]:
-    """Ground truth, prediction and heat maps of some training samples, for the event storage.
-
-    Args:
-        model: in training mode, in which it stays.
-        batched_inputs: see ``CentripetalNet.forward``.
-        max_images: the first so many are drawn.
-
-    Returns:
-        Name of the picture, and the picture: (3, height, width) uint8, RGB.
-    """
-    samples = batched_inputs[:max_images]
-    model.eval()
-    explanations = [explain(model, x["image"]) for x in samples]
-    model.train()
-    rows = [
-        draw_training_sample(
-            convert_image_to_rgb(x["image"].permute(1, 2, 0), model.input_format),
-            x["instances"].gt_boxes.tensor,
-            explanation,
-        )
-        for x, explanation in zip(samples, explanations)
-    ]
-    picture = torch.as_tensor(tile([(row,) for row in rows], columns=1))
-    name = "Left to right: ground truth; prediction; top-left corners; bottom-right corners"
-    return name, picture.permute(2, 0, 1)

@@ -28,7 +28,6 @@ from .corner_matching import (
     stack_candidates,
 )
 from .corner_targets import corner_targets
-from .explanation import training_picture
 from .mask_head import InstanceMaskHead
 
 
@@ -206,6 +205,9 @@ class CentripetalNet(nn.Module):
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         losses = self.losses(images.tensor, instances)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            # What draws imports this module, and matplotlib, which only drawing needs.
+            from ..visualization import training_picture
+
             get_event_storage().put_image(*training_picture(self, batched_inputs))
         return losses
 

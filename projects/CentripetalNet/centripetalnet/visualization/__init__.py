@@ -6,6 +6,7 @@ from .pictures import (
     draw_training_sample,
     overlay_heatmap,
     tile,
+    training_picture,
 )
 from .sheet import rendered
 from .targets import targets_figure
@@ -22,4 +23,5 @@ __all__ = [
     "rendered",
     "targets_figure",
     "tile",
+    "training_picture",
 ]

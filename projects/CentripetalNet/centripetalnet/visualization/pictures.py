@@ -4,11 +4,15 @@ from typing import List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data import Metadata
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import Tensor
 
+from ..modeling import CentripetalNet
+from ..modeling.explanation import explain
 from ..structures import Explanation
 from .sheet import faded, heat_colors
 
@@ -86,6 +90,36 @@ def draw_training_sample(
         for seen in (explanation.tl, explanation.br)
     ]
     return np.concatenate(views, axis=1)
+
+
+def training_picture(
+    model: CentripetalNet, batched_inputs: List[dict], max_images: int = 3
+) -> Tuple[str, Tensor]:
+    """Ground truth, prediction and heat maps of some training samples, for the event storage.
+
+    Args:
+        model: in training mode, in which it stays.
+        batched_inputs: see ``CentripetalNet.forward``.
+        max_images: the first so many are drawn.
+
+    Returns:
+        Name of the picture, and the picture: (3, height, width) uint8, RGB.
+    """
+    samples = batched_inputs[:max_images]
+    model.eval()
+    explanations = [explain(model, x["image"]) for x in samples]
+    model.train()
+    rows = [
+        draw_training_sample(
+            convert_image_to_rgb(x["image"].permute(1, 2, 0), model.input_format),
+            x["instances"].gt_boxes.tensor,
+            explanation,
+        )
+        for x, explanation in zip(samples, explanations)
+    ]
+    picture = torch.as_tensor(tile([(row,) for row in rows], columns=1))
+    name = "Left to right: ground truth; prediction; top-left corners; bottom-right corners"
+    return name, picture.permute(2, 0, 1)
 
 
 def overlay_heatmap(

@@ -1,11 +1,16 @@
 import json
+import math
 import os
 import re
 
+import numpy as np
 import pytest
-from coco_content import annotation, coco, image
+import torch
+from coco_content import annotation, coco, image, rle
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from centripetalnet.data.checked_datasets import check_datasets, usable_datasets
@@ -93,13 +98,193 @@ def test_a_file_is_looked_at_again_only_if_it_has_changed(register, tmp_path, ca
     assert len(caplog.records) == 2
 
 
-def test_other_formats_are_left_to_their_own_loaders(tmp_path):
-    DatasetCatalog.register("other", lambda: [])
-    try:
-        MetadataCatalog.get("other").set(thing_classes=["cow"])
+@pytest.fixture
+def register_function(tmp_path, monkeypatch):
+    """Registers a function as the dataset "made", with the images 1.png to 3.png of 10 x 8."""
+    monkeypatch.chdir(tmp_path)
+    for i in (1, 2, 3):
+        Image.new("RGB", (10, 8)).save(tmp_path / f"{i}.png")
 
-        check_datasets(["other"], 1)
-        assert usable_datasets(["other"], str(tmp_path), False) == ["other"]
-    finally:
-        DatasetCatalog.remove("other")
-        MetadataCatalog.remove("other")
+    def make(function, **metadata):
+        DatasetCatalog.register("made", function)
+        MetadataCatalog.get("made").set(**{"thing_classes": ["cow", "bear"], **metadata})
+
+    yield make
+    for name in ("made", "made_usable"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
+
+
+def box(**changes):
+    """An annotation of a record that is right, but for the changes; ... leaves a field out."""
+    fields = {"bbox": [2, 1, 6, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, **changes}
+    return {key: value for key, value in fields.items() if value is not ...}
+
+
+def record(number, *annotations, **changes):
+    fields = {
+        "file_name": f"{number}.png",
+        "image_id": number,
+        "height": 8,
+        "width": 10,
+        "annotations": list(annotations),
+        **changes,
+    }
+    return {key: value for key, value in fields.items() if value is not ...}
+
+
+def test_records_in_every_form_that_detectron2_takes_are_sound(register_function, tmp_path, caplog):
+    polygon = [2, 1, 6, 1, 6, 4.0, 2, 4]
+    code = rle()
+    records = [
+        record(
+            1,
+            box(iscrowd=1, segmentation={**code, "counts": code["counts"].encode("ascii")}),
+            box(bbox=(2, 1, 4, 3), bbox_mode=BoxMode.XYWH_ABS, segmentation=[polygon]),
+            box(bbox=np.array([2, 1, 6, 4.0]), segmentation=[np.array(polygon)]),
+            box(category_id=np.int64(0), segmentation=code, keypoints=[1, 2], ignored="yes"),
+            box(bbox=[np.float32(2), 1, 6, np.int64(4)], bbox_mode=0, segmentation=[]),
+            neg_category_ids=[5],
+        ),
+        record(2, image_id="two", height=np.int32(8), annotations=...),
+        record(3, file_name="https://example.com/3.png"),
+    ]
+    register_function(lambda: records)
+
+    assert usable_datasets(["made"], str(tmp_path), False) == ["made"]
+    assert not caplog.records
+
+
+BAD_POLYGON = [[1, 2, 3, 4, 5, math.nan]]
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"bbox": [2, 1, 6, math.inf]}, "bbox is [2, 1, 6, inf]"),
+        ({"bbox": [6, 1, 2, 4]}, "bbox is [6, 1, -4, 3]; width and height must be positive"),
+        ({"bbox": [20, 1, 24, 4]}, "bbox is [20, 1, 4, 3] in an image of 10 x 8"),
+        ({"bbox": np.array([2, 1, 4, 3]), "bbox_mode": BoxMode.XYWH_ABS}, "bbox is array("),
+        ({"bbox": ...}, "there is no bbox"),
+        ({"bbox_mode": ...}, "there is none; expected one of detectron2.structures.BoxMode"),
+        ({"bbox_mode": BoxMode.XYXY_REL}, "it is <BoxMode.XYXY_REL: 2>"),
+        ({"category_id": 2}, "category_id is 2; expected one of the 2 ids of categories, 0 to 1"),
+        ({"category_id": -1}, "category_id is -1"),
+        ({"category_id": ...}, "there is no category_id"),
+        ({"iscrowd": 2}, "iscrowd is 2"),
+        ({"segmentation": BAD_POLYGON}, "a coordinate is nan"),
+        ({"segmentation": {"size": [8, 10], "counts": [80]}}, "its counts are a list"),
+        ({"segmentation": {"size": [8, 10], "counts": b"1"}}, "its runs are of 1 pixels together"),
+    ],
+)
+def test_annotations_of_records_that_cannot_be_used_are_told(
+    register_function, tmp_path, changes, expected
+):
+    good, bad = record(1, box()), record(2, box(), box(**changes))
+    register_function(lambda: [good, bad])
+
+    with pytest.raises(ValueError) as error:
+        usable_datasets(["made"], str(tmp_path), False)
+
+    page = str(error.value)
+    assert f"image 2 '2.png' annotation 1: {expected}" in page
+    assert "Mend the function" in page and "DATALOADER.SKIP_UNUSABLE True" in page
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"file_name": ...}, "there is no file_name"),
+        ({"file_name": "/gone/2.png"}, "there is no file /gone/2.png"),
+        ({"height": ...}, "there is no height"),
+        ({"width": "10"}, "width is '10'; expected a positive integer"),
+        ({"image_id": ...}, "no image_id; expected an integer or a text"),
+        ({"image_id": 2.5}, "image_id is 2.5"),
+        ({"image_id": 1}, "2 images have the id"),
+    ],
+)
+def test_images_of_records_that_cannot_be_used_are_told(
+    register_function, tmp_path, changes, expected
+):
+    records = [record(1, box()), record(2, box(), **changes)]
+    register_function(lambda: records)
+
+    with pytest.raises(ValueError) as error:
+        usable_datasets(["made"], str(tmp_path), False)
+
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "records, message",
+    [([5], "record 0 is 5"), ([{"annotations": None}], "annotations of record 0 are None")],
+)
+def test_what_is_no_record_is_told(register_function, tmp_path, records, message):
+    register_function(lambda: records)
+
+    with pytest.raises(ValueError, match=f"records of made .*{message}; expected"):
+        usable_datasets(["made"], str(tmp_path), True)
+
+
+def test_by_config_key_records_are_left_out_and_the_rest_is_evaluated(
+    register_function, tmp_path, caplog
+):
+    bad = [box(category_id=9), box(bbox=[20, 1, 24, 4])]
+    records = [
+        record(1, box(), bad[0], box(category_id=0), bad[1]),
+        record(5, box(), box()),
+        record(2, box()),
+        # One object in each of two records of an image: neither is all of it.
+        record(3, box()),
+        record(3, box(category_id=0)),
+    ]
+    register_function(lambda: records, thing_colors=[(0, 0, 255), (255, 0, 0)])
+
+    for _ in range(2):
+        (name,) = usable_datasets(["made"], str(tmp_path / "out"), True)
+
+    kept = get_detection_dataset_dicts([name])
+    assert [x["image_id"] for x in kept] == [1, 2]
+    assert [[a["category_id"] for a in x["annotations"]] for x in kept] == [[1, 0], [1]]
+    assert MetadataCatalog.get(name).thing_colors == [(0, 0, 255), (255, 0, 0)]
+    assert caplog.text.count("Left out 3 of 5 images") == 1
+    assert caplog.text.count("Left out 6 of 9 annotations") == 1
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path))
+    evaluator.reset()
+    for x in kept:
+        instances = Instances((8, 10))
+        instances.pred_boxes = Boxes([a["bbox"] for a in x["annotations"]])
+        instances.scores = torch.ones(len(x["annotations"]))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in x["annotations"]])
+        evaluator.process([x], [{"instances": instances}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_a_function_is_asked_once_until_another_is_registered(register_function, tmp_path):
+    calls = []
+    register_function(lambda: calls.append("first") or [record(1)])
+    for _ in range(2):
+        usable_datasets(["made"], str(tmp_path), False)
+
+    DatasetCatalog.remove("made")
+    DatasetCatalog.register("made", lambda: calls.append("second") or [record(1)])
+    usable_datasets(["made"], str(tmp_path), False)
+
+    assert calls == ["first", "second"]
+
+
+def test_a_dataset_of_a_function_is_checked_again_after_its_evaluation(register_function, tmp_path):
+    register_function(lambda: [record(1, box())], evaluator_type="coco")
+    COCOEvaluator("made", output_dir=str(tmp_path))
+
+    check_datasets(["made"], 2)
+    assert usable_datasets(["made"], str(tmp_path), False) == ["made"]
+
+
+def test_what_is_no_list_is_said_not_to_be_checked(register_function, tmp_path, caplog):
+    register_function(lambda: iter([5]))
+
+    assert usable_datasets(["made"], str(tmp_path), False) == ["made"]
+    assert "made is a list_iterator, not a list of records: not checked" in caplog.text

@@ -205,18 +205,41 @@ def test_first_use_builds_the_dataset(tmp_path):
         silhouettes.register_silhouettes()
 
 
-def test_registering_twice_keeps_one_dataset_of_the_last_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+def test_registering_twice_keeps_one_dataset_of_the_last_root(tmp_path):
     try:
-        silhouettes.register_silhouettes()
-        silhouettes.register_silhouettes()
+        silhouettes.register_silhouettes(str(tmp_path / "first"))
+        silhouettes.register_silhouettes(str(tmp_path / "last"))
 
         metadata = MetadataCatalog.get("silhouettes_val")
-        assert metadata.json_file == str(tmp_path / "silhouettes" / "annotations" / "val.json")
+        assert metadata.json_file == str(tmp_path / "last" / "annotations" / "val.json")
         assert metadata.evaluator_type == "coco"
         assert metadata.thing_classes == list(silhouettes.SilhouettesSpec().classes)
     finally:
-        monkeypatch.undo()
+        silhouettes.register_silhouettes()
+
+
+def test_the_folder_is_that_of_the_environment_at_first_use(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    silhouettes.register_silhouettes(spec=dataclasses.replace(SPEC, num_train=2, num_val=1))
+    try:
+        monkeypatch.setenv("DETECTRON2_DATASETS", "chosen")
+        files = [x["file_name"] for x in DatasetCatalog.get("silhouettes_train")]
+        # Training and evaluation read the same files, whatever happens in between.
+        monkeypatch.setenv("DETECTRON2_DATASETS", "later")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        files += [x["file_name"] for x in DatasetCatalog.get("silhouettes_val")]
+
+        root = tmp_path / "chosen" / "silhouettes"
+        for split in ("train", "val"):
+            metadata = MetadataCatalog.get(f"silhouettes_{split}")
+            assert metadata.json_file == str(root / "annotations" / f"{split}.json")
+            assert metadata.image_root == str(root / split)
+        assert sorted(map(Path, files)) == sorted(root.glob("*/*.png"))
+        assert len(files) == 3
+        assert sorted(os.listdir(tmp_path)) == ["chosen", "elsewhere"]
+    finally:
         silhouettes.register_silhouettes()
 
 

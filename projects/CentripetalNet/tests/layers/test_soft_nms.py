@@ -99,6 +99,7 @@ def test_an_unknown_method_is_named():
         ({"scores": torch.zeros(3)}, ValueError, r"scores of shape \(N, M\)"),
         ({"classes": torch.zeros(1, 2, dtype=torch.long)}, ValueError, "shape of scores"),
         ({"classes": torch.zeros(1, 3)}, TypeError, "int64"),
+        ({"classes": torch.zeros(1, 3, dtype=torch.long, device="meta")}, ValueError, "one device"),
         ({"max_detections": -1}, ValueError, "max_detections >= 0"),
     ],
 )
@@ -113,6 +114,64 @@ def test_operator_checks_its_arguments(changed, error, message):
 
     with pytest.raises(error, match=message):
         torch.ops.centripetalnet.soft_nms(*inputs.values(), True, 0.5, 0.5, 0.001)
+
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_float32_with_rounded_results(dtype, method):
+    boxes, scores, classes = random_boxes(200, seed=5)
+    boxes, scores = boxes.to(dtype), scores.to(dtype)
+
+    results = [
+        function(boxes, scores, classes, 150, method, 0.5, 0.5, 0.001)
+        for function in (batched_soft_nms, soft_nms_reference)
+    ]
+
+    expected_keep, expected = batched_soft_nms(boxes.float(), scores.float(), classes, 150, method)
+    for keep, lowered in results:
+        assert torch.equal(keep, expected_keep)
+        assert lowered.dtype == dtype
+        torch.testing.assert_close(lowered, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operator_keeps_what_pytorch_asks_of_operators(dtype, opcheck):
+    boxes, scores, classes = random_boxes(12, seed=0)
+
+    for limit in (0, 5, 100):
+        arguments = (boxes.to(dtype), scores.to(dtype), classes, limit, True, 0.5, 0.5, 0.001)
+        opcheck(torch.ops.centripetalnet.soft_nms.default, arguments)
+
+
+class SoftNMS(torch.nn.Module):
+    def forward(self, boxes, scores, classes):
+        return batched_soft_nms(boxes, scores, classes, 20)
+
+
+def test_compiles_to_one_graph_for_any_number_of_boxes():
+    compiled = torch.compile(SoftNMS(), fullgraph=True, dynamic=True, backend="aot_eager")
+
+    for count in (30, 50, 10):
+        inputs = random_boxes(count, seed=count)
+        for actual, expected in zip(compiled(*inputs), SoftNMS()(*inputs)):
+            assert torch.equal(actual, expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.export, "Dim"), reason="PyTorch 2.1 has no torch.export.Dim")
+def test_is_exported_for_any_number_of_boxes():
+    # Which of count and the limit of 20 is smaller has to be known to PyTorch before 2.4.
+    count = torch.export.Dim("count", min=20, max=1000)
+    shapes = ({1: count}, {1: count}, {1: count})
+
+    program = torch.export.export(SoftNMS(), random_boxes(30, seed=0), dynamic_shapes=shapes)
+
+    for count in (50, 20):
+        inputs = random_boxes(count, seed=count)
+        for actual, expected in zip(program.module()(*inputs), SoftNMS()(*inputs)):
+            assert torch.equal(actual, expected)
 
 
 def both_ways(boxes, scores, classes, sigma=0.5, min_score=0.001, method="gaussian"):

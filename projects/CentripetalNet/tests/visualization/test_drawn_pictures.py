@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import torch
 from detectron2.data import Metadata
@@ -61,3 +64,9 @@ def test_a_heat_map_lies_over_the_cells_of_the_canvas_that_the_picture_covers():
 
     rows, columns = np.nonzero((drawn != 255).any(axis=2))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (6, 9, 11, 14)
+
+
+def test_only_what_draws_loads_matplotlib():
+    code = "import sys, centripetalnet.engine; sys.exit('matplotlib' in sys.modules)"
+
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -186,7 +186,8 @@ def _check_ids(
     if not is_integer(category_id):
         wrong.append("category_id")
     elif category_id not in classes:
-        detail = f"category_id is {category_id}; expected the id of one of the file's categories"
+        known = f"{len(classes)} ids of categories, {min(classes)} to {max(classes)}"
+        detail = f"category_id is {category_id}; expected one of the {known}"
         problems.append(("annotation of an unknown category", detail))
     if wrong:
         detail = "; ".join(_wrong_field(annotation, x, "an integer") for x in wrong)

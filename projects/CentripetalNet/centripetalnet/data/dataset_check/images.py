@@ -196,7 +196,8 @@ def _missing(images: List[dict], image_root: str) -> Set[int]:
     """Positions of the images whose file is not there."""
     folders: Dict[str, List[int]] = {}
     for position, image in enumerate(images):
-        if _has_name(image):
+        # What is not a file of this machine is fetched when it is read.
+        if _has_name(image) and "://" not in _path(image, image_root):
             folder = os.path.dirname(_path(image, image_root))
             folders.setdefault(folder, []).append(position)
     missing = set()

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .structure import entries_of, is_integer, shown
 
@@ -32,6 +32,7 @@ SEVERITIES = {
     "annotation id is not unique": ERROR,
     "annotation of an unknown image": ERROR,
     "annotation of an unknown category": ERROR,
+    "bbox_mode is not XYXY_ABS or XYWH_ABS": ERROR,
     "bbox is not four finite numbers": ERROR,
     "box of negative size": ERROR,
     "box outside its image": ERROR,
@@ -66,7 +67,8 @@ class Problem(NamedTuple):
         kind: one of ``SEVERITIES``.
         section: the list that the entry stands in, ``images`` or ``annotations``.
         position: its index there.
-        image_id: of the image or of the annotation's image, if that is an integer.
+        image_id: of the image or of the annotation's image, if that is an integer; in a record of
+            a function also a text.
         annotation_id: None for an image, or if it is no integer.
         file_name: of the image, if it is known.
         detail: what was seen, and what belongs there.
@@ -75,7 +77,7 @@ class Problem(NamedTuple):
     kind: str
     section: str
     position: int
-    image_id: Optional[int]
+    image_id: Union[int, str, None]
     annotation_id: Optional[int]
     file_name: Optional[str]
     detail: str

@@ -1,8 +1,9 @@
-// Soft non-maximum suppression on the CPU: schema and kernel. It has no gradient.
+// Soft non-maximum suppression on the CPU: schema, kernel and meta kernel. It has no gradient.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/SymInt.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -80,39 +81,74 @@ void take_boxes(
   }
 }
 
-std::tuple<Tensor, Tensor> soft_nms_cpu(
-    const Tensor& boxes, const Tensor& scores, const Tensor& classes, int64_t max_detections,
-    bool gaussian, double sigma, double iou_threshold, double min_score) {
+bool is_half(at::ScalarType dtype) {
+  return dtype == at::kHalf || dtype == at::kBFloat16;
+}
+
+void check_arguments(
+    const Tensor& boxes, const Tensor& scores, const Tensor& classes,
+    const c10::SymInt& max_detections, double sigma, double min_score) {
   TORCH_CHECK_VALUE(
-      scores.dim() == 2, "soft_nms expects scores of shape (N, M), got ", scores.sizes());
-  const int64_t images = scores.size(0), count = scores.size(1);
+      scores.dim() == 2, "soft_nms expects scores of shape (N, M), got ", scores.sym_sizes());
+  const c10::SymInt images = scores.sym_size(0), count = scores.sym_size(1);
   TORCH_CHECK_VALUE(
-      boxes.dim() == 3 && boxes.size(0) == images && boxes.size(1) == count && boxes.size(2) == 4,
-      "soft_nms expects boxes of shape (N, M, 4) for scores of shape ", scores.sizes(), ", got ",
-      boxes.sizes());
+      boxes.dim() == 3 && boxes.sym_size(0) == images && boxes.sym_size(1) == count &&
+          boxes.sym_size(2) == 4,
+      "soft_nms expects boxes of shape (N, M, 4) for scores of shape ", scores.sym_sizes(),
+      ", got ", boxes.sym_sizes());
   TORCH_CHECK_VALUE(
-      classes.sizes() == scores.sizes(), "soft_nms expects classes of the shape of scores, ",
-      scores.sizes(), ", got ", classes.sizes());
+      classes.sym_sizes() == scores.sym_sizes(),
+      "soft_nms expects classes of the shape of scores, ", scores.sym_sizes(), ", got ",
+      classes.sym_sizes());
+  TORCH_CHECK_VALUE(
+      boxes.device() == scores.device() && classes.device() == scores.device(),
+      "soft_nms expects boxes, scores and classes on one device, got ", boxes.device(), ", ",
+      scores.device(), " and ", classes.device());
   TORCH_CHECK_TYPE(
       classes.scalar_type() == at::kLong, "soft_nms expects classes in int64, got ",
       classes.scalar_type());
+  const auto dtype = scores.scalar_type();
   TORCH_CHECK_TYPE(
-      at::isFloatingType(scores.scalar_type()) && boxes.scalar_type() == scores.scalar_type(),
-      "soft_nms expects boxes and scores of one floating point dtype, got ", boxes.scalar_type(), " and ",
-      scores.scalar_type());
+      boxes.scalar_type() == dtype &&
+          (is_half(dtype) || dtype == at::kFloat || dtype == at::kDouble),
+      "soft_nms expects boxes and scores of one floating point dtype, float16, bfloat16, float32 "
+      "or float64, got ",
+      boxes.scalar_type(), " and ", dtype);
   TORCH_CHECK_VALUE(
       max_detections >= 0, "soft_nms expects max_detections >= 0, got ", max_detections);
   TORCH_CHECK_VALUE(sigma > 0, "soft_nms expects sigma > 0, got ", sigma);
   TORCH_CHECK_VALUE(!std::isnan(min_score), "soft_nms expects min_score to be a number, got nan");
+}
+
+std::tuple<Tensor, Tensor> soft_nms_meta(
+    const Tensor& boxes, const Tensor& scores, const Tensor& classes, c10::SymInt max_detections,
+    bool /*gaussian*/, double sigma, double /*iou_threshold*/, double min_score) {
+  check_arguments(boxes, scores, classes, max_detections, sigma, min_score);
+  const c10::SymInt rounds = max_detections.min(scores.sym_size(1));
+  const c10::SymInt shape[] = {scores.sym_size(0), rounds};
+  return {
+      at::empty_symint(shape, classes.options()), at::empty_symint(shape, scores.options())};
+}
+
+std::tuple<Tensor, Tensor> soft_nms_cpu(
+    const Tensor& boxes, const Tensor& scores, const Tensor& classes, int64_t max_detections,
+    bool gaussian, double sigma, double iou_threshold, double min_score) {
+  check_arguments(boxes, scores, classes, max_detections, sigma, min_score);
+  const int64_t images = scores.size(0), count = scores.size(1);
   const int64_t rounds = std::min(max_detections, count);
-  const Tensor dense_boxes = boxes.contiguous(), dense_scores = scores.contiguous();
-  const Tensor dense_classes = classes.contiguous();
+  const auto dtype = scores.scalar_type();
+  // A product of lowered scores, rounded in half precision each time, would change the order.
+  const auto compute_dtype = is_half(dtype) ? at::kFloat : dtype;
   Tensor keep = at::zeros({images, rounds}, classes.options());
-  Tensor kept_scores = at::empty({images, rounds}, scores.options()).fill_(-1);
+  Tensor kept_scores =
+      at::empty({images, rounds}, scores.options().dtype(compute_dtype)).fill_(-1);
   if (keep.numel() == 0) {
-    return {keep, kept_scores};
+    return {keep, kept_scores.to(dtype)};
   }
-  AT_DISPATCH_FLOATING_TYPES(scores.scalar_type(), "soft_nms_cpu", [&] {
+  const Tensor dense_boxes = boxes.to(compute_dtype).contiguous();
+  const Tensor dense_scores = scores.to(compute_dtype).contiguous();
+  const Tensor dense_classes = classes.contiguous();
+  AT_DISPATCH_FLOATING_TYPES(compute_dtype, "soft_nms_cpu", [&] {
     // Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
     const auto least_sigma = std::numeric_limits<scalar_t>::min();
     const Decay<scalar_t> decay{
@@ -132,17 +168,19 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(
       }
     });
   });
-  return {keep, kept_scores};
+  return {keep, kept_scores.to(dtype)};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(centripetalnet, library) {
   library.def(
-      "soft_nms(Tensor boxes, Tensor scores, Tensor classes, int max_detections, bool gaussian, "
-      "float sigma, float iou_threshold, float min_score) -> (Tensor, Tensor)");
+      "soft_nms(Tensor boxes, Tensor scores, Tensor classes, SymInt max_detections, "
+      "bool gaussian, float sigma, float iou_threshold, float min_score) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(centripetalnet, CPU, library) { library.impl("soft_nms", &soft_nms_cpu); }
+
+TORCH_LIBRARY_IMPL(centripetalnet, Meta, library) { library.impl("soft_nms", &soft_nms_meta); }
 
 }  // namespace centripetalnet

@@ -73,34 +73,50 @@ def register_silhouettes(root: str | None = None, spec: SilhouettesSpec = _DEFAU
 
     Args:
         root: the dataset's folder; by default `silhouettes` in `$DETECTRON2_DATASETS`, or in
-            `datasets` where that is not set.
+            `datasets` where that is not set, as the environment is at the first use.
         spec: what to build.
     """
-    if root is None:
-        root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "silhouettes")
-    root = os.path.expanduser(root)
     for split in SPLITS:
         name = f"silhouettes_{split}"
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        json_file = os.path.join(root, "annotations", f"{split}.json")
-        image_root = os.path.join(root, split)
-        DatasetCatalog.register(name, functools.partial(_load_split, root, spec, split))
+        DatasetCatalog.register(name, functools.partial(_load_split, spec, split))
         MetadataCatalog.get(name).set(
             thing_classes=list(spec.classes),
             thing_colors=[_CLASS_COLORS[i % len(_CLASS_COLORS)] for i in range(len(spec.classes))],
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(spec.classes))},
-            json_file=json_file,
-            image_root=image_root,
             evaluator_type="coco",
             # For whoever reads the annotation file before the dataset is first loaded.
-            prepare=functools.partial(build_silhouettes, root, spec),
+            prepare=functools.partial(_prepare, spec),
         )
+    if root is not None:
+        _set_root(root)
 
 
-def _load_split(root: str, spec: SilhouettesSpec, split: str) -> list[dict[str, Any]]:
+def _set_root(root: str) -> None:
+    """Tells Detectron2 where the dataset is, for good."""
+    root = os.path.abspath(os.path.expanduser(root))
+    for split in SPLITS:
+        metadata = MetadataCatalog.get(f"silhouettes_{split}")
+        metadata.image_root = os.path.join(root, split)
+        # An evaluator that came before the first use has written a file of its own.
+        if metadata.get("json_file") is None:
+            metadata.json_file = os.path.join(root, "annotations", f"{split}.json")
+
+
+def _prepare(spec: SilhouettesSpec) -> str:
+    """Builds the dataset where it is missing; returns its folder."""
+    metadata = MetadataCatalog.get("silhouettes_train")
+    if metadata.get("image_root") is None:
+        _set_root(os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "silhouettes"))
+    root = os.path.dirname(metadata.image_root)
     build_silhouettes(root, spec)
+    return root
+
+
+def _load_split(spec: SilhouettesSpec, split: str) -> list[dict[str, Any]]:
+    root = _prepare(spec)
     return load_coco_json(
         os.path.join(root, "annotations", f"{split}.json"),
         os.path.join(root, split),
