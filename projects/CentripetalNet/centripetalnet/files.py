@@ -1,25 +1,25 @@
-"""Files that have their name only once they are complete."""
+"""Atomic writing of files."""
 
 import os
 from contextlib import contextmanager, suppress
 from typing import IO, Iterator
 
 UNFINISHED = ".part"
-"""Stands after the name of a file until it is complete."""
+"""Suffix of the name of an incomplete file."""
 
 
 @contextmanager
 def complete_path(path: str, ending: str = "") -> Iterator[str]:
-    """A name to write to; the file gets its own once the block has ended without an error.
+    """A temporary path to write to. It replaces ``path`` when the block ends without an error.
 
-    What was there before stays until then, and after an error, Ctrl-C included.
+    An existing file remains until then, and after an error or Ctrl-C.
 
     Args:
         path: its name in the end.
-        ending: of the name until then, for what looks at it.
+        ending: extension of the temporary path, for code that depends on it.
 
     Yields:
-        The name until then.
+        The temporary path.
     """
     unfinished = f"{path}{UNFINISHED}{ending}"
     try:
