@@ -10,16 +10,16 @@ UNFINISHED = ".part"
 
 @contextmanager
 def complete_path(path: str, ending: str = "") -> Iterator[str]:
-    """A temporary path to write to. It replaces ``path`` when the block ends without an error.
+    """A name to write to; the file gets its own once the block has ended without an error.
 
     An existing file remains until then, and after an error or Ctrl-C.
 
     Args:
         path: its name in the end.
-        ending: extension of the temporary path, for code that depends on it.
+        ending: of the name until then, for what looks at it.
 
     Yields:
-        The temporary path.
+        The name until then.
     """
     unfinished = f"{path}{UNFINISHED}{ending}"
     try:
