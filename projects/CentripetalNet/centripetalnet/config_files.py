@@ -38,5 +38,5 @@ def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
     raise FileNotFoundError(
         f"there is no config file {config!r} (relative to {os.getcwd()}), and the package has no "
         f"config of that name. Give the path of a yaml file or one of these names: "
-        f"{', '.join(packaged) or '(none: the installation lacks its configs, reinstall it)'}"
+        f"{', '.join(packaged) or '(none: the installation lacks its configs, install it again)'}"
     )
