@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains and evaluates CentripetalNet; the command centripetalnet-train from here."""
+"""Trains and evaluates CentripetalNet; the same as the command centripetalnet-train."""
 
 import sys
 

@@ -14,7 +14,7 @@ __all__ = ["add_centripetalnet_config", "data", "load_predictor", "modeling"]
 
 
 def __getattr__(name: str):
-    # Training has no use for what prediction imports.
+    # Training does not need the imports of the predictor.
     if name == "load_predictor":
         from .predictor import load_predictor
 

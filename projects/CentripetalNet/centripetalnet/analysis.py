@@ -1,10 +1,9 @@
-"""What the parts of the detector cost: parameters, FLOPs and activations, counted by fvcore.
+"""Parameters, FLOPs and activations of each part of the detector, counted by fvcore.
 
-A FLOP here is what fvcore counts: one multiply-add, half of what a processor's data sheet calls
-two operations. Batch norm counts as two for each element although inference folds it into the
-convolutions, nearest upsampling as one; ReLU, sums, comparisons and the like are not counted, and
-the operators that are not are listed. An activation is an element that a convolution or a matrix
-product puts out.
+A FLOP is one multiply-add, as in fvcore; data sheets of processors count it as two. Batch norm
+counts as two per element, although inference folds it into the convolutions, nearest upsampling as
+one. ReLU, sums and comparisons are not counted; operators that fvcore cannot count are listed. An
+activation is an output element of a convolution or a matrix product.
 """
 
 from collections import Counter
@@ -25,24 +24,24 @@ from .modeling.corner_matching import (
 
 
 class PartCost(NamedTuple):
-    """What one part of the detector costs for one image."""
+    """Cost of one part of the detector for one image."""
 
     name: str
     parameters: int
     flops: int
     """Multiply-adds."""
     activations: int
-    """Elements that convolutions and matrix products put out."""
+    """Output elements of convolutions and matrix products."""
 
 
 class Costs(NamedTuple):
-    """What the whole detector costs for one image."""
+    """Cost of the whole detector for one image."""
 
     parts: List[PartCost]
     canvas_size: Tuple[int, int]
     """(h, w) pixels that the network sees."""
     uncounted: Dict[str, int]
-    """Operators whose FLOPs fvcore cannot count, and how often they are called."""
+    """Operators whose FLOPs fvcore cannot count, with their number of calls."""
 
 
 def _shape(value) -> List[int]:
@@ -50,23 +49,23 @@ def _shape(value) -> List[int]:
 
 
 def _no_flops(inputs: list, outputs: list) -> int:
-    """Of corner pooling, which compares and does not multiply."""
+    """FLOPs of corner pooling, which only compares."""
     return 0
 
 
 def _embedding_bag_flops(inputs: list, outputs: list) -> int:
-    """Of bilinear sampling: each index adds a weighted row of the table."""
+    """FLOPs of bilinear sampling: each index adds a weighted row of the table."""
     return prod(_shape(inputs[1])) * _shape(inputs[0])[1]
 
 
 def _soft_nms_flops(inputs: list, outputs: list) -> int:
-    """At most: in each round intersection, IoU and lowered score of every box."""
+    """Upper bound: each round computes intersection, IoU and new score of every box."""
     num_images, num_boxes = _shape(inputs[1])
     return 3 * num_images * num_boxes * min(int(inputs[3].toIValue()), num_boxes)
 
 
 def _roi_align_flops(inputs: list, outputs: list) -> int:
-    """Bilinear samples of four cells each; where their number follows the box, one is taken."""
+    """Bilinear samples of four cells each; an adaptive sampling ratio counts as 1."""
     samples = max(1, int(inputs[5].toIValue())) ** 2
     return 4 * samples * prod(_shape(outputs[0]))
 
@@ -90,18 +89,18 @@ class _Call(nn.Module):
 
     def forward(self, *inputs: Tensor):
         result = self.function(*inputs)
-        # The tracer knows no named tuples.
+        # The tracer does not support named tuples.
         return tuple(result) if isinstance(result, tuple) else result
 
 
 class _Counts:
-    """FLOPs and activations of one call, also of the modules in it."""
+    """FLOPs and activations of one call and of its modules."""
 
     def __init__(self, call: _Call, inputs: Sequence[Tensor]):
         self.flops = FlopCountAnalysis(call, tuple(inputs)).set_op_handle(**_FLOP_HANDLES)
         self.activations = ActivationCountAnalysis(call, tuple(inputs))
         for analysis in (self.flops, self.activations):
-            # What is not counted is handed on instead.
+            # Instead of warnings, Costs.uncounted lists the operators.
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.tracer_warnings("none")
 
@@ -111,26 +110,26 @@ class _Counts:
 
 @torch.no_grad()
 def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
-    """Counts what detecting in one image costs, part by part.
+    """Counts the cost of detection in one image, part by part.
 
-    Shifts are counted as inference computes them, at the corners that were kept; masks for as many
-    boxes as may be found.
+    Shifts are counted as inference computes them, at the kept corners only, and masks for the
+    maximum number of detections.
 
     Args:
-        model: as built, not yet optimised for inference. It comes out in evaluation mode.
+        model: as built, not optimised for inference. It is set to evaluation mode.
         image_size: (h0, w0) pixels.
 
     Raises:
         ValueError: if the image has no pixels.
     """
     if min(image_size) < 1:
-        raise ValueError(f"an image has at least 1 x 1 pixels, got {tuple(image_size)}")
+        raise ValueError(f"the image size is {tuple(image_size)}, expected at least 1 x 1 pixels")
     model.eval()
     parts: List[PartCost] = []
     uncounted = Counter()
 
     def run(name: str, inputs: Sequence[Tensor], function: Callable, **modules: nn.Module):
-        """Adds a part; returns what it puts out."""
+        """Adds a part; returns its output."""
         call = _Call(function, **modules)
         counts = _Counts(call, inputs)
         parts.append(PartCost(name, _parameters(*modules.values()), *counts.of()))
@@ -159,7 +158,7 @@ def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
     found: List[Tensor] = []
     for corner, branch in (("tl", model.heads[-1].tl), ("br", model.heads[-1].br)):
         pooled = run(f"{corner}: pooling", (feature,), branch.pooling, pooling=branch.pooling)
-        heatmap = run(f"{corner}: heat map", (pooled,), branch.heatmap, heatmap=branch.heatmap)
+        heatmap = run(f"{corner}: heatmap", (pooled,), branch.heatmap, heatmap=branch.heatmap)
         cells = find_peaks(heatmap, model.matching).cell.flatten()
         counts = _Counts(_Call(branch.shifts_at, branch=branch), (pooled, cells))
         parts += _shift_parts(corner, branch, counts)
@@ -200,7 +199,7 @@ def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
 
 
 def _shift_parts(corner: str, branch: nn.Module, counts: _Counts) -> List[PartCost]:
-    """The branches that are computed at corners; what is not in one of them is the cross-star."""
+    """The branches that are computed at corners. The rest of the call is the cross-star part."""
     names = {
         "offset": branch.offset,
         "guiding_shift": branch.guiding_shift,

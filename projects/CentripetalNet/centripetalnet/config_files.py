@@ -9,12 +9,12 @@ from detectron2.utils.file_io import PathManager
 
 _PACKAGE = Path(__file__).resolve().parent
 _BASE = "Base-CentripetalNet.yaml"
-# Where a wheel was installed they lie in the package, in the repository beside it.
+# In a wheel the configs are inside the package, in the repository beside it.
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def packaged_configs() -> Dict[str, str]:
-    """Paths of the config files that come with the package, by name, "centripetal_hg104" say."""
+    """Paths of the config files of the package by name, such as "centripetal_hg104"."""
     folder = next((x for x in _FOLDERS if (x / _BASE).is_file()), None)
     if folder is None:
         return {}
@@ -41,7 +41,7 @@ def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
     if config in packaged:
         return packaged[config]
     raise FileNotFoundError(
-        f"there is no config file {config!r} (seen from {os.getcwd()}), and none of that name "
-        f"comes with the package; give the path of a yaml file or one of these names: "
+        f"there is no config file {config!r} (relative to {os.getcwd()}), and the package has no "
+        f"config of that name. Give the path of a yaml file or one of these names: "
         f"{', '.join(packaged) or '(none: the installation lacks its configs, install it again)'}"
     )

@@ -1,4 +1,4 @@
-"""Files that have their name only once they are complete."""
+"""Atomic writing of files."""
 
 import os
 import shutil
@@ -9,14 +9,14 @@ from typing import IO, Iterator
 from detectron2.utils.file_io import PathManager
 
 UNFINISHED = ".part"
-"""Stands after the name of a file until it is complete."""
+"""Suffix of the name of an incomplete file."""
 
 
 @contextmanager
 def complete_path(path: str, ending: str = "", durable: bool = False) -> Iterator[str]:
     """A name to write to; the file gets its own once the block has ended without an error.
 
-    What was there before stays until then, and after an error, Ctrl-C included.
+    An existing file remains until then, and after an error or Ctrl-C.
 
     Args:
         path: its name in the end, also an address of iopath's, such as "s3://...": the file is then

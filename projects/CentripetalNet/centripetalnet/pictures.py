@@ -1,4 +1,4 @@
-"""Picture files: which ones arguments name, reading them, and where drawn ones are written."""
+"""Image files of the demo: finding, reading and writing them."""
 
 import os
 from glob import glob
@@ -10,30 +10,28 @@ from detectron2.data.detection_utils import read_image
 
 from .files import complete_file
 
-# What counts as a picture in a folder.
+# Extensions of images in a folder.
 READ_EXTENSIONS = (
     *(".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
-# What a drawn picture is written as; from any other kind it becomes a .png.
+# Extensions of drawn images; drawings on other kinds become .png.
 WRITTEN_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# Missing files that an error names.
+# Limit of the missing files that an error names.
 _MAX_NAMED = 5
 
 
 def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> List[str]:
-    """The picture files that arguments name, each once, in their order.
+    """The image files that arguments name, each once, in their order.
 
     Args:
-        arguments: each is a file; a folder, which stands for the pictures in it (by extension, not
-            those of folders in it) in the order of their names; a pattern such as "folder/*.jpg",
-            which stands for the files that it fits; or "-" for ``listed``.
-        listed: lines with a file or folder each, read only where an argument is "-".
+        arguments: files; folders, for the images in them (by extension, without subfolders, sorted
+            by name); glob patterns such as "folder/*.jpg"; or "-" for ``listed``.
+        listed: lines with a file or folder each, read only if an argument is "-".
 
     Raises:
-        FileNotFoundError: if an argument or a line names nothing that is there, or a folder holds
-            no picture.
+        FileNotFoundError: if a named file does not exist, or a folder contains no image.
     """
     paths: List[str] = []
     for argument in arguments:
@@ -48,13 +46,13 @@ def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> List[
 
 
 def _in_argument(argument: str) -> List[str]:
-    # Before patterns, since a file may have a bracket in its name.
+    # Before patterns, since file names may contain brackets.
     if os.path.exists(argument):
         return _in_path(argument)
     found = [path for path in sorted(glob(argument, recursive=True)) if os.path.isfile(path)]
     if not found:
         raise FileNotFoundError(
-            f"--input {argument}: there is no such file (seen from {os.getcwd()})"
+            f"--input {argument}: there is no such file (relative to {os.getcwd()})"
         )
     return found
 
@@ -73,11 +71,11 @@ def _in_list(lines: Iterable[str]) -> List[str]:
     if missing:
         named = ", ".join(missing[:_MAX_NAMED]) + ", ..." * (len(missing) > _MAX_NAMED)
         raise FileNotFoundError(
-            f"--input -: of the listed files {len(missing)} are not there (seen from "
+            f"--input -: {len(missing)} of the listed files do not exist (relative to "
             f"{os.getcwd()}): {named}"
         )
     if not paths:
-        raise FileNotFoundError("--input -: the list of files is empty; expected one in each line")
+        raise FileNotFoundError("--input -: the list of files is empty, expected one per line")
     return paths
 
 
@@ -89,34 +87,34 @@ def _in_path(path: str) -> List[str]:
     paths = [x for x in paths if os.path.isfile(x)]
     if not paths:
         raise FileNotFoundError(
-            f"--input {path}: the folder holds no picture; expected files that end with "
-            f"{', '.join(READ_EXTENSIONS)}"
+            f"--input {path}: the folder contains no image, expected files with one of the "
+            f"extensions {', '.join(READ_EXTENSIONS)}"
         )
     return paths
 
 
 def read_picture(path: str) -> np.ndarray:
-    """Reads a picture as training and evaluation do.
+    """Reads an image as training and evaluation do.
 
     Returns:
         (h0, w0, 3) uint8 in BGR order.
 
     Raises:
-        OSError: if the file is no picture or is damaged; the message names it.
+        OSError: if the file is not an image or is damaged; the message names it.
     """
     try:
         return read_image(path, format="BGR")
-    # For a damaged file Pillow raises nearly anything.
+    # Pillow raises exceptions of many types for damaged files.
     except Exception as error:
-        raise OSError(f"{path} cannot be read as a picture: {error}") from error
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
 
 
 def write_picture(picture: np.ndarray, path: str) -> None:
-    """Writes a picture in the form that its name's extension says, with the folders it lies in.
+    """Writes an image in the format of its extension; creates missing folders.
 
     Args:
         picture: (h, w, 3) uint8 in BGR order.
-        path: has one of ``WRITTEN_EXTENSIONS``.
+        path: with one of ``WRITTEN_EXTENSIONS``.
 
     Raises:
         OSError: if it cannot be written.
@@ -128,32 +126,31 @@ def write_picture(picture: np.ndarray, path: str) -> None:
         raise OSError(f"{path} cannot be written: {error}") from error
     if not done:
         height, width = picture.shape[:2]
-        raise OSError(f"{path}: OpenCV cannot write a picture of {width} x {height} as {extension}")
+        raise OSError(f"{path}: OpenCV cannot write an image of {width} x {height} as {extension}")
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
     with complete_file(path, "wb") as file:
         file.write(content.tobytes())
 
 
 def output_paths(output: str, pictures: Sequence[str]) -> List[str]:
-    """Where the drawn picture of each picture goes: to no picture and no other drawn one.
+    """Paths of the drawn images. They overwrite neither inputs nor each other.
 
     Args:
-        output: a folder, which need not exist, or for one picture a file.
+        output: a folder, which need not exist, or for one image a file.
         pictures: of :func:`find_pictures`.
 
     Returns:
-        A path for each picture. In a folder it has the picture's name; pictures of the same name
-        from several folders are numbered, and forms that are not written become .png.
+        A path for each image. In a folder it has the name of the image. Images of the same name
+        are numbered, and formats that are not written become .png.
 
     Raises:
-        ValueError: if several pictures would go to one file, or one to the place of a picture.
+        ValueError: if ``output`` is a file for several images, or an input would be overwritten.
     """
     if is_file_name(output):
         check_extension(output, WRITTEN_EXTENSIONS)
         if len(pictures) > 1:
             raise ValueError(
-                f"--output {output} is a file, but there are {len(pictures)} pictures; name a "
-                "folder"
+                f"--output {output} is a file, but there are {len(pictures)} images; name a folder"
             )
         targets = [output]
     else:
@@ -163,20 +160,20 @@ def output_paths(output: str, pictures: Sequence[str]) -> List[str]:
 
 
 def is_file_name(output: str) -> bool:
-    """Whether ``--output`` names a file: it is one, or has an extension and is no folder."""
+    """Whether ``--output`` names a file: an existing file, or a new path with an extension."""
     if os.path.isdir(output) or output.endswith(("/", os.sep)):
         return False
     return os.path.isfile(output) or bool(os.path.splitext(output)[1])
 
 
 def check_extension(output: str, extensions: Sequence[str]) -> None:
-    """Raises ValueError if the file that ``--output`` names has none of these extensions."""
+    """Raises ValueError if the file of ``--output`` has none of these extensions."""
     extension = os.path.splitext(output)[1]
     if extension.lower() not in extensions:
         raise ValueError(
             f"--output {output}: {extension or 'a file without extension'} cannot be written; "
-            f"expected one of {', '.join(extensions)}, or a folder (one that is not there yet and "
-            f"has a dot in its name ends with /)"
+            f"expected one of {', '.join(extensions)}, or a folder (end a new folder with a dot "
+            f"in its name with /)"
         )
 
 
@@ -192,13 +189,13 @@ def refuse_to_overwrite(output: str, targets: Iterable[str], sources: Iterable[s
 
 
 def _identity(path: str) -> Tuple[int, int]:
-    """The same for each name of one file."""
+    """Identifies a file independently of its path."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
 def _names(pictures: Sequence[str]) -> Iterator[str]:
-    """A name for each drawn picture, each another, also where upper and lower case are the same."""
+    """Unique names of the drawn images, also on file systems that ignore case."""
     taken: Set[str] = set()
     for path in pictures:
         stem, extension = os.path.splitext(os.path.basename(path))

@@ -1,4 +1,4 @@
-"""From a picture to its objects in one call."""
+"""Detection in single images from Python."""
 
 import os
 from typing import Optional, Sequence, Union
@@ -21,14 +21,13 @@ Path = Union[str, "os.PathLike[str]"]
 
 
 class Predictor:
-    """A model with its weights, for one picture at a time; Detectron2's DefaultPredictor, stricter.
+    """A model with its weights, for one image at a time, like Detectron2's DefaultPredictor.
 
-    Weights that do not fit are an error, and ``TEST.AUG.ENABLED`` and ``TEST.PRECISION`` are
-    followed. Images are resized as in evaluation.
+    In contrast to it, weights that do not fit are an error, and ``TEST.AUG.ENABLED`` and
+    ``TEST.PRECISION`` are respected. Images are resized as in evaluation.
 
     Attributes:
-        metadata: of the first of ``DATASETS.TEST``; ``metadata.thing_classes`` are the names of
-            the classes.
+        metadata: of the first of ``DATASETS.TEST``, with the class names ``thing_classes``.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -38,12 +37,12 @@ class Predictor:
 
         Raises:
             FileNotFoundError, ValueError: if the weights are missing or do not fit.
-            ValueError: if ``MODEL.DEVICE`` is a GPU and there is none, or a size of ``INPUT`` is
-                invalid.
+            ValueError: if ``MODEL.DEVICE`` is a GPU and there is none, or ``INPUT.MIN_SIZE_TEST``
+                or ``MAX_SIZE_TEST`` is invalid.
         """
         check_device(cfg.MODEL.DEVICE)
         if not cfg.MODEL.WEIGHTS:
-            raise ValueError("a checkpoint is needed: set MODEL.WEIGHTS to path/to/model.pth")
+            raise ValueError("MODEL.WEIGHTS is empty: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
         self.augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
         dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused"
@@ -64,12 +63,12 @@ class Predictor:
             ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``.
 
         Raises:
-            ValueError: if the image is not of that form.
+            ValueError: if the image has another shape or type.
         """
         return self.model([self.model_input(image)])[0]
 
     def model_input(self, image: np.ndarray) -> dict:
-        """What the model takes for an image.
+        """Converts an image to the model's input.
 
         Args:
             image: (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
@@ -79,31 +78,31 @@ class Predictor:
             ``INPUT.FORMAT``; ``height`` h0 and ``width`` w0, which the model's boxes refer to.
 
         Raises:
-            ValueError: if the image is not of that form.
+            ValueError: if the image has another shape or type.
         """
         _check_image(image)
         height, width = image.shape[:2]
         augmented = T.AugInput(image[:, :, ::-1] if self.input_format == "RGB" else image)
         self.augmentations(augmented)
-        # A copy, as PyTorch does not take arrays that cannot be written to.
+        # A copy, since PyTorch warns of arrays that are not writable.
         pixels = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
         return {"image": pixels, "height": height, "width": width}
 
     def detect(self, picture: Union[np.ndarray, Path], min_score: float = 0.0) -> Instances:
-        """The objects in one picture.
+        """Detects the objects in one image.
 
         Args:
             picture: path of a file, or (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
-            min_score: objects with lower scores are left out.
+            min_score: objects with lower scores are dropped.
 
         Returns:
-            R objects on the CPU: ``pred_boxes`` (R, 4) x0, y0, x1, y1 in pixels of the picture,
-            ``scores`` (R,) from 0 to 1, the highest first, ``pred_classes`` (R,) indices into
-            ``metadata.thing_classes``, and of models with masks ``pred_masks`` (R, h0, w0) bool.
+            R objects on the CPU: ``pred_boxes`` (R, 4) x0, y0, x1, y1 in pixels of the image,
+            ``scores`` (R,) in [0, 1], best first, ``pred_classes`` (R,) indices into
+            ``metadata.thing_classes``, and with a mask head ``pred_masks`` (R, h0, w0) bool.
 
         Raises:
-            OSError: if the file cannot be read as a picture.
-            ValueError: if the array is not of that form.
+            OSError: if the file cannot be read as an image.
+            ValueError: if the array has another shape or type.
         """
         if isinstance(picture, (str, os.PathLike)):
             picture = read_picture(os.fspath(picture))
@@ -120,23 +119,23 @@ def load_predictor(
     tta: bool = False,
     opts: Sequence = (),
 ) -> Predictor:
-    """A detector ready for use.
+    """Loads a detector with its weights.
 
     Args:
-        config: path of a config file, or the name of one that comes with the package:
-            "centripetal_hg104", "centripetal_tiny" and so on.
-        weights: path or address (URL) of a checkpoint that fits the config; None takes what
-            ``MODEL.WEIGHTS`` says there or in ``opts``.
-        device: "cpu", "cuda" or "cuda:N"; None takes the config's.
-        precision: what convolutions compute in, "float32", "bfloat16" or "float16"; None takes the
-            config's.
-        tta: whether mirror images and other scales are looked at too (test-time augmentation),
-            which ``TEST.AUG`` chooses; this takes several times as long.
-        opts: more changes to the config, keys and values in turn; they have the last word.
+        config: path of a config file, or the name of a config of the package, such as
+            "centripetal_hg104" or "centripetal_tiny".
+        weights: path or URL of a checkpoint that fits the config, by default ``MODEL.WEIGHTS`` of
+            the config or ``opts``.
+        device: "cpu", "cuda" or "cuda:N", by default that of the config.
+        precision: of the convolutions, "float32", "bfloat16" or "float16", by default that of the
+            config.
+        tta: whether to use test-time augmentation, with the mirror images and scales of
+            ``TEST.AUG``. It takes several times as long.
+        opts: alternating keys and values of the config. They override the other arguments.
 
     Raises:
-        FileNotFoundError: if there is no such config or no such checkpoint.
-        ValueError: if the weights do not fit the config, or one of the other arguments is wrong.
+        FileNotFoundError: if the config or the checkpoint does not exist.
+        ValueError: if the weights do not fit the config, or another argument is invalid.
     """
     changes = ["TEST.AUG.ENABLED", tta]
     if weights is not None:
@@ -155,14 +154,14 @@ def _checked_device(device: str) -> str:
         return str(torch.device(device))
     except RuntimeError as error:
         raise ValueError(
-            f"the device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N' with the number of a GPU"
+            f"the device is {device!r}, expected 'cpu', 'cuda' or 'cuda:N' with the index of a GPU"
         ) from error
 
 
 def _check_image(image: np.ndarray) -> None:
-    expected = "expected an array (height, width, 3) of uint8 in BGR order, as cv2.imread gives it"
+    expected = "expected an array (height, width, 3) of uint8 in BGR order, as from cv2.imread"
     if not isinstance(image, np.ndarray):
-        hint = "; cv2.imread gives None for a file that it cannot read" if image is None else ""
-        raise ValueError(f"the picture is of type {type(image).__name__}; {expected}{hint}")
+        hint = ". cv2.imread returns None for a file that it cannot read" if image is None else ""
+        raise ValueError(f"the image is of type {type(image).__name__}, {expected}{hint}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(f"the picture is {image.shape} of {image.dtype}; {expected}")
+        raise ValueError(f"the image is {image.shape} of {image.dtype}, {expected}")

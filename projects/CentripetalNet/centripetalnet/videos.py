@@ -1,4 +1,4 @@
-"""Videos: their frames one at a time, and writing them with the same size and rate."""
+"""Reading videos frame by frame, and writing them with the same size and frame rate."""
 
 import math
 import os
@@ -12,23 +12,22 @@ import numpy as np
 
 from .pictures import check_extension, is_file_name, refuse_to_overwrite
 
-# Of a video in a folder the first of these that OpenCV can write.
+# Tried in this order for a video in a folder.
 EXTENSIONS_IN_FOLDER = (".mp4", ".avi")
 WRITTEN_EXTENSIONS = (*EXTENSIONS_IN_FOLDER, ".m4v", ".mkv", ".mov", ".webm")
-# The first that OpenCV can write into the kind of file.
+# Tried in this order for a file.
 CODECS = ("mp4v", "MJPG", "VP90")
-# Frames per second where a video does not say.
+# Frames per second of a video without a valid rate.
 DEFAULT_RATE = 30.0
 
 
 class Video:
-    """The frames of a video file or of a camera, one after the other; one is in memory at a time.
+    """Iterates over the frames of a video file or camera, with one frame in memory at a time.
 
     Attributes:
         size: (width, height) of every frame, in pixels.
         rate: frames per second.
-        num_frames: how many there are as the file says, some kinds of which only estimate it; None
-            where it does not, and of a camera.
+        num_frames: as in the header of the file, in some formats an estimate; None if unknown.
     """
 
     def __init__(self, source: Union[str, int]):
@@ -37,17 +36,18 @@ class Video:
             source: path of a file, or number of a camera.
 
         Raises:
-            OSError: if there is no such file or camera, or it gives no frame.
+            OSError: if there is no such file or camera, or it has no readable frame.
         """
         if isinstance(source, str) and not os.path.isfile(source):
-            raise FileNotFoundError(f"there is no video {source} (seen from {os.getcwd()})")
+            raise FileNotFoundError(f"there is no video {source} (relative to {os.getcwd()})")
         self._name = source if isinstance(source, str) else f"camera {source}"
         self._capture = cv2.VideoCapture(source)
         self._first = self._read()
         if self._first is None:
             self.close()
             raise OSError(
-                f"{self._name} gives no frame; expected a video that OpenCV {cv2.__version__} reads"
+                f"{self._name} has no readable frame, expected a video in a format of this OpenCV "
+                f"({cv2.__version__})"
             )
         height, width = self._first.shape[:2]
         self.size: Tuple[int, int] = (width, height)
@@ -62,8 +62,8 @@ class Video:
         while frame is not None:
             if frame.shape[1::-1] != self.size:
                 raise OSError(
-                    f"{self._name} has a frame of {_times(frame.shape[1::-1])} after those of "
-                    f"{_times(self.size)}; expected one size"
+                    f"{self._name} has a frame of {_times(frame.shape[1::-1])} after frames of "
+                    f"{_times(self.size)}, expected one size"
                 )
             yield frame
             frame = self._read()
@@ -83,15 +83,15 @@ class Video:
 
 
 class VideoFile:
-    """A video file to write, which has its name only once all frames are in it.
+    """Writes a video file atomically.
 
-    Codecs hold frames of even width and height only; others get their last column or row twice.
+    Codecs need even widths and heights. Odd frames get their last column or row twice.
     """
 
     def __init__(self, path: str, codec: str, rate: float, size: Tuple[int, int]):
         """
         Args:
-            path: its name in the end; folders are made.
+            path: of the complete file. Missing folders are created.
             codec: four letters, see :func:`find_output`.
             rate: frames per second.
             size: (width, height) of the frames, in pixels.
@@ -112,7 +112,7 @@ class VideoFile:
         Args:
             frame: (height, width, 3) uint8 in BGR order.
         """
-        # OpenCV passes over frames of another size without a word.
+        # OpenCV ignores frames of another size without an error.
         if frame.shape[1::-1] != self._size:
             raise ValueError(
                 f"{self._path}: expected a frame of {_times(self._size)}, got one of "
@@ -140,32 +140,32 @@ class VideoFile:
                 os.remove(self._unfinished)
 
     def _check(self) -> None:
-        """OpenCV does not tell whether writing went well."""
+        """Counts the frames in the file, since OpenCV reports no write errors."""
         capture = cv2.VideoCapture(self._unfinished)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         capture.release()
         if count != self._written:
             raise OSError(
-                f"{self._path}: {self._written} frames were written, and {count} are in the file; "
-                "is there room on the disk?"
+                f"{self._path}: {self._written} frames were written, but the file has {count}. "
+                "Check whether the disk is full."
             )
 
 
 def find_output(output: str, source: str, rate: float, size: Tuple[int, int]) -> Tuple[str, str]:
-    """Where a drawn video goes, and in which codec; never onto the video itself.
+    """Path and codec of a drawn video. The input is never overwritten.
 
     Args:
         output: a file, or a folder, which need not exist.
-        source: path of the video that is drawn on.
+        source: path of the input video.
         rate: frames per second.
         size: (width, height) of the frames, in pixels.
 
     Returns:
-        Path and codec. In a folder it has the name of ``source``, with .mp4 or, where OpenCV cannot
-        write that, .avi.
+        Path and codec. In a folder the file has the name of ``source``, with .mp4 or, if OpenCV
+        cannot write that, .avi.
 
     Raises:
-        ValueError: if that would overwrite ``source``, or OpenCV can write no such video.
+        ValueError: if ``source`` would be overwritten, or OpenCV cannot write such a video.
     """
     if is_file_name(output):
         check_extension(output, WRITTEN_EXTENSIONS)
@@ -179,17 +179,17 @@ def find_output(output: str, source: str, rate: float, size: Tuple[int, int]) ->
             refuse_to_overwrite(output, [path], [source])
             return path, codec
     raise ValueError(
-        f"--output {output}: OpenCV {cv2.__version__} here writes no video of {_times(size)} at "
-        f"{rate:g} frames a second as {' or '.join(os.path.basename(x) for x in paths)}; try "
-        f"another of {', '.join(WRITTEN_EXTENSIONS)}, or install an OpenCV with FFmpeg"
+        f"--output {output}: this OpenCV ({cv2.__version__}) writes no video of {_times(size)} at "
+        f"{rate:g} frames per second as {' or '.join(os.path.basename(x) for x in paths)}. Try "
+        f"another of {', '.join(WRITTEN_EXTENSIONS)}, or install OpenCV with FFmpeg."
     )
 
 
 def find_codec(extension: str, rate: float, size: Tuple[int, int]) -> Optional[str]:
-    """The first of ``CODECS`` of which a frame was really written and read again, or None.
+    """The first of ``CODECS`` with which a test frame can be written and read, or None.
 
     Args:
-        extension: kind of file, ".mp4" say.
+        extension: of the file, such as ".mp4".
         rate: frames per second.
         size: (width, height) of the frames, in pixels.
     """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Detects objects in pictures and videos and draws them; centripetalnet-demo from here."""
+"""Draws detections in images and videos; the same as the command centripetalnet-demo."""
 
 import sys
 

@@ -22,13 +22,13 @@ try:
 except ImportError:  # torch < 2.4
     from torch.testing._internal.optests import opcheck as check_operator
 
-    # The import forbids the whole process to set flags such as cudnn.benchmark, as trainers do.
+    # The import disables setting flags such as cudnn.benchmark in the process, as trainers do.
     torch.backends.__allow_nonbracketed_mutation_flag = True
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs"
 
-# The dataset of tests that train.
+# The dataset for training tests.
 FEW = SilhouettesSpec(num_train=16, num_val=7)
 
 # The narrow model of data/model_tiny.pt.
@@ -70,7 +70,7 @@ def remote(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _logs_reach_caplog():
-    """pytest before 9 listens to the root alone, which a training in a test before cuts off."""
+    """pytest before 9 reads the root logger only, from which trainings disconnect this one."""
     logging.getLogger("centripetalnet").propagate = True
 
 
@@ -93,7 +93,7 @@ def device(request):
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """A few pictures in place of the whole dataset, here and in train_few.py."""
+    """A few images instead of the complete dataset, here and in train_few.py."""
     root = tmp_path_factory.mktemp("datasets")
     build_silhouettes(str(root / "silhouettes"), FEW)
     register_silhouettes(str(root / "silhouettes"), FEW)
@@ -103,9 +103,9 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
-    """A folder with config.yaml and model.pth of a detector with masks that finds objects anywhere.
+    """A folder with config.yaml and model.pth of an untrained detector with masks.
 
-    It was not trained: its corners are sure of themselves, and may point about anywhere.
+    Its corners have high scores, and its thresholds accept almost any pair of corners.
     """
     folder = tmp_path_factory.mktemp("untrained")
     (folder / "config.yaml").write_text(f"""
@@ -125,7 +125,7 @@ MODEL:
 
 @pytest.fixture(scope="session")
 def opcheck():
-    """Whether schema, autograd, meta kernel and compilation of an operator agree."""
+    """Checks that schema, autograd, meta kernel and compilation of an operator agree."""
     return check_operator
 
 
@@ -143,7 +143,7 @@ def golden():
 
 
 def weight_from_name(name: str, shape, seed: int) -> torch.Tensor:
-    """The value that the reference's weight of this name was given; see data/README.md."""
+    """The value of the reference's weight of this name; see data/README.md."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
 
     def uniform(low, high):
@@ -177,7 +177,7 @@ def weight_from_name(name: str, shape, seed: int) -> torch.Tensor:
 
 @pytest.fixture
 def golden_model(golden):
-    """The narrow model with the reference's weights, and the reference's numbers for it."""
+    """The narrow model with the reference's weights, and the reference's results for it."""
     numbers = golden("model_tiny.pt")
     model = build_model(golden_config())
     ours = translation(model.state_dict(), mmdet_name)

@@ -40,7 +40,7 @@ def part(costs, name):
     return next(x for x in costs.parts if x.name == name)
 
 
-def test_costs_of_the_backbone_are_those_computed_by_hand(costs):
+def test_costs_of_the_backbone_equal_their_formulas(costs):
     # 31 pixels, 16 after the first convolution, 8 after the stem, 4 inside the hourglass.
     stem = total(conv(16, 7, 3), conv(8, 3), conv(8, 3), conv(8, 1))
     skip = total(conv(8, 3), conv(8, 3))
@@ -52,11 +52,11 @@ def test_costs_of_the_backbone_are_those_computed_by_hand(costs):
     assert (found.flops, found.parameters) == stem
     assert found.activations == 4 * (16**2 + 3 * 8**2)
     found = part(costs, "backbone: stack 1")
-    # fvcore counts an element of nearest upsampling as one.
+    # fvcore counts one per element of nearest upsampling.
     assert (found.flops, found.parameters) == (stack_flops + 4 * 8**2, stack_parameters)
 
 
-def test_costs_of_a_corner_are_those_computed_by_hand(costs):
+def test_costs_of_a_corner_equal_their_formulas(costs):
     pooling = total(*[conv(8, 3)] * 4, conv(8, 1))
     heatmap = total(conv(8, 3), conv(8, 1, channels_out=3))
     hidden, last = conv(1, 3), conv(1, 1, channels_out=2)
@@ -64,14 +64,14 @@ def test_costs_of_a_corner_are_those_computed_by_hand(costs):
     for corner in ("tl", "br"):
         found = part(costs, f"{corner}: pooling")
         assert (found.flops, found.parameters) == pooling
-        found = part(costs, f"{corner}: heat map")
+        found = part(costs, f"{corner}: heatmap")
         assert (found.flops, found.parameters) == heatmap
         # Ten corners, one cell of offset and centripetal shift, nine of guiding shift for each.
         for name, cells in (("offset", 1), ("guiding shift", 9), ("centripetal shift", 1)):
             found = part(costs, f"{corner}: {name}, at corners")
             assert found.flops == 10 * cells * (hidden[0] + last[0])
             assert found.parameters == hidden[1] + last[1]
-        # Nine cells around each corner: 18 sampling offsets, nine taps of four cells, a product.
+        # Nine cells around each corner: 18 sampling offsets, nine bilinear taps, a product.
         found = part(costs, f"{corner}: cross-star convolution, at corners")
         assert found.flops == 10 * 9 * (2 * 18 + 9 * 4 * 4 + 9 * 4 * 4)
         assert found.parameters == 2 * 18 + 9 * 4 * 4
@@ -89,7 +89,7 @@ def test_parameters_of_the_parts_are_those_of_the_model():
         assert sum(x.parameters for x in costs.parts) == sum(x.numel() for x in model.parameters())
 
 
-def test_the_first_stacks_head_and_masks_are_told_apart():
+def test_the_first_stacks_head_and_the_masks_are_separate_parts():
     model = build_model(
         config(
             "quick_schedules/centripetal_mask_tiny",
@@ -109,9 +109,9 @@ def test_the_first_stacks_head_and_masks_are_told_apart():
     assert masks.flops == 7 * (layers + 4 * 32 * 14**2)
 
 
-def test_what_is_not_counted_is_listed(costs):
+def test_uncounted_operators_are_listed(costs):
     assert costs.uncounted["aten::topk"] > 0
-    # These have handlers of their own.
+    # The project's operators have handlers.
     assert not any(x.startswith("centripetalnet::") for x in costs.uncounted)
 
 
@@ -122,5 +122,5 @@ def test_the_canvas_is_the_one_of_inference():
 
 
 def test_an_image_without_pixels_is_an_error():
-    with pytest.raises(ValueError, match="at least 1 x 1 pixels, got"):
+    with pytest.raises(ValueError, match=r"\(0, 5\), expected at least 1 x 1 pixels"):
         analyze(build_model(config(**SMALL)), (0, 5))

@@ -9,7 +9,7 @@ import pytest
 TOOL = Path(__file__).parents[1] / "tools" / "benchmark.py"
 
 
-def test_figures_stand_beside_their_goals_in_the_table_and_in_the_file(tmp_path):
+def test_table_and_file_contain_values_and_goals(tmp_path):
     output = tmp_path / "benchmark.json"
     command = [sys.executable, str(TOOL), "--only", "decoding", "mapper", "--output", str(output)]
 
@@ -26,7 +26,7 @@ def test_figures_stand_beside_their_goals_in_the_table_and_in_the_file(tmp_path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
-def test_memory_of_a_call_is_what_it_holds_at_once(tmp_path):
+def test_memory_of_a_call_is_its_peak(tmp_path):
     code = """
 import runpy, torch
 tool = runpy.run_path("TOOL")

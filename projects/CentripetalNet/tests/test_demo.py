@@ -1,4 +1,4 @@
-"""The demo: pictures and videos in, the same with detections out."""
+"""The demo draws detections into images and videos."""
 
 import re
 import subprocess
@@ -13,13 +13,13 @@ from training import ENVIRONMENT
 from centripetalnet.commands import demo
 from centripetalnet.modeling import CentripetalNetWithTTA
 
-# Most of what an untrained detector finds has less.
+# Most detections of an untrained detector have lower scores.
 THRESHOLD = ["--confidence-threshold", "0.96"]
 
 
 @pytest.fixture(autouse=True)
 def no_log(monkeypatch):
-    """The log would go on to a stream that is closed when a test has ended."""
+    """Without this, later tests would log to a stream that is closed."""
     monkeypatch.setattr(demo, "setup_logger", lambda **_: None)
 
 
@@ -36,7 +36,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def arguments(untrained):
-    """Those of the command, with a model."""
+    """The command's arguments for an untrained model."""
 
     def arguments(*args):
         model = ["--config-file", untrained / "config.yaml", *THRESHOLD, *args]
@@ -47,7 +47,7 @@ def arguments(untrained):
 
 @pytest.fixture
 def run(arguments, capsys):
-    """Calls the command; gives the exit status and what it printed, output and errors."""
+    """Calls the command; returns exit status, standard output and standard error."""
 
     def run(*args):
         try:
@@ -59,7 +59,7 @@ def run(arguments, capsys):
     return run
 
 
-def test_every_picture_is_drawn_and_left_alone(run, pictures, tmp_path):
+def test_every_image_is_drawn_and_the_input_is_not_changed(run, pictures, tmp_path):
     before = {path.name: path.read_bytes() for path in pictures.iterdir()}
 
     status, out, err = run(
@@ -76,7 +76,7 @@ def test_every_picture_is_drawn_and_left_alone(run, pictures, tmp_path):
     assert "3/3" in err and "images/s" in err
 
 
-def test_a_folder_is_drawn_to_a_folder_and_one_picture_to_a_file(run, pictures, tmp_path):
+def test_a_folder_is_drawn_to_a_folder_and_one_image_to_a_file(run, pictures, tmp_path):
     folder = run("--input", pictures, "--output", tmp_path / "out")
     file = run("--input", pictures / "grey.png", "--output", tmp_path / "drawn.jpg")
 
@@ -113,7 +113,7 @@ def test_the_script_takes_a_list_on_standard_input(arguments, pictures, tmp_path
     assert {x.name for x in (tmp_path / "out").iterdir()} == {"one.png", "wide [1].jpg"}
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_drawn(run, pictures, tmp_path):
+def test_an_unreadable_image_is_named_and_the_others_are_drawn(run, pictures, tmp_path):
     (pictures / "bad.png").write_text("no picture")
 
     status, _, err = run("--input", pictures, "--output", tmp_path / "out")
@@ -121,11 +121,11 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_drawn(run, pi
     assert status == 1
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"grey.png", "one.png", "wide [1].jpg"}
-    end = err[err.index("error: 1 of 4 pictures were not drawn:") :]
-    assert f"{pictures / 'bad.png'} cannot be read as a picture" in end
+    end = err[err.index("error: 1 of 4 images were not drawn:") :]
+    assert f"{pictures / 'bad.png'} cannot be read as an image" in end
 
 
-def test_a_picture_that_is_not_there_or_would_be_overwritten_is_named(run, pictures):
+def test_a_missing_image_or_one_that_would_be_overwritten_is_named(run, pictures):
     missing = run("--input", pictures / "no.png", "--output", pictures / "out")
     onto = run("--input", pictures / "one.png", "--output", pictures)
 
@@ -161,13 +161,13 @@ def test_every_frame_of_a_video_is_drawn(run, tmp_path, name, codec, to_file):
         assert size == [64, 48] and capture.get(cv2.CAP_PROP_FPS) == 12.5
     for _ in range(5):
         given, without, drawn = (capture.read()[1].astype(int) for capture in captures)
-        # Some pixels are a neighbour's: Detectron2 has pictures drawn by Matplotlib.
+        # Detectron2 draws images with Matplotlib, which shifts some pixels.
         assert np.median(abs(without - given)) < 20
         assert abs(drawn - without).max() > 100
     assert not any(capture.read()[0] for capture in captures)
 
 
-def test_a_video_that_is_none_or_would_be_overwritten_is_named(run, pictures, tmp_path):
+def test_an_unreadable_video_or_one_that_would_be_overwritten_is_named(run, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     source = tmp_path / "video.mp4"
     writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 48))
@@ -179,11 +179,11 @@ def test_a_video_that_is_none_or_would_be_overwritten_is_named(run, pictures, tm
     onto = run("--video-input", source, "--output", tmp_path)
 
     assert missing[0] == 1 and "there is no video no.mp4" in missing[2]
-    assert bad[0] == 1 and "bad.mp4 gives no frame" in bad[2]
+    assert bad[0] == 1 and "bad.mp4 has no readable frame" in bad[2]
     assert onto[0] == 1 and "would overwrite" in onto[2]
 
 
-def test_a_video_with_fewer_frames_than_it_says_is_told_of(run, tmp_path, monkeypatch):
+def test_a_video_with_fewer_frames_than_in_its_header_is_a_warning(run, tmp_path, monkeypatch):
     class Short:
         size, rate, num_frames = (64, 48), 25.0, 3
 
@@ -205,7 +205,7 @@ def test_a_video_with_fewer_frames_than_it_says_is_told_of(run, tmp_path, monkey
     status, _, err = run("--video-input", tmp_path / "short.avi", "--output", tmp_path)
 
     assert status == 0
-    assert "short.avi has 3 frames by its own account, of which 2 could be read" in err
+    assert "short.avi: 2 of the 3 frames in its header could be read" in err
 
 
 def test_options_reach_the_model(arguments):
@@ -230,10 +230,10 @@ def test_options_reach_the_model(arguments):
         (["--input", "{pictures}", "--output", "x", "--precision", "int8"], 2, "invalid choice"),
         (["--input", "{pictures}", "--output", "x", "--device", "gpu"], 1, "device is 'gpu'"),
         (["--input", "{pictures}", "--output", "x", "--config-file", "x"], 1, "centripetal_hg104"),
-        (["--input", "{pictures}", "--output", "x.png"], 1, "there are 3 pictures; name a folder"),
+        (["--input", "{pictures}", "--output", "x.png"], 1, "there are 3 images; name a folder"),
     ],
 )
-def test_wrong_options_are_one_line(run, pictures, monkeypatch, options, status, message):
+def test_invalid_options_print_one_line(run, pictures, monkeypatch, options, status, message):
     monkeypatch.chdir(pictures.parent)
 
     result = run(*(x.format(pictures=pictures) for x in options))
@@ -244,9 +244,7 @@ def test_wrong_options_are_one_line(run, pictures, monkeypatch, options, status,
 
 @pytest.mark.parametrize("source", [["--input", "{pictures}"], ["--video-input", "x"]])
 @pytest.mark.parametrize("display", [None, ":0"])
-def test_where_nothing_can_be_shown_output_is_asked_for(
-    run, pictures, monkeypatch, source, display
-):
+def test_without_a_window_the_error_names_output(run, pictures, monkeypatch, source, display):
     def fail(*_):
         raise cv2.error("not implemented")
 
@@ -261,12 +259,12 @@ def test_where_nothing_can_be_shown_output_is_asked_for(
 
     assert status == 1
     assert ("no display" if display is None else "without windows") in err
-    assert "give --output FOLDER" in err
+    assert "Use --output FOLDER" in err
 
 
 @pytest.fixture
 def window(monkeypatch):
-    """What is shown in the window; Escape is pressed after the second."""
+    """The shapes of the images in the window; Escape is pressed after the second."""
     shown = []
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(demo.cv2, "namedWindow", lambda *_: None)
@@ -275,7 +273,7 @@ def window(monkeypatch):
     return shown
 
 
-def test_pictures_are_shown_until_escape(run, pictures, window):
+def test_images_are_shown_until_escape(run, pictures, window):
     status, _, err = run("--input", pictures)
 
     assert status == 0, err

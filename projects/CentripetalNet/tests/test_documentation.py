@@ -1,4 +1,4 @@
-"""Pages that are made are up to date, and links lead somewhere."""
+"""Generated pages are up to date, and links are valid."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from conftest import PROJECT
 
 REPOSITORY = PROJECT.parents[1]
 pytestmark = pytest.mark.skipif(
-    not (REPOSITORY / "dev").is_dir(), reason="the project stands without its repository"
+    not (REPOSITORY / "dev").is_dir(), reason="the project is outside its repository"
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -21,7 +21,7 @@ def pages():
 
 
 def anchors_of(page):
-    """What a heading is called in an address."""
+    """The anchors of the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", x.lower()).strip().replace(" ", "-") for x in titles}
@@ -50,7 +50,7 @@ def test_links_between_pages_lead_to_files_and_headings():
     assert seen > 5
 
 
-def test_addresses_are_whole():
+def test_urls_are_well_formed():
     for page in pages():
         for target in LINK.findall(page.read_text()):
             if "://" in target:

@@ -1,4 +1,4 @@
-"""Exported detectors find what the model finds, and need nothing of this project."""
+"""Exported detectors give the model's candidates and run without this project."""
 
 import dataclasses
 import importlib.util
@@ -30,14 +30,14 @@ needs_onnx = pytest.mark.skipif(
     reason="onnx and onnxruntime are not installed",
 )
 TOOLS = PROJECT / "tools"
-# Height and width: the smallest, around multiples of the canvas, odd, wide, tall, larger than 511.
+# Height and width: smallest, around multiples of the canvas, odd, wide, tall, larger than 511.
 SIZES = [
     *((1, 1), (1, 200), (200, 1), (2, 3), (17, 19)),
     *((127, 127), (128, 128), (129, 127), (255, 256), (383, 384)),
     *((97, 130), (250, 250), (101, 401), (33, 300), (300, 33)),
     *((64, 513), (520, 90), (511, 511), (512, 512), (600, 520)),
 ]
-# A model that was not trained finds boxes only where corners may point to about anywhere.
+# Thresholds with which an untrained model finds boxes.
 ANYWHERE = MatchingOptions(central_region_large=9.0, central_region_small=9.0, max_center_area=9.0)
 
 
@@ -79,14 +79,14 @@ def assert_agrees(agreements, at_least):
 
 
 @needs_onnx
-def test_onnx_finds_what_the_model_finds_in_pictures_of_any_size(model, onnx_file):
+def test_onnx_agrees_with_the_model_on_images_of_any_size(model, onnx_file):
     agreements = export.check_agreement(model, export.load_onnx(str(onnx_file)), pictures(SIZES))
 
     assert_agrees(agreements, at_least=3000)
 
 
 @needs_onnx
-def test_onnx_has_standard_operators_alone_and_says_what_it_needs(model, onnx_file):
+def test_onnx_has_only_standard_operators_and_its_settings_as_metadata(model, onnx_file):
     import onnx
 
     proto = onnx.load(str(onnx_file))
@@ -119,13 +119,13 @@ def test_older_opsets_and_other_options_agree_too(model, tmp_path, opset):
 
 @needs_onnx
 @pytest.mark.parametrize("opset", [9, 99])
-def test_an_opset_that_does_not_do_is_named(model, tmp_path, opset):
-    with pytest.raises(ValueError, match=f"cannot write .* opset {opset} .*opset 17 is known"):
+def test_an_unsupported_opset_is_named(model, tmp_path, opset):
+    with pytest.raises(ValueError, match=f"cannot write .* opset {opset} .*Use opset 17"):
         export.export_onnx(model, str(tmp_path / "model.onnx"), {}, opset)
 
 
 @needs_onnx
-def test_the_model_is_left_as_it_was(model, tmp_path):
+def test_export_does_not_modify_the_model(model, tmp_path):
     before = {name: x.clone() for name, x in model.state_dict().items()}
     expected = model.find(pictures([(90, 100)]))[0].candidates
 
@@ -138,7 +138,7 @@ def test_the_model_is_left_as_it_was(model, tmp_path):
 
 @pytest.fixture
 def hourglass_104():
-    """The released network with random weights that give numbers of a usual size."""
+    """The released network with random weights and calibrated norms."""
     torch.manual_seed(0)
     model = build_model(config(MODEL__CENTRIPETALNET__NUM_CLASSES=3))
     model.matching = ANYWHERE
@@ -150,7 +150,7 @@ def hourglass_104():
         for head, feature in zip(model.heads, features.values()):
             head(feature)
     for norm in norms:
-        # The statistics are those of one batch; on other sizes numbers would grow without end.
+        # The statistics are of one batch. Without a margin, features of other sizes explode.
         norm.running_var *= 1.5
     return model.eval()
 
@@ -162,7 +162,7 @@ def test_hourglass_104_agrees(hourglass_104, tmp_path):
 
     export.export_onnx(hourglass_104, path, {}, 17)
 
-    # On canvases of 127 and 255, which they nearly fill: about the border all cells are alike.
+    # They nearly fill canvases of 127 and 255: near a wide border all cells are alike.
     sizes = itertools.product((97, 113, 127, 233, 255), (101, 120, 127, 240))
     agreements = export.check_agreement(hourglass_104, export.load_onnx(path), pictures(sizes))
     assert_agrees(agreements, at_least=10000)
@@ -175,7 +175,7 @@ def test_hourglass_104_agrees(hourglass_104, tmp_path):
     tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 3),
     reason="torch.export.export has no strict=False before PyTorch 2.3",
 )
-def test_program_finds_what_the_model_finds_in_pictures_of_any_size(model, tmp_path):
+def test_program_agrees_with_the_model_on_images_of_any_size(model, tmp_path):
     path = str(tmp_path / "model.pt2")
 
     metadata = export.metadata_of(model, [], min_size_test=0, max_size_test=1333)
@@ -192,11 +192,11 @@ def test_program_finds_what_the_model_finds_in_pictures_of_any_size(model, tmp_p
 def test_a_canvas_with_fewer_cells_than_corners_is_refused(model, tmp_path):
     model.canvas_bits = 31
 
-    with pytest.raises(ValueError, match="TEST_CANVAS_BITS 31 .*64 cells.*TOPK is 100:"):
+    with pytest.raises(ValueError, match="TEST_CANVAS_BITS is 31.*64 cells.*TOPK is 100:"):
         export.ExportedDetector(model, lambda x, direction: x)
 
 
-def test_a_file_that_loses_the_only_box_does_not_agree():
+def test_a_file_without_the_only_box_does_not_agree():
     found, nothing = (candidates([[0, 0, 9, 9]], [score], [0]) for score in (0.5, -1.0))
 
     assert export.compare(found, found).within_tolerance()
@@ -205,7 +205,7 @@ def test_a_file_that_loses_the_only_box_does_not_agree():
     assert not export.compare(nothing, found).within_tolerance()
 
 
-def test_candidates_are_paired_whatever_their_order():
+def test_candidates_are_paired_in_any_order():
     boxes, scores, classes = [[0, 0, 9, 9], [0, 0, 5, 5], [1, 1, 3, 3]], [0.5, 0.5, -1.0], [0, 0, 1]
     expected = candidates(boxes, scores, classes)
 
@@ -230,7 +230,7 @@ def test_candidates_are_paired_whatever_their_order():
 @pytest.mark.parametrize("method", ["gaussian", "linear"])
 @pytest.mark.parametrize("sigma", [0.5, 1e-60])
 @needs_onnx
-def test_soft_nms_in_numpy_is_the_project_s(method, sigma):
+def test_soft_nms_in_numpy_agrees_with_the_project(method, sigma):
     soft_nms = load_tool("run_onnx").soft_nms
     generator = np.random.default_rng(0)
     for count in (0, 1, 40, 1000):
@@ -253,7 +253,7 @@ def test_soft_nms_in_numpy_is_the_project_s(method, sigma):
 
 @pytest.fixture
 def without_torch(tmp_path):
-    """An environment in which what run_onnx.py must not need cannot be imported."""
+    """An environment without the packages that run_onnx.py must not need."""
     folder = tmp_path / "forbidden"
     folder.mkdir()
     for name in ("torch", "detectron2", "centripetalnet", "cv2"):
@@ -263,14 +263,14 @@ def without_torch(tmp_path):
 
 
 @needs_onnx
-def test_run_onnx_finds_the_model_s_objects_without_torch(
+def test_run_onnx_detects_the_same_objects_as_the_model_without_torch(
     model, onnx_file, without_torch, tmp_path
 ):
     path, turned = tmp_path / "plain.png", tmp_path / "turned.png"
     picture = Image.fromarray(export.noise((150, 90))[0].permute(1, 2, 0).byte().numpy())
     picture.save(path)
     exif = Image.Exif()
-    exif[0x0112] = 6  # The camera was held upright.
+    exif[0x0112] = 6  # Rotated by 90 degrees.
     picture.save(turned, exif=exif)
 
     done = subprocess.run(
@@ -344,7 +344,7 @@ def test_run_onnx_rounds_sizes_as_detectron2_does():
 
 
 @needs_onnx
-def test_run_onnx_names_what_it_cannot_use(onnx_file, tmp_path):
+def test_run_onnx_names_unusable_files(onnx_file, tmp_path):
     run_onnx = load_tool("run_onnx")
     picture = tmp_path / "picture.png"
     Image.new("RGB", (20, 20)).save(picture)
@@ -352,7 +352,7 @@ def test_run_onnx_names_what_it_cannot_use(onnx_file, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="there is no model .*none.onnx"):
         run_onnx.main([str(tmp_path / "none.onnx"), str(picture)])
-    with pytest.raises(ValueError, match="text.onnx is not a model that onnxruntime reads"):
+    with pytest.raises(ValueError, match="text.onnx cannot be loaded by onnxruntime"):
         run_onnx.main([str(tmp_path / "text.onnx"), str(picture)])
     with pytest.raises(ValueError, match="would overwrite .*picture.png"):
         run_onnx.main([str(onnx_file), str(picture), "--output", str(tmp_path)])
@@ -377,7 +377,7 @@ def run_export(arguments):
 
 
 @needs_onnx
-def test_the_tool_writes_a_file_with_class_names_and_says_how_it_agrees(weights, tmp_path, capsys):
+def test_the_tool_writes_class_names_and_prints_the_agreement(weights, tmp_path, capsys):
     output, picture = tmp_path / "model.onnx", tmp_path / "picture.png"
     Image.new("RGB", (40, 30), "red").save(picture)
 
@@ -385,14 +385,14 @@ def test_the_tool_writes_a_file_with_class_names_and_says_how_it_agrees(weights,
 
     printed = capsys.readouterr().out
     assert f"{picture}: " in printed and "boxes differ by up to" in printed
-    assert "masks are not in the file" in printed and f"{output}: " in printed
+    assert "masks are not exported" in printed and f"{output}: " in printed
     names = load_tool("run_onnx").Detector(str(output)).class_names
     assert len(names) == 5 and "horse" in names
     assert sorted(tmp_path.iterdir()) == sorted((weights, output, picture))
 
 
 @needs_onnx
-def test_the_tool_writes_nothing_that_differs_from_the_model(weights, tmp_path, monkeypatch):
+def test_the_tool_writes_no_file_that_differs_from_the_model(weights, tmp_path, monkeypatch):
     output = tmp_path / "model.onnx"
     differing = export.Agreement(candidates=5, unpaired=0, boxes=0.5, scores=0.0)
     monkeypatch.setattr(export, "check_agreement", lambda *args: [differing, differing])
@@ -403,7 +403,7 @@ def test_the_tool_writes_nothing_that_differs_from_the_model(weights, tmp_path, 
     assert [x.name for x in tmp_path.iterdir()] == [weights.name]
 
 
-def test_the_tool_says_what_to_install(weights, tmp_path, monkeypatch):
+def test_the_tool_names_the_packages_to_install(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
 
     with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxruntime"):

@@ -8,7 +8,7 @@ from centripetalnet.hooks import BestCheckpointer, TrainingPlotter
 
 
 class Saved:
-    """A checkpointer that notes the state of the hook when it is asked to save."""
+    """A checkpointer that records the state of the hook at each save."""
 
     def __init__(self):
         self.states = []
@@ -29,7 +29,7 @@ def evaluated(hook, storage, result):
     hook.after_step()
 
 
-def test_after_an_interruption_only_a_better_model_takes_the_place_of_the_best():
+def test_after_a_resume_only_a_better_model_replaces_the_best():
     with EventStorage(5) as storage:
         hook, checkpointer = hook_at(storage, 5)
         evaluated(hook, storage, 40.0)
@@ -43,7 +43,7 @@ def test_after_an_interruption_only_a_better_model_takes_the_place_of_the_best()
             evaluated(resumed, storage, result)
 
     assert state == {"best_metric": 40.0, "best_iter": 5}
-    # What is saved with the best model knows of it.
+    # The checkpoint of the best model contains its own result.
     assert checkpointer.states == [state]
     assert saved.states == [{"best_metric": 41.0, "best_iter": 7}]
 
@@ -74,7 +74,7 @@ def test_curves_are_drawn_at_the_end_of_a_training_and_not_before(tmp_path):
     assert not before and (tmp_path / "training.png").exists()
 
 
-def test_a_training_survives_curves_that_cannot_be_drawn(tmp_path, caplog):
+def test_curves_that_cannot_be_drawn_are_only_a_warning(tmp_path, caplog):
     finish(tmp_path)
 
     assert "were not drawn" in caplog.text and "metrics.json" in caplog.text

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a training with all its processes, and leaves nothing half done."""
+"""Ctrl-C ends all processes of a training, and leaves no partial or temporary files."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ WORKERS += ["1", "SOLVER.IMS_PER_BATCH", "2", "TEST.AUG.ENABLED", "False", *ANYW
 
 
 def processes_of(session):
-    """Numbers of the processes that a process and its children have started, those ended aside."""
+    """Ids of the running processes of a session."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -33,7 +33,7 @@ def processes_of(session):
 
 
 def interrupted(process):
-    """Presses Ctrl-C, which every process of a terminal's foreground gets; gives the errors."""
+    """Sends SIGINT to the process group, as Ctrl-C does, and checks that all processes end."""
     assert len(processes_of(process.pid)) > 0
     os.killpg(process.pid, signal.SIGINT)
     try:
@@ -50,7 +50,7 @@ def interrupted(process):
 
 @pytest.fixture
 def begin(datasets, tmp_path):
-    """Starts a training whose temporary files lie in a folder of their own."""
+    """Starts a training with a separate folder for temporary files."""
     before = set(os.listdir("/dev/shm"))
     temporary = tmp_path / "temporary"
     temporary.mkdir()

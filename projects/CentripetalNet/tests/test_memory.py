@@ -1,4 +1,4 @@
-"""A long training takes no more memory than a short one."""
+"""The memory of a training does not grow."""
 
 import json
 import time
@@ -10,9 +10,9 @@ from training import kill, start, train_few
 
 
 def memory_of(process: int) -> float:
-    """MB that a process and all that it has started hold, what they share counted once.
+    """MB of a process and its children; shared memory counts once.
 
-    Libraries are left out: their share of a process depends on what else runs on the machine.
+    Libraries are not counted: their share depends on the other processes of the machine.
     """
     folder = Path(f"/proc/{process}")
     children = (folder / "task" / str(process) / "children").read_text().split()
@@ -24,13 +24,13 @@ def memory_of(process: int) -> float:
 def newest_iteration(output) -> int:
     try:
         return json.loads((output / "metrics.json").read_text().splitlines()[-1])["iteration"]
-    # Not there yet, or its last line is not written to its end.
+    # The file is missing, or its last line is incomplete.
     except (FileNotFoundError, IndexError, ValueError):
         return 0
 
 
 @pytest.mark.slow
-def test_two_thousand_iterations_with_workers_keep_to_their_memory(datasets, tmp_path):
+def test_memory_is_constant_over_two_thousand_iterations_with_workers(datasets, tmp_path):
     opts = ["SOLVER.MAX_ITER", "2000", "DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "()"]
     opts += ["SOLVER.CHECKPOINT_PERIOD", "200", "SOLVER.CHECKPOINTS_KEPT", "2"]
     process = start(*train_few(tmp_path, *opts), DATASET=datasets / "silhouettes")
@@ -40,7 +40,7 @@ def test_two_thousand_iterations_with_workers_keep_to_their_memory(datasets, tmp
             time.sleep(1)
             try:
                 samples.append((newest_iteration(tmp_path), memory_of(process.pid)))
-            # A process that has just ended.
+            # A process has just ended.
             except (FileNotFoundError, ProcessLookupError):
                 continue
         process.wait(timeout=120)

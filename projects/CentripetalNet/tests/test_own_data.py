@@ -1,4 +1,4 @@
-"""The guide to one's own data, as printed, on a dataset that is made here."""
+"""The commands of docs/own-data.md, run on a generated dataset."""
 
 import importlib.util
 import json
@@ -15,11 +15,9 @@ from centripetalnet.config import load_config
 from centripetalnet.data import build_augmentations
 
 GUIDE = PROJECT.parents[1] / "docs" / "own-data.md"
-pytestmark = pytest.mark.skipif(
-    not GUIDE.is_file(), reason="the project stands without its repository"
-)
+pytestmark = pytest.mark.skipif(not GUIDE.is_file(), reason="the project is outside its repository")
 CLASSES = ("disc", "square", "triangle")
-# The guide trains a large network for long.
+# Replacements that make the guide's training short.
 SMALL = {
     "centripetal_hg104.yaml": "quick_schedules/centripetal_tiny.yaml",
     '"hg104.pth"': '""',
@@ -70,7 +68,7 @@ def make_dataset(folder, name, count, random):
 
 
 def commands_of(guide):
-    """Lines of the code blocks that are commands."""
+    """Commands in the code blocks."""
     return re.findall(r"^    ((?:\./|tools/|demo/)\S+\.py .*)$", guide, flags=re.MULTILINE)
 
 
@@ -89,7 +87,7 @@ def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     commands = commands_of(guide)
-    # The guide's last step needs packages that its others do not.
+    # The last step of the guide needs optional packages.
     can_export = all(map(importlib.util.find_spec, ("onnx", "onnxruntime")))
     for command in commands:
         if "export_model.py" in command and not can_export:

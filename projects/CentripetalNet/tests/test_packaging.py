@@ -1,4 +1,4 @@
-"""What a wheel or a source distribution installs works by itself, outside the repository."""
+"""A wheel and a source distribution work outside the repository."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ import torch
 from conftest import CONFIGS, PROJECT
 
 COMMANDS = ["check", "convert", "demo", "export", "train"]
-# What is built, cached or downloaded beside the sources.
+# Built, cached or downloaded files in the source tree.
 LEFTOVERS = ("*.so", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 LEFTOVER_FOLDERS = {"build", "dist", "datasets", "output"}
 
@@ -45,9 +45,9 @@ for name in packaged_configs():
 
 
 def call(*command, cwd):
-    """Runs a command that has to succeed, without what leads to the repository."""
+    """Runs a command that must succeed, without variables that lead to the repository."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
-    # PyTorch compiles on all cores only where it finds ninja on the PATH.
+    # PyTorch compiles on all cores only with ninja on the PATH.
     environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
     result = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
@@ -57,7 +57,7 @@ def call(*command, cwd):
 
 
 def make_environment(folder):
-    """A virtual environment that sees what is installed here, but nothing installed in place.
+    """A virtual environment with the packages of this one, except editable installations.
 
     Returns:
         Its folder of executables.
@@ -65,18 +65,18 @@ def make_environment(folder):
     venv.create(folder, with_pip=True)
     executables = folder / ("Scripts" if os.name == "nt" else "bin")
     found = [x for x in sys.path if Path(x).name in ("site-packages", "dist-packages")]
-    # These may be installed in place themselves.
+    # These may be editable installations.
     found += [str(Path(x.__file__).parents[1]) for x in (torch, detectron2)]
     code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     packages = call(executables / "python", "-c", code, cwd=folder).strip()
-    # Python does not look into .pth files of folders that come in this way.
+    # Python ignores .pth files in folders that a .pth file adds.
     Path(packages, "packages_of_tests.pth").write_text("\n".join(dict.fromkeys(found)))
     return executables
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The project as it comes out of the repository, without what was built in it."""
+    """A copy of the project without built files."""
     copy = tmp_path_factory.mktemp("source") / "CentripetalNet"
 
     def left_out(folder, names):
@@ -99,7 +99,7 @@ def installed(request, source, tmp_path):
         call(python, "setup.py", "-q", "sdist", "-d", distributions, cwd=source)
     (distribution,) = distributions.iterdir()
     assert distribution.name.endswith(".whl" if request.param == "wheel" else ".tar.gz")
-    # The one that this environment sees from outside is not to be touched.
+    # Does not touch an installation outside this environment.
     options = ["--no-build-isolation", "--no-deps", "--ignore-installed"]
     call(python, "-m", "pip", "install", *options, distribution, cwd=tmp_path)
     return executables
@@ -108,7 +108,7 @@ def installed(request, source, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("ensurepip") is None,
-    reason="this Python lacks ensurepip and makes no environment with pip",
+    reason="this Python lacks ensurepip and cannot create an environment with pip",
 )
 def test_an_installation_has_its_commands_configs_operators_and_license(installed, tmp_path):
     elsewhere = tmp_path / "elsewhere"
@@ -207,6 +207,6 @@ def test_cuda_is_built_for_the_usual_architectures_where_there_is_no_gpu(build, 
 
 def test_the_license_is_that_of_the_repository():
     if not (PROJECT.parents[1] / "dev").is_dir():
-        pytest.skip("the project does not lie in its repository")
+        pytest.skip("the project is outside its repository")
 
     assert (PROJECT / "LICENSE").read_bytes() == (PROJECT.parents[1] / "LICENSE").read_bytes()

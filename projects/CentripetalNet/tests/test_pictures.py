@@ -1,4 +1,4 @@
-"""Which pictures arguments name, and where drawn ones go."""
+"""Finding, reading and writing the image files of the demo."""
 
 import os
 
@@ -13,7 +13,7 @@ GREY = np.full((8, 12, 3), 100, np.uint8)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Pictures of several kinds, another file, and a folder with a picture in it."""
+    """Images of several formats, another file, and a subfolder with an image."""
     monkeypatch.chdir(tmp_path)
     for name in ("b.png", "a.JPG", "wide [1].bmp", "inner/deep.png"):
         os.makedirs(os.path.dirname(os.path.join("pictures", name)), exist_ok=True)
@@ -23,13 +23,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "pictures"
 
 
-def test_a_folder_stands_for_its_pictures_in_order_without_those_of_folders_in_it(folder):
+def test_a_folder_gives_its_images_in_order_without_subfolders(folder):
     found = find_pictures(["pictures"])
 
     assert found == ["pictures/a.JPG", "pictures/b.png", "pictures/wide [1].bmp"]
 
 
-def test_files_patterns_and_folders_go_together_and_each_file_comes_once(folder):
+def test_files_patterns_and_folders_are_combined_without_duplicates(folder):
     arguments = ["pictures/b.png", "pictures/[abc].*", str(folder), "pictures/wide [1].bmp"]
 
     found = find_pictures(arguments)
@@ -37,15 +37,15 @@ def test_files_patterns_and_folders_go_together_and_each_file_comes_once(folder)
     assert found == ["pictures/b.png", "pictures/a.JPG", str(folder / "wide [1].bmp")]
 
 
-def test_two_stars_go_through_folders(folder):
+def test_two_stars_match_subfolders(folder):
     assert find_pictures(["pictures/**/deep.*"]) == ["pictures/inner/deep.png"]
 
 
-def test_a_file_that_is_named_need_not_look_like_a_picture(folder):
+def test_a_named_file_may_have_any_extension(folder):
     assert find_pictures(["pictures/notes.txt"]) == ["pictures/notes.txt"]
 
 
-def test_a_dash_stands_for_the_listed_files(folder):
+def test_a_dash_gives_the_listed_files(folder):
     listed = ["pictures/b.png\n", "\n", "pictures/wide [1].bmp\r\n", "pictures/inner"]
 
     found = find_pictures(["pictures/a.JPG", "-"], iter(listed))
@@ -55,7 +55,7 @@ def test_a_dash_stands_for_the_listed_files(folder):
     ]
 
 
-def test_the_list_is_left_alone_without_a_dash(folder):
+def test_the_list_is_not_read_without_a_dash(folder):
     def fail():
         raise AssertionError("the list was read")
         yield
@@ -68,27 +68,27 @@ def test_the_list_is_left_alone_without_a_dash(folder):
     [
         (["pictures/b.png", "pictures/no.png"], [], "no.png: there is no such file"),
         (["pictures/*.gif"], [], r"\*.gif: there is no such file"),
-        (["empty"], [], "empty: the folder holds no picture.*webp"),
+        (["empty"], [], "empty: the folder contains no image.*webp"),
         (["-"], [], "the list of files is empty"),
         (["-"], ["\n"], "the list of files is empty"),
-        (["-"], ["x.png", "pictures/b.png", "y.png"], "2 are not there.*: x.png, y.png$"),
+        (["-"], ["x.png", "pictures/b.png", "y.png"], "2 of the .* do not exist.*: x.png, y.png$"),
     ],
 )
-def test_what_names_no_picture_is_an_error(folder, arguments, listed, message):
+def test_arguments_without_images_are_an_error(folder, arguments, listed, message):
     os.mkdir("empty")
 
     with pytest.raises(FileNotFoundError, match=message):
         find_pictures(arguments, listed)
 
 
-def test_drawn_pictures_keep_their_names_in_a_folder(folder):
+def test_drawn_images_keep_their_names_in_a_folder(folder):
     found = find_pictures(["pictures"])
 
     assert output_paths("out", found) == ["out/a.JPG", "out/b.png", "out/wide [1].bmp"]
     assert not os.path.exists("out")
 
 
-def test_drawn_pictures_of_the_same_name_are_numbered(tmp_path, monkeypatch):
+def test_drawn_images_of_the_same_name_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["x/a.png", "y/a.png", "z/A.PNG", "x/a_2.png", "x/a.gif", "x/a"]
     for name in names:
@@ -101,11 +101,11 @@ def test_drawn_pictures_of_the_same_name_are_numbered(tmp_path, monkeypatch):
     assert targets == [os.path.join("out", x) for x in names]
 
 
-def test_one_picture_may_go_to_a_file_also_of_another_kind(folder):
+def test_the_output_for_one_image_may_be_a_file_of_another_format(folder):
     assert output_paths("drawn.jpg", ["pictures/b.png"]) == ["drawn.jpg"]
 
 
-def test_a_folder_is_one_with_any_name(folder):
+def test_a_folder_may_have_an_extension(folder):
     os.mkdir("v1.png")
 
     assert output_paths("v1.png", ["pictures/b.png"]) == ["v1.png/b.png"]
@@ -115,30 +115,30 @@ def test_a_folder_is_one_with_any_name(folder):
 @pytest.mark.parametrize(
     "output, message",
     [
-        ("drawn.png", "is a file, but there are 2 pictures"),
+        ("drawn.png", "is a file, but there are 2 images"),
         ("drawn.mp4", r"drawn.mp4: \.mp4 cannot be written; expected one of \.bmp"),
         ("plain", "a file without extension cannot be written"),
         ("pictures", "would overwrite pictures/b.png"),
         ("linked", "would overwrite pictures/inner/deep.png"),
     ],
 )
-def test_where_a_drawn_picture_cannot_go_is_an_error(folder, output, message):
+def test_an_invalid_output_is_an_error(folder, output, message):
     (folder.parent / "plain").touch()
     (folder.parent / "linked").mkdir()
-    # The place of one picture under the name of another.
+    # A hard link to one input with the name of another.
     os.link(folder / "inner" / "deep.png", folder.parent / "linked" / "b.png")
 
     with pytest.raises(ValueError, match=message):
         output_paths(output, ["pictures/b.png", "pictures/inner/deep.png"])
 
 
-def test_a_file_does_not_go_onto_its_picture(folder):
+def test_an_output_file_does_not_overwrite_its_input(folder):
     with pytest.raises(ValueError, match="would overwrite pictures/b.png"):
         output_paths(str(folder / "inner" / ".." / "b.png"), ["pictures/b.png"])
 
 
 @pytest.mark.parametrize("extension", ["bmp", "JPEG", "jpg", "png", "tif", "tiff", "webp"])
-def test_a_picture_is_written_in_the_form_of_its_name_with_its_folders(tmp_path, extension):
+def test_an_image_is_written_in_the_format_of_its_extension(tmp_path, extension):
     path = tmp_path / "new" / "folder" / f"picture.{extension}"
 
     write_picture(GREY, str(path))
@@ -147,7 +147,7 @@ def test_a_picture_is_written_in_the_form_of_its_name_with_its_folders(tmp_path,
     np.testing.assert_allclose(read_picture(str(path)), GREY, atol=2)
 
 
-def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+def test_an_image_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
 
     with pytest.raises(OSError, match="file"):
@@ -158,18 +158,18 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00"])
-def test_what_is_no_picture_is_named(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_named(tmp_path, content):
     (tmp_path / "bad.png").write_bytes(content)
 
-    with pytest.raises(OSError, match="bad.png cannot be read as a picture"):
+    with pytest.raises(OSError, match="bad.png cannot be read as an image"):
         read_picture(str(tmp_path / "bad.png"))
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_a_damaged_image_is_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     write_picture(noise, str(tmp_path / "cut.png"))
     content = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
 
-    with pytest.raises(OSError, match="cut.png cannot be read as a picture"):
+    with pytest.raises(OSError, match="cut.png cannot be read as an image"):
         read_picture(str(tmp_path / "cut.png"))

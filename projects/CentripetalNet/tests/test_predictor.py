@@ -1,4 +1,4 @@
-"""A detector from the names of its config and its weights."""
+"""load_predictor and the detections of the predictor."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_detections_are_instances_on_the_cpu_the_best_first(load, tta):
     assert instances.pred_masks.shape == (len(instances), 50, 70)
 
 
-def test_a_path_and_its_pixels_give_the_same(load, tmp_path):
+def test_a_path_and_its_pixels_give_the_same_detections(load, tmp_path):
     cv2.imwrite(str(tmp_path / "picture.png"), PICTURE)
     predictor = load()
 
@@ -48,7 +48,7 @@ def test_a_path_and_its_pixels_give_the_same(load, tmp_path):
 
 @pytest.mark.parametrize("size, resized", [((200, 280), (50, 70)), ((25, 35), (50, 70))])
 @pytest.mark.parametrize("tta", [False, True])
-def test_a_resized_picture_has_its_objects_in_its_own_pixels(load, size, resized, tta):
+def test_boxes_of_a_resized_image_are_in_pixels_of_the_original(load, size, resized, tta):
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     small = np.asarray(Image.fromarray(picture).resize(resized[::-1], Image.BILINEAR))
     opts = ["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 70, "TEST.AUG.SCALES", [1.0, 1.5]]
@@ -62,9 +62,9 @@ def test_a_resized_picture_has_its_objects_in_its_own_pixels(load, size, resized
     assert torch.equal(found.scores, expected.scores)
 
 
-def test_a_mask_of_a_resized_picture_fills_its_box(load):
+def test_a_mask_of_a_resized_image_fills_its_box(load):
     predictor = load(opts=["INPUT.MIN_SIZE_TEST", 64])
-    # Each pixel of a box is one of its object.
+    # All pixels of a box are foreground.
     predictor.model.mask_head.layers.predictor.bias.data[:] = 100
 
     found = predictor.detect(cv2.resize(PICTURE, (280, 200)))
@@ -86,7 +86,7 @@ def test_tta_reads_and_resizes_a_file_as_evaluation_does(load, tmp_path):
     assert torch.equal(found["instances"].pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
-def test_lower_scores_are_left_out(load):
+def test_lower_scores_are_dropped(load):
     predictor = load()
     every, best = predictor.detect(PICTURE), predictor.detect(PICTURE, min_score=0.9)
 
@@ -98,7 +98,7 @@ def test_classes_have_names(load):
     assert len(load().metadata.thing_classes) == 5
 
 
-def test_mirror_images_are_looked_at_only_when_asked_for(load):
+def test_test_time_augmentation_is_off_by_default(load):
     assert isinstance(load(tta=True).model, CentripetalNetWithTTA)
     assert not isinstance(load().model, CentripetalNetWithTTA)
 
@@ -109,7 +109,7 @@ def test_precision_reaches_the_model(load):
     assert next(predictor.model.backbone.parameters()).dtype == torch.bfloat16
 
 
-def test_opts_have_the_last_word(load, untrained):
+def test_opts_override_the_other_arguments(load, untrained):
     opts = ["TEST.AUG.ENABLED", True, "MODEL.WEIGHTS", str(untrained / "model.pth")]
 
     predictor = load_predictor(untrained / "config.yaml", "nothing.pth", opts=opts)
@@ -117,7 +117,7 @@ def test_opts_have_the_last_word(load, untrained):
     assert isinstance(predictor.model, CentripetalNetWithTTA)
 
 
-def test_without_weights_those_of_the_config_are_taken(untrained):
+def test_the_default_weights_are_those_of_the_config(untrained):
     opts = ["MODEL.WEIGHTS", str(untrained / "model.pth")]
 
     assert len(load_predictor(untrained / "config.yaml", None, opts=opts).detect(PICTURE)) > 10
@@ -125,7 +125,7 @@ def test_without_weights_those_of_the_config_are_taken(untrained):
         load_predictor(untrained / "config.yaml", None)
 
 
-def test_a_packaged_config_is_taken_by_name(untrained):
+def test_a_packaged_config_is_found_by_name(untrained):
     predictor = load_predictor("centripetal_mask_tiny", untrained / "model.pth")
 
     assert predictor.detect(PICTURE).has("pred_masks")
@@ -134,16 +134,16 @@ def test_a_packaged_config_is_taken_by_name(untrained):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"device": "gpu"}, "the device is 'gpu'; expected 'cpu'"),
+        ({"device": "gpu"}, "the device is 'gpu', expected 'cpu'"),
         ({"precision": "int8"}, r"one of \['float32', 'bfloat16', 'float16'\], got 'int8'"),
     ],
 )
-def test_a_wrong_option_is_an_error_that_says_what_is_right(load, options, message):
+def test_an_invalid_option_is_an_error_with_the_valid_values(load, options, message):
     with pytest.raises(ValueError, match=message):
         load(**options)
 
 
-def test_names_that_are_not_there_are_errors(untrained):
+def test_a_missing_config_or_checkpoint_is_named(untrained):
     with pytest.raises(FileNotFoundError, match="'hg104'.*centripetal_hg104, centripetal_hg52"):
         load_predictor("hg104", untrained / "model.pth")
     with pytest.raises(FileNotFoundError, match="nothing.pth"):
@@ -153,14 +153,14 @@ def test_names_that_are_not_there_are_errors(untrained):
 @pytest.mark.parametrize(
     "picture, message",
     [
-        (None, "of type NoneType; .*cv2.imread gives None"),
-        (PICTURE[:, :, 0], r"is \(50, 70\) of uint8; expected an array \(height, width, 3\)"),
+        (None, "of type NoneType, .*cv2.imread returns None"),
+        (PICTURE[:, :, 0], r"is \(50, 70\) of uint8, expected an array \(height, width, 3\)"),
         (PICTURE.transpose(2, 0, 1), r"is \(3, 50, 70\) of uint8"),
-        (PICTURE / 255, "of float64; expected .* uint8"),
+        (PICTURE / 255, "of float64, expected .* uint8"),
         (PICTURE[:0], r"is \(0, 70, 3\)"),
     ],
 )
-def test_what_is_no_picture_is_an_error(load, picture, message):
+def test_an_array_of_another_shape_or_type_is_an_error(load, picture, message):
     predictor = load()
 
     for call in (predictor, predictor.detect):
@@ -168,14 +168,14 @@ def test_what_is_no_picture_is_an_error(load, picture, message):
             call(picture)
 
 
-def test_a_file_that_is_no_picture_is_named(load, tmp_path):
+def test_a_file_that_is_not_an_image_is_named(load, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
 
-    with pytest.raises(OSError, match="bad.png cannot be read as a picture"):
+    with pytest.raises(OSError, match="bad.png cannot be read as an image"):
         load().detect(tmp_path / "bad.png")
 
 
-def test_the_package_imports_prediction_only_when_it_is_asked_for():
+def test_the_package_imports_the_predictor_on_first_use():
     code = """
 import sys, centripetalnet
 assert "centripetalnet.predictor" not in sys.modules

@@ -1,4 +1,4 @@
-"""What the README shows from Python runs."""
+"""The Python example of the README runs."""
 
 import re
 import textwrap
@@ -15,7 +15,7 @@ def block_after(words):
     return textwrap.dedent(re.search(r"\n\n((?:(?: {4}.*)?\n)+)", after).group(1))
 
 
-def test_the_example_from_python_prints_what_is_found(untrained, tmp_path, capsys):
+def test_the_example_from_python_prints_the_detections(untrained, tmp_path, capsys):
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "picture.png"), picture)
     example = block_after("From Python:")

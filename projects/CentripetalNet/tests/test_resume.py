@@ -1,4 +1,4 @@
-"""Trainings that are killed go on as if nothing had happened."""
+"""A killed and resumed training ends with the weights of an uninterrupted one."""
 
 import time
 
@@ -18,13 +18,13 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(datasets, tmp_path_factory):
-    """What a training that nobody disturbs comes to."""
+    """The final checkpoint of an uninterrupted training."""
     output = tmp_path_factory.mktemp("uninterrupted")
     return finish(datasets, output)
 
 
 def differences(first, second, path=""):
-    """Where two checkpoints are not the same, bit for bit."""
+    """Paths of the values of two checkpoints that are not equal bit for bit."""
     if isinstance(first, torch.Tensor):
         return [] if torch.equal(first, second) else [path]
     if isinstance(first, dict):
@@ -42,7 +42,7 @@ def newest(output) -> int:
 
 
 def kill_after(datasets, output, checkpoints, seconds, workers, flags=()):
-    """Has a training go on, and kills it some time after it has written some checkpoints."""
+    """Resumes a training, and kills it some seconds after it has written some checkpoints."""
     until = newest(output) + checkpoints
     command = train_few(
         output, *OPTIONS, "DATALOADER.NUM_WORKERS", workers, flags=["--resume", *flags]
@@ -72,9 +72,7 @@ def finish(datasets, output, flags=()):
     return torch.load(output / "model_final.pth", weights_only=True)
 
 
-def test_killed_at_any_moment_and_gone_on_with_it_comes_to_the_same_bits(
-    datasets, uninterrupted, tmp_path
-):
+def test_a_killed_and_resumed_training_ends_with_the_same_bits(datasets, uninterrupted, tmp_path):
     kill_after(datasets, tmp_path, checkpoints=6, seconds=0.05, workers=2)
     kill_while_saving(datasets, tmp_path, "model_0000030")
     assert (tmp_path / "model_0000030.pth.part").exists()
@@ -91,7 +89,7 @@ def test_killed_at_any_moment_and_gone_on_with_it_comes_to_the_same_bits(
 def test_twenty_kills_change_nothing(datasets, uninterrupted, tmp_path):
     random = np.random.default_rng(0)
     for _ in range(4):
-        # While it imports, builds the model, loads the checkpoint.
+        # During imports, building the model, and loading the checkpoint.
         kill_after(datasets, tmp_path, 0, random.uniform(0, 4), workers=1)
     for workers in random.integers(0, 3, 12):
         kill_after(datasets, tmp_path, 1, random.uniform(0, 0.06), workers)
@@ -104,7 +102,7 @@ def test_twenty_kills_change_nothing(datasets, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_together_as_if_they_had_not_been_killed(datasets, tmp_path):
+def test_a_killed_training_in_two_processes_ends_with_the_same_bits(datasets, tmp_path):
     two = ["--num-gpus", "2"]
     for folder in ("killed", "whole"):
         (tmp_path / folder).mkdir()

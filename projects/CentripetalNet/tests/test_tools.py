@@ -1,4 +1,4 @@
-"""The tools that draw, from their command lines to their files."""
+"""The drawing tools and analyze_model.py from the command line."""
 
 import runpy
 import subprocess
@@ -22,7 +22,7 @@ TOOLS = PROJECT / "tools"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Of a tiny detector that was not trained."""
+    """Checkpoint of an untrained tiny detector."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.pth"
     model = build_model(config("quick_schedules/centripetal_tiny"))
@@ -41,7 +41,7 @@ def call(monkeypatch):
     return main
 
 
-def test_explain_draws_a_sheet_for_a_picture(datasets, weights, tmp_path):
+def test_explain_draws_a_sheet_for_an_image(datasets, weights, tmp_path):
     picture = datasets / "silhouettes" / "val" / "000001.png"
 
     result = run(
@@ -54,7 +54,7 @@ def test_explain_draws_a_sheet_for_a_picture(datasets, weights, tmp_path):
     assert cv2.imread(str(tmp_path / "sheets" / "000001.explain.png")).shape[1] > 1500
 
 
-def test_explain_shows_a_resized_picture_in_its_own_pixels(untrained, tmp_path, call, monkeypatch):
+def test_explain_shows_a_resized_image_in_original_pixels(untrained, tmp_path, call, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "picture.png"), picture)
     opts = ["MODEL.WEIGHTS", str(untrained / "model.pth"), "INPUT.MIN_SIZE_TEST", "40"]
@@ -90,7 +90,7 @@ def test_explain_shows_a_resized_picture_in_its_own_pixels(untrained, tmp_path, 
         (("--min-score", "7"), "--min-score is 7.0; expected a number from 0 to 1"),
     ],
 )
-def test_explain_names_the_argument_that_is_wrong(tmp_path, call, args, message):
+def test_explain_names_an_invalid_argument(tmp_path, call, args, message):
     (tmp_path / "picture.png").touch()
     options = ["--config-file", TINY, "--input", tmp_path / "picture.png", "--output", tmp_path]
 
@@ -99,8 +99,8 @@ def test_explain_names_the_argument_that_is_wrong(tmp_path, call, args, message)
 
 
 @pytest.mark.parametrize("source", ["annotation", "dataloader"])
-def test_visualize_data_draws_as_many_pictures_as_asked(datasets, tmp_path, call, source):
-    # In this process, which knows a dataset of a few pictures.
+def test_visualize_data_draws_the_requested_number_of_images(datasets, tmp_path, call, source):
+    # In this process, where a dataset of a few images is registered.
     args = ["--source", source, "--config-file", TINY_MASK, "--output-dir", tmp_path / "drawn"]
 
     call("visualize_data.py", *args, "--num-images", 2, "OUTPUT_DIR", tmp_path / "output")
@@ -110,7 +110,7 @@ def test_visualize_data_draws_as_many_pictures_as_asked(datasets, tmp_path, call
     assert all(cv2.imread(str(x)) is not None for x in files)
 
 
-def test_visualize_data_looks_at_the_dataset_first(datasets, tmp_path, call):
+def test_visualize_data_checks_the_dataset_first(datasets, tmp_path, call):
     def draw(*opts):
         options = ["--source", "annotation", "--config-file", TINY_MASK, "--output-dir", tmp_path]
         call("visualize_data.py", *options, *opts)
@@ -124,7 +124,7 @@ def test_visualize_data_looks_at_the_dataset_first(datasets, tmp_path, call):
 
 @pytest.fixture
 def unbuilt_dataset(datasets, tmp_path):
-    """The dataset of a few pictures, where it still has to be built."""
+    """The dataset of a few images, registered but not built."""
     register_silhouettes(str(tmp_path / "silhouettes"), FEW)
     yield
     register_silhouettes(str(datasets / "silhouettes"), FEW)

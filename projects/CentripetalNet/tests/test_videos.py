@@ -1,4 +1,4 @@
-"""Videos are read frame by frame, and written with the same number of frames, size and rate."""
+"""Videos are read frame by frame, and written with the same number, size and rate of frames."""
 
 import os
 
@@ -20,12 +20,12 @@ def frames(count=NUM_FRAMES, size=SIZE):
 
 
 def number_of(frame):
-    """Which frame it is; codecs make frames darker by up to 4."""
+    """The index of a frame; codecs darken frames by up to 4."""
     return round((frame.mean() - 18) / 5)
 
 
 def encode(path, codec, rate=25.0, size=SIZE, count=NUM_FRAMES):
-    """As any program may have made it."""
+    """Writes a video with OpenCV alone."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, size)
     assert writer.isOpened()
     for frame in frames(count, size):
@@ -47,17 +47,17 @@ def test_frames_come_one_by_one_with_size_rate_and_number(tmp_path, name, codec,
     assert read == list(range(NUM_FRAMES))
 
 
-def test_what_is_no_video_is_named(tmp_path):
+def test_a_missing_or_invalid_video_is_named(tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
 
     with pytest.raises(FileNotFoundError, match="there is no video .*none.mp4"):
         Video(str(tmp_path / "none.mp4"))
-    with pytest.raises(OSError, match="bad.mp4 gives no frame"):
+    with pytest.raises(OSError, match="bad.mp4 has no readable frame"):
         Video(str(tmp_path / "bad.mp4"))
 
 
 @pytest.mark.parametrize("rate", [0.0, float("nan"), float("inf"), -1.0])
-def test_a_video_that_does_not_say_gets_a_rate_and_no_number_of_frames(tmp_path, monkeypatch, rate):
+def test_without_a_header_the_rate_is_the_default_and_the_length_unknown(monkeypatch, rate):
     class Capture:
         def __init__(self, source):
             self.left = list(frames(2))
@@ -79,7 +79,7 @@ def test_a_video_that_does_not_say_gets_a_rate_and_no_number_of_frames(tmp_path,
 
 @pytest.mark.parametrize("extension", videos.WRITTEN_EXTENSIONS)
 @pytest.mark.parametrize("rate", [25.0, 29.97])
-def test_what_is_written_has_its_frames_size_and_rate(tmp_path, extension, rate):
+def test_a_written_video_has_the_frames_size_and_rate(tmp_path, extension, rate):
     path = str(tmp_path / "new" / f"video{extension}")
     codec = find_codec(extension, rate, SIZE)
 
@@ -118,32 +118,32 @@ def test_a_frame_of_another_size_is_an_error_and_leaves_no_file(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_frames_that_did_not_get_into_the_file_are_an_error(tmp_path, monkeypatch):
+def test_frames_missing_in_the_written_file_are_an_error(tmp_path, monkeypatch):
     file = VideoFile(str(tmp_path / "video.mp4"), "mp4v", 25.0, SIZE)
 
     class Full:
-        """As VideoWriter where there is no room on the disk."""
+        """Behaves like VideoWriter on a full disk."""
 
         write, release = (lambda self, frame: None), file._writer.release
 
     file._writer.write(np.zeros((48, 64, 3), np.uint8))
     monkeypatch.setattr(file, "_writer", Full())
 
-    with pytest.raises(OSError, match="video.mp4: 40 frames were written, and 1 are in the file"):
+    with pytest.raises(OSError, match="video.mp4: 40 frames were written, but the file has 1"):
         with file:
             for frame in frames():
                 file.write(frame)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_gets_an_mp4_of_the_name_of_the_video(tmp_path):
+def test_the_output_in_a_folder_is_an_mp4_with_the_name_of_the_video(tmp_path):
     source = encode(tmp_path / "my video.avi", "MJPG", count=2)
 
     assert find_output("out", source, 25.0, SIZE) == (os.path.join("out", "my video.mp4"), "mp4v")
     assert find_output("new.avi", source, 25.0, SIZE) == ("new.avi", "mp4v")
 
 
-def test_where_mp4_cannot_be_written_a_folder_gets_an_avi(tmp_path, monkeypatch):
+def test_if_mp4_cannot_be_written_the_output_is_an_avi(tmp_path, monkeypatch):
     source = encode(tmp_path / "video.mp4", "mp4v", count=2)
     writer = cv2.VideoWriter
 
@@ -173,7 +173,7 @@ def test_where_mp4_cannot_be_written_a_folder_gets_an_avi(tmp_path, monkeypatch)
         ("drawn.png", r"drawn.png: \.png cannot be written; expected one of \.mp4"),
     ],
 )
-def test_where_a_drawn_video_cannot_go_is_an_error(tmp_path, monkeypatch, output, message):
+def test_an_invalid_output_is_an_error(tmp_path, monkeypatch, output, message):
     monkeypatch.chdir(tmp_path)
     encode("video.mp4", "mp4v", count=2)
     os.symlink("video.mp4", "link.mp4")

@@ -1,12 +1,12 @@
-"""train_net.py on a few pictures, in processes of its own, which a test may disturb.
+"""train_net.py on a few images, in separate processes that a test may disturb.
 
     DATASET=folder train_few.py [options of train_net.py]
 
-The environment variable DISTURB makes something go wrong: "stall_while_saving NAME" stops in the
-middle of writing a checkpoint, "hang RANK ITERATION" has one process stand still. Each process
-leaves its weights before and after the training, and its last gradients, in OUTPUT_DIR/rankN.pth,
-notes its number in OUTPUT_DIR/rankN.pid, and whether it could still communicate at its end in
-OUTPUT_DIR/rankN.end. What main() returns is in OUTPUT_DIR/results.json.
+The environment variable DISTURB injects a fault: "stall_while_saving NAME" stops in the middle of
+writing a checkpoint, "hang RANK ITERATION" stops one process. Each process writes its weights
+before and after the training, and its last gradients, to OUTPUT_DIR/rankN.pth, its id to rankN.pid,
+and whether its process group is initialised at exit to rankN.end. OUTPUT_DIR/results.json contains
+the return value of main().
 """
 
 import atexit

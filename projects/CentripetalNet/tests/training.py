@@ -1,4 +1,4 @@
-"""What the tests of whole trainings share."""
+"""Helpers for tests that run complete trainings."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from detectron2.engine import default_argument_parser
 TINY = PROJECT / "configs" / "quick_schedules" / "centripetal_tiny.yaml"
 TINY_MASK = TINY.with_name("centripetal_mask_tiny.yaml")
 TRAIN_FEW = Path(__file__).with_name("train_few.py")
-# Small pictures take longer with more threads, much longer where other tests run beside them.
+# Small images are slower with more threads, much slower if other tests run in parallel.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# A model that was hardly trained finds boxes only where corners may point to about anywhere.
+# Thresholds with which a hardly trained model finds boxes.
 ANYWHERE = [
     *("MODEL.CENTRIPETALNET.CENTRAL_REGION_LARGE", "9.0"),
     *("MODEL.CENTRIPETALNET.CENTRAL_REGION_SMALL", "9.0"),
@@ -26,14 +26,14 @@ ANYWHERE = [
 
 
 def arguments(output, *opts, eval_only=False, resume=False, config_file=TINY):
-    """Those of train_net.py, for ``engine.main``."""
+    """Arguments of train_net.py, for ``engine.main``."""
     flags = [*(["--eval-only"] if eval_only else []), *(["--resume"] if resume else [])]
     args = ["--config-file", str(config_file), *flags, "OUTPUT_DIR", str(output), *map(str, opts)]
     return default_argument_parser().parse_args(args)
 
 
 def run(*args, **environment):
-    """A command of the project in a process of its own, to its end."""
+    """Runs a command of the project in a separate process."""
     return subprocess.run(
         [sys.executable, *map(str, args)],
         stdin=subprocess.DEVNULL,
@@ -49,7 +49,7 @@ def train_few(output, *opts, flags=(), config_file=TINY):
 
 
 def start(*args, **environment):
-    """The same in the background, as the leader of a process group."""
+    """Starts it in the background, as the leader of a process group."""
     return subprocess.Popen(
         [sys.executable, *map(str, args)],
         stdin=subprocess.DEVNULL,
@@ -58,20 +58,20 @@ def start(*args, **environment):
         text=True,
         env={**ENVIRONMENT, **environment},
         start_new_session=True,
-        # A shell has what it runs in the background ignore Ctrl-C, and their children, too.
+        # Shells make background processes ignore SIGINT, which their children inherit.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def kill(process):
-    """Ends a process of :func:`start` and all that it has started, at once."""
+    """Kills a process of :func:`start` and its children; returns its standard error."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return "" if process.stderr.closed else process.communicate()[1]
 
 
 def wait_for(condition, process):
-    """Waits until something is true while a process of :func:`start` runs."""
+    """Waits for a condition while a process of :func:`start` runs."""
     while not condition():
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.005)

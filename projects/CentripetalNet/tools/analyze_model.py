@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Tells what each part of a detector costs: parameters, FLOPs, activations.
+"""Prints parameters, FLOPs and activations of each part of a detector.
 
     analyze_model.py --config-file FILE [--size H W] [KEY VALUE ...]
 
-A FLOP is a multiply-add here, as fvcore counts them: twice as many operations as processors are
-advertised with. Batch norm counts as two for each element, nearest upsampling as one; what fvcore
-cannot count is listed under the table. An activation is an element that a convolution or a matrix
-product puts out. Only the last stack's head takes part in inference, and shifts are computed at
-the kept corners alone. Weights do not matter, so none are loaded.
+A FLOP is one multiply-add, as in fvcore; data sheets of processors count it as two. Batch norm
+counts as two per element, nearest upsampling as one. Operators that fvcore cannot count are listed
+under the table. An activation is an output element of a convolution or a matrix product. Inference
+uses only the last stack's head and computes shifts at the kept corners only. No weights are loaded.
 """
 
 import argparse
@@ -31,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="of the image in pixels, as the network sees it (default: INPUT.CENTER_CROP_PAD.SIZE)",
+        help="of the image in pixels, after resizing (default: INPUT.CENTER_CROP_PAD.SIZE)",
     )
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="changes to the config, KEY VALUE"
@@ -40,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def table(costs: Costs) -> str:
-    """Parts by rows, the sum last, then what was not counted."""
+    """One row per part, the sum, and the operators that were not counted."""
     total = sum(x.flops for x in costs.parts)
     rows = [
         (x.name, x.parameters, x.flops / 1e9, 100 * x.flops / total, x.activations / 1e6)

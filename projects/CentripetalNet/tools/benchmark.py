@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Times and memory of the parts on the CPU, each beside its goal; what `make bench` runs.
+"""Measures time and memory of the parts on the CPU and compares them with goals (`make bench`).
 
-Figures of different machines do not compare, ratios within one run do: whatever a goal relates is
-measured in turns, and the machine's own rates stand in the same table.
+Times of different machines are not comparable, ratios within one run are. The functions of a ratio
+are measured alternately, and the table contains the rates of the machine.
 """
 
 import argparse
@@ -57,7 +57,7 @@ NUM_IMAGES, NUM_CLASSES, MAP_SIZE = 6, 80, (128, 128)
 
 @dataclass
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     part: str
     value: float
@@ -67,7 +67,7 @@ class Row:
 
 
 def median_seconds(runs: int, **functions: Callable) -> Dict[str, float]:
-    """Median time of each function; they are called in turns, after one call to warm up."""
+    """Median time of each function. They are called alternately, after one warm-up call."""
     for function in functions.values():
         function()
     seconds: Dict[str, List[float]] = {name: [] for name in functions}
@@ -80,9 +80,9 @@ def median_seconds(runs: int, **functions: Callable) -> Dict[str, float]:
 
 
 def peak_megabytes(function: Callable) -> float:
-    """Memory that a call needs at its height beyond what was there before.
+    """Peak memory of a call beyond the memory in use before it.
 
-    Only exact in a process in which freed memory goes back at once, see :func:`memory_of`.
+    Exact only in a process that returns freed memory to the system, see :func:`memory_of`.
     """
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -97,9 +97,9 @@ def _status(name: str) -> float:
 
 
 def memory_of(case: str) -> float:
-    """Megabytes of one of ``MEMORY_CASES``, measured in a process of its own."""
+    """Peak megabytes of one of ``MEMORY_CASES``, measured in a separate process."""
     command = [sys.executable, os.path.abspath(__file__), "--threads", str(torch.get_num_threads())]
-    # Every tensor gets pages of its own, which go back to the system when it is freed.
+    # Tensors get separate pages, which return to the system when the tensors are freed.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     result = subprocess.run(
         [*command, "--memory-of", case], env=environment, stdout=subprocess.PIPE, check=True
@@ -131,7 +131,7 @@ CONVOLUTION_FLOPS = 2 * 9 * 256 * 256 * MAP_SIZE[0] * MAP_SIZE[1]
 
 @torch.no_grad()
 def machine() -> Iterator[Row]:
-    """What this machine can do by itself."""
+    """Rates of plain operations on this machine."""
     for name, dtype in DTYPES.items():
         a, b = torch.randn(2, 2048, 2048).to(dtype)
         seconds = median_seconds(9, product=lambda a=a, b=b: a @ b)["product"]
@@ -183,7 +183,7 @@ def pooling() -> Iterator[Row]:
 
 
 class HeatmapLossCase:
-    """Targets and heat-map losses of two stacks, in this project's way and in the plain one."""
+    """Targets and heatmap losses of two stacks, with this project's operator and dense maps."""
 
     def __init__(self, boxes_per_image: int = 8):
         generator = torch.Generator().manual_seed(0)
@@ -194,7 +194,7 @@ class HeatmapLossCase:
         self.classes = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
         self.image_index = torch.arange(NUM_IMAGES).repeat_interleave(boxes_per_image)
         shape = (NUM_IMAGES, NUM_CLASSES, *MAP_SIZE)
-        # Two corners of two stacks.
+        # Two corners times two stacks.
         self.logits = [
             (torch.randn(shape, generator=generator) - 2.19).requires_grad_() for _ in range(4)
         ]
@@ -231,7 +231,7 @@ class HeatmapLossCase:
 
 
 def heatmap_loss() -> Iterator[Row]:
-    """Targets and heat-map loss, forward and backward."""
+    """Targets and heatmap loss, forward and backward."""
     case = HeatmapLossCase()
     seconds = median_seconds(5, ours=case.ours, plain=case.plain)
     part = "targets and heat-map loss, forward and backward"
@@ -244,14 +244,14 @@ def heatmap_loss() -> Iterator[Row]:
 
 @torch.no_grad()
 def decoding() -> Iterator[Row]:
-    """Heat maps and shifts of one image to boxes, with 1,000 boxes that enter soft-NMS."""
+    """Decoding the heatmaps and shifts of one image, with 1,000 candidates for soft-NMS."""
     matching, selection = MatchingOptions(), SelectionOptions()
     center, corners = 60, {"tl": (20, +1), "br": (80, -1)}
     logits = torch.randn(2, 1, NUM_CLASSES, *MAP_SIZE, generator=torch.Generator().manual_seed(0))
-    # Laid out as the inference model gives them.
+    # The memory format of the inference model.
     logits = [(x - 12).contiguous(memory_format=torch.channels_last) for x in logits]
     for heatmap, (first, _) in zip(logits, corners.values()):
-        # A hundred corners of one class, all of which point to one centre.
+        # A hundred corners of one class that point to one centre.
         heatmap[0, 0, first : first + 20 : 2, first : first + 20 : 2] += 12
 
     def decode():
@@ -322,7 +322,7 @@ def detection(model: CentripetalNet, height: int, width: int) -> Callable:
 
 @torch.no_grad()
 def needed_flops(model: CentripetalNet) -> float:
-    """Of the backbone and of its heads' heat maps; shifts at a hundred cells are left out."""
+    """FLOPs of the backbone and of the heatmaps. Shifts at a hundred cells are neglected."""
     dtype = next(model.backbone.parameters()).dtype
     feature = torch.zeros(1, 256, *MAP_SIZE, dtype=dtype)
     parts = [(model.backbone, torch.zeros(1, 3, *IMAGE_SIZE, dtype=dtype))]
@@ -332,7 +332,7 @@ def needed_flops(model: CentripetalNet) -> float:
     total = 0
     for module, x in parts:
         analysis = FlopCountAnalysis(module, x).unsupported_ops_warnings(False)
-        # fvcore counts a multiplication and an addition as one.
+        # fvcore counts a multiply-add as one.
         total += 2 * analysis.total()
     return total
 
@@ -361,7 +361,7 @@ def whole_model() -> Iterator[Row]:
     if "bfloat16" in precisions:
         ratio = inference["float32"] / inference["bfloat16"]
         yield Row("inference bfloat16", ratio, "x as fast as float32", ">= 2.5", ratio >= 2.5)
-    # The gradients of inputs and of weights take as much again each; all heads are trained.
+    # The gradients of inputs and of weights cost a forward pass each. All heads are trained.
     ratio = 3 * needed_flops(trained) / flops
     yield Row("training step, needed", ratio, "x the FLOPs of inference")
     for precision in precisions:
@@ -385,11 +385,11 @@ def checkpointing() -> Iterator[Row]:
 
 
 def average_precision(weights: str) -> Iterator[Row]:
-    """What bfloat16 costs the demo's model in AP."""
+    """Box AP of the demo's model in float32 and bfloat16."""
     if not cpu_has_bfloat16():
         return
     if not os.path.isfile(weights):
-        raise FileNotFoundError(f"no checkpoint {weights!r}: run `make demo`, or give --weights")
+        raise FileNotFoundError(f"no checkpoint {weights!r}. Run `make demo`, or give --weights.")
     ap = {}
     with tempfile.TemporaryDirectory() as folder:
         for precision in DTYPES:
@@ -406,7 +406,7 @@ def average_precision(weights: str) -> Iterator[Row]:
 
 
 def mapper() -> Iterator[Row]:
-    """A 640 x 480 JPEG to a training sample."""
+    """Conversion of a 640 x 480 JPEG to a training sample."""
     generator = np.random.default_rng(0)
     pixels = cv2.resize(
         generator.integers(0, 256, (24, 32, 3)).astype(np.uint8),
@@ -438,7 +438,7 @@ def mapper() -> Iterator[Row]:
 
 
 def growth() -> Iterator[Row]:
-    """Time against the area of the image and the number of boxes."""
+    """Time for different image sizes and numbers of boxes."""
     model = optimize_for_inference(hourglass_104())
     for height, width in ((255, 255), (511, 511), (767, 767), (800, 1333), (1333, 1333)):
         seconds = median_seconds(3, detect=detection(model, height, width))["detect"]
@@ -473,13 +473,13 @@ def main() -> None:
         "growth": growth,
     }
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="output/benchmark.json", help="the figures as JSON")
+    parser.add_argument("--output", default="output/benchmark.json", help="results as JSON")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(parts), default=list(parts))
     parser.add_argument(
         "--weights",
         default="output/demo/training/model_final.pth",
-        help="checkpoint of the demo's model, for its AP in both precisions",
+        help="checkpoint of the demo's model, for its AP in float32 and bfloat16",
     )
     parser.add_argument("--memory-of", choices=list(MEMORY_CASES), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -491,7 +491,7 @@ def main() -> None:
 
     output = os.path.abspath(args.output)
     os.makedirs(os.path.dirname(output), exist_ok=True)
-    # Where `make demo` has put it.
+    # The folder of `make demo`.
     os.environ.setdefault("DETECTRON2_DATASETS", os.path.join(os.path.dirname(output), "datasets"))
     rows: List[Row] = []
     for name in args.only:
@@ -518,7 +518,7 @@ def main() -> None:
             disable_numparse=True,
         )
     )
-    print(f"\nfigures  {output}")
+    print(f"\nresults  {output}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Looks what is wrong with a COCO dataset; the command centripetalnet-check from here."""
+"""Checks a COCO dataset; the same as the command centripetalnet-check."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts checkpoints of other implementations, and back; centripetalnet-convert from here."""
+"""Converts checkpoints from and to other implementations, as the command centripetalnet-convert."""
 
 import sys
 

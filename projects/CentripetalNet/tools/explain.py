@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Shows on one sheet what the detector saw in a picture, and why pairs of corners were rejected.
+"""Draws what the detector predicted in an image, and why pairs of corners were rejected.
 
-    explain.py --config-file FILE --input PICTURE... --output FOLDER --opts MODEL.WEIGHTS model.pth
+    explain.py --config-file FILE --input IMAGE... --output FOLDER --opts MODEL.WEIGHTS model.pth
 
-Detection is plain here: without test-time augmentation and without masks.
+It uses neither test-time augmentation nor masks.
 """
 
 import argparse
@@ -32,23 +32,23 @@ def get_parser() -> argparse.ArgumentParser:
         "--input",
         nargs="+",
         required=True,
-        metavar="PICTURE",
-        help="pictures, folders, or glob patterns such as 'folder/*.jpg'",
+        metavar="IMAGE",
+        help="images, folders, or glob patterns such as 'folder/*.jpg'",
     )
     parser.add_argument(
-        "--output", required=True, metavar="FOLDER", help="where the sheets go, as NAME.explain.png"
+        "--output", required=True, metavar="FOLDER", help="folder of the figures, NAME.explain.png"
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
         "--pair",
         metavar="CLASS:X,Y",
-        help="look closely at the best pair of this class (name or number) whose central region "
-        "has this pixel of the picture inside",
+        help="show the best pair of this class (name or index) whose central region contains this "
+        "pixel of the image",
     )
     chosen.add_argument(
         "--near",
         metavar="X,Y",
-        help="the same for any class; without either the best pair that was rejected is shown",
+        help="the same for any class (default: the best rejected pair)",
     )
     parser.add_argument(
         "--min-score",
@@ -58,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--opts",
-        help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",
+        help="changes to the config as KEY VALUE pairs; MODEL.WEIGHTS is required",
         default=[],
         nargs=argparse.REMAINDER,
     )
@@ -66,7 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def parse_point(text: str, option: str) -> Tuple[float, float]:
-    """X,Y as two numbers."""
+    """Parses X,Y."""
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:
@@ -77,7 +77,7 @@ def parse_point(text: str, option: str) -> Tuple[float, float]:
 
 
 def parse_class(text: str, names: Optional[Sequence[str]], num_classes: int) -> int:
-    """A class by its name or its number."""
+    """The index of a class from its name or index."""
     if names is not None and text in names:
         return list(names).index(text)
     if text.isdecimal() and int(text) < num_classes:
@@ -102,7 +102,7 @@ def main() -> None:
     pictures = find_pictures(args.input)
     sheets = [sheet_path(args.output, picture) for picture in pictures]
     if len(set(sheets)) != len(sheets):
-        raise ValueError("--input names pictures of the same name; explain them in several calls")
+        raise ValueError("--input has several images of one file name. Use a call for each.")
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
     names = metadata.get("thing_classes")
     near, cls = None, None

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a detector to a file for other programs; centripetalnet-export from here."""
+"""Exports a detector as ONNX or PyTorch program; the same as the command centripetalnet-export."""
 
 import sys
 

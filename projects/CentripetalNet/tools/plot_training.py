@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws losses, learning rate and AP of a training, also of one that still runs.
+"""Draws losses, learning rate and AP of a finished or running training.
 
     plot_training.py OUTPUT_DIR
 
@@ -16,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="of the training")
-    parser.add_argument("--output", metavar="FILE", help="where the picture goes instead")
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the training")
+    parser.add_argument("--output", metavar="FILE", help="file of the figure instead")
     args = parser.parse_args()
     print(plot_training(args.output_dir, args.output))
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Detects objects in pictures with a file of export_model.py; needs numpy, Pillow and onnxruntime.
+"""Detects objects in images with a file of export_model.py; needs numpy, Pillow and onnxruntime.
 
-    run_onnx.py MODEL.onnx PICTURE... [--output FOLDER] [--confidence-threshold 0.5]
+    run_onnx.py MODEL.onnx IMAGE... [--output FOLDER] [--confidence-threshold 0.5]
 
-prints one line of JSON for each object: picture, class, score, box (x0, y0, x1, y1 in pixels).
-Neither PyTorch nor this project is needed: copy this file to wherever the model goes.
+prints a line of JSON for each object: picture (the file), class, score, box (x0, y0, x1, y1 in
+pixels). This file needs neither PyTorch nor this project: copy it with the model.
 """
 
 import argparse
@@ -21,10 +21,10 @@ COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f0
 
 
 class Detections(NamedTuple):
-    """The objects of one picture, best first."""
+    """The objects of one image, best first."""
 
     boxes: np.ndarray
-    """(D, 4) float32 x0, y0, x1, y1 in pixels of the picture."""
+    """(D, 4) float32 x0, y0, x1, y1 in pixels of the image."""
     scores: np.ndarray
     """(D,) float32 in [0, 1]."""
     classes: np.ndarray
@@ -41,13 +41,13 @@ def soft_nms(
     iou_threshold: float,
     min_score: float,
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Takes the best box again and again, and each time lowers the scores of its class.
+    """Soft-NMS: repeatedly takes the best box and lowers the scores of the others of its class.
 
     Args:
         boxes: (P, 4) float32 x0, y0, x1, y1.
-        scores: (P,) float32; negative for places without a box.
+        scores: (P,) float32; negative for no box.
         classes: (P,) integers.
-        max_detections: most boxes that are taken.
+        max_detections: limit of the boxes that are taken.
         method: "gaussian" multiplies scores by exp(-IoU^2 / sigma) with the box that was taken,
             "linear" by 1 - IoU where the IoU exceeds ``iou_threshold``.
         sigma, iou_threshold: see ``method``.
@@ -62,8 +62,8 @@ def soft_nms(
     Source: arXiv 1704.04503, figure 2.
     """
     if method not in ("gaussian", "linear"):
-        raise ValueError(f"soft-NMS is 'gaussian' or 'linear', got {method!r}")
-    # Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
+        raise ValueError(f"method is {method!r}, expected 'gaussian' or 'linear'")
+    # If sigma underflows to 0, boxes that do not overlap give 0 / 0.
     sigma = max(np.float32(sigma), np.finfo(np.float32).tiny)
     left = np.flatnonzero(scores >= 0)
     scores = scores.astype(np.float32)
@@ -88,17 +88,17 @@ def soft_nms(
 
 
 def resized(picture: Image.Image, short_edge: int, longest: int) -> Image.Image:
-    """Resizes an image to a length of its shorter edge, with the rounding of ResizeShortestEdge.
+    """Resizes an image to a shorter edge, with the rounding of Detectron2's ResizeShortestEdge.
 
     Args:
         picture: the image.
         short_edge: pixels of the shorter edge; 0 keeps the size.
-        longest: limit of the longer edge in pixels; an image that would exceed it becomes smaller.
+        longest: limit of the longer edge in pixels, which takes precedence.
     """
     if short_edge == 0:
         return picture
     scale = short_edge / min(picture.size)
-    # The product for the shorter edge may be off by a rounding error.
+    # The product for the shorter edge may have a rounding error.
     size = [short_edge if x == min(picture.size) else scale * x for x in picture.size]
     if max(size) > longest:
         scale = longest / max(size)
@@ -107,24 +107,24 @@ def resized(picture: Image.Image, short_edge: int, longest: int) -> Image.Image:
 
 
 class Detector:
-    """An exported detector and what its file says about itself."""
+    """An exported detector with the settings in the metadata of its file."""
 
     def __init__(self, path: str):
         """
         Args:
-            path: what ``export_model.py --format onnx`` wrote.
+            path: of a file of ``export_model.py --format onnx``.
 
         Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is no such file.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it is not such a file.
         """
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no model {path!r} (seen from {os.getcwd()})")
+            raise FileNotFoundError(f"there is no model {path!r} (relative to {os.getcwd()})")
         try:
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        # onnxruntime's own exceptions have no common base but this.
+        # onnxruntime's exceptions have no other common base class.
         except Exception as error:
-            raise ValueError(f"{path} is not a model that onnxruntime reads: {error}") from error
+            raise ValueError(f"{path} cannot be loaded by onnxruntime: {error}") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         try:
             self.input_format = metadata["input_format"]
@@ -132,11 +132,11 @@ class Detector:
             self.max_size = int(metadata["max_size_test"])
             self.class_names = json.loads(metadata["class_names"])
             options = json.loads(metadata["soft_nms"])
-            # The graph has already kept the best candidates only.
+            # Already applied in the graph.
             options.pop("max_candidates")
         except KeyError as error:
             raise ValueError(
-                f"{path} does not say its {error}; export it with export_model.py --format onnx"
+                f"{path} lacks the metadata {error}; use a file of export_model.py --format onnx"
             ) from error
         self.soft_nms_options = options
 
@@ -146,7 +146,7 @@ class Detector:
             picture: RGB.
 
         Returns:
-            Its objects, clipped to it.
+            The objects, clipped to the image.
         """
         seen = resized(picture, self.min_size, self.max_size)
         pixels = np.asarray(seen, dtype=np.float32)
@@ -162,27 +162,27 @@ class Detector:
         return Detections(boxes[not_empty], scores[not_empty], classes[kept][not_empty])
 
     def name_of(self, cls: int) -> str:
-        """The name of a class, or its number where the file has no names."""
+        """The name of a class, or its index if the file has no names."""
         return self.class_names[cls] if self.class_names else str(cls)
 
 
 def read_picture(path: str) -> Image.Image:
-    """Reads a picture in RGB.
+    """Reads an image in RGB.
 
     Raises:
         OSError: if it cannot be read; names the file.
     """
     try:
         with Image.open(path) as file:
-            # Cameras may store a picture turned, and say so in its EXIF data.
+            # Cameras store the rotation of an image in its EXIF data.
             return ImageOps.exif_transpose(file).convert("RGB")
-    # For a damaged file Pillow raises nearly anything.
+    # Pillow raises exceptions of many types for damaged files.
     except Exception as error:
-        raise OSError(f"cannot read the picture {path}: {error}") from error
+        raise OSError(f"{path} cannot be read as an image: {error}") from error
 
 
 def draw(picture: Image.Image, found: Detections, detector: Detector) -> None:
-    """Draws boxes, names and scores onto a picture."""
+    """Draws boxes, names and scores onto an image."""
     canvas = ImageDraw.Draw(picture)
     for (x0, y0, x1, y1), score, cls in zip(*(x.tolist() for x in found)):
         color = COLORS[cls % len(COLORS)]
@@ -191,7 +191,7 @@ def draw(picture: Image.Image, found: Detections, detector: Detector) -> None:
         try:
             canvas.textbbox((x0, y0), label)
         except UnicodeEncodeError:
-            # The font of Pillow before 10.1 has the letters of Latin-1 alone.
+            # The font of Pillow before 10.1 supports Latin-1 only.
             label = label.encode("latin-1", "replace").decode("latin-1")
         canvas.rectangle(canvas.textbbox((x0, y0), label), fill=color)
         canvas.text((x0, y0), label, fill="white")
@@ -202,18 +202,18 @@ def main(argv=None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="written by export_model.py")
-    parser.add_argument("pictures", metavar="PICTURE", nargs="+")
-    parser.add_argument("--output", metavar="FOLDER", help="where to put the drawn pictures")
+    parser.add_argument("pictures", metavar="IMAGE", nargs="+")
+    parser.add_argument("--output", metavar="FOLDER", help="folder for the drawn images")
     parser.add_argument(
         "--confidence-threshold",
         type=float,
         default=0.5,
-        help="lowest score of an object that is told and drawn",
+        help="lowest score of an object that is printed and drawn (default 0.5)",
     )
     args = parser.parse_args(argv)
     targets = [os.path.join(args.output or "", os.path.basename(x)) for x in args.pictures]
     if args.output and len(set(targets)) < len(targets):
-        raise ValueError("pictures of the same name in different folders: run them apart")
+        raise ValueError("--output: several images have one file name. Use a call for each.")
     detector = Detector(args.model)
     for path, target in zip(args.pictures, targets):
         picture = read_picture(path)

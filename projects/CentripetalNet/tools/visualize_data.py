@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws what a training is given: annotations as they are, or augmented samples with their targets.
+"""Draws the annotations of the training datasets, or augmented samples with their targets.
 
     visualize_data.py --source annotation --config-file FILE --output-dir FOLDER [KEY VALUE ...]
     visualize_data.py --source dataloader --config-file FILE --output-dir FOLDER [KEY VALUE ...]
@@ -29,7 +29,7 @@ from centripetalnet.modeling.corner_targets import corner_targets
 from centripetalnet.modeling.hourglass import STRIDE
 from centripetalnet.visualization import draw_ground_truth, rendered, targets_figure
 
-# The training loader never ends.
+# The training loader is infinite.
 SAMPLES = 20
 
 
@@ -41,16 +41,16 @@ def get_parser() -> argparse.ArgumentParser:
         "--source",
         choices=["annotation", "dataloader"],
         required=True,
-        help="annotations of DATASETS.TRAIN, or what the training loader makes of them",
+        help="annotations of DATASETS.TRAIN, or samples of the training loader",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
-    parser.add_argument("--output-dir", default="./", metavar="FOLDER", help="where pictures go")
+    parser.add_argument("--output-dir", default="./", metavar="FOLDER", help="where to write")
     parser.add_argument("--show", action="store_true", help="show them in a window instead")
     parser.add_argument(
         "--num-images",
         type=int,
         metavar="N",
-        help=f"the first so many (default: all annotated images, or {SAMPLES} samples)",
+        help=f"limit of the images (default: all annotated images, or {SAMPLES} samples)",
     )
     parser.add_argument(
         "opts", default=[], nargs=argparse.REMAINDER, help="changes to the config, KEY VALUE"
@@ -59,7 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def annotated_images(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
-    """Name and picture of each image of the training datasets with its annotations."""
+    """File name and drawing of each image of the training datasets."""
     for dataset in cfg.DATASETS.TRAIN:
         metadata = MetadataCatalog.get(dataset)
         for i, record in enumerate(DatasetCatalog.get(dataset)):
@@ -70,12 +70,12 @@ def annotated_images(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
 
 
 def draw_sample(sample: dict, cfg: CfgNode, title: str = "") -> np.ndarray:
-    """An augmented sample with the targets that the losses compare with.
+    """Draws an augmented sample with its targets.
 
     Args:
         sample: ``image`` and ``instances``, from the mapper.
         cfg: see ``add_centripetalnet_config``.
-        title: what is written above all.
+        title: of the figure.
 
     Returns:
         (height, width, 3) RGB uint8.
@@ -106,7 +106,7 @@ def draw_sample(sample: dict, cfg: CfgNode, title: str = "") -> np.ndarray:
 
 
 def training_samples(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
-    """Name and picture of each training sample, in the order of the training; without end."""
+    """File name and drawing of each training sample, in the order of the training; infinite."""
     loader = build_training_loader(cfg, CentripetalNetDatasetMapper(cfg, is_train=True))
     for i, sample in enumerate(itertools.chain.from_iterable(loader)):
         picture = os.path.splitext(os.path.basename(sample["file_name"]))[0]
@@ -120,14 +120,14 @@ def main() -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     if not cfg.DATASETS.TRAIN:
-        raise ValueError("DATASETS.TRAIN names no dataset; there is nothing to draw")
+        raise ValueError("DATASETS.TRAIN is empty, expected the name of a dataset")
     check_datasets(cfg.DATASETS.TRAIN, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
     if args.source == "annotation":
         pictures, count = annotated_images(cfg), args.num_images
     else:
         pictures, count = training_samples(cfg), args.num_images or SAMPLES
     if args.show:
-        open_window("without --show the pictures are written to --output-dir")
+        open_window("Leave out --show to write files to --output-dir.")
     else:
         os.makedirs(args.output_dir, exist_ok=True)
     for name, picture in tqdm.tqdm(

@@ -1,4 +1,4 @@
-"""Looks for everything in a COCO dataset that training or evaluation would fail on or pass over."""
+"""Finds everything in a COCO dataset that training or evaluation would fail on or ignore."""
 
 import argparse
 import json
@@ -19,12 +19,12 @@ from centripetalnet.files import complete_file
 
 DESCRIPTION = f"""{__doc__}
 
-    %(prog)s --dataset NAME                   a registered one
-    %(prog)s --json FILE --images FOLDER      one that is not
+    %(prog)s --dataset NAME                   a registered dataset
+    %(prog)s --json FILE --images FOLDER      any other dataset
 
-Decodes every image, and prints at most a page. An object without a mask is no problem here: only
-training of masks needs one, and names the image where it is missing. Exit status: 0 without errors,
-1 with errors, 2 if it could not be checked.
+Decodes every image, and prints at most one page. A missing mask is not reported: only training of
+masks needs it, and names the image then. Exit status: 0 without errors, 1 with errors, 2 if the
+dataset could not be checked.
 """
 
 
@@ -37,27 +37,27 @@ def get_parser() -> argparse.ArgumentParser:
     source.add_argument("--dataset", metavar="NAME", help="name of a registered dataset")
     source.add_argument("--json", metavar="FILE", help="annotation file in COCO format")
     parser.add_argument("--images", metavar="FOLDER", help="folder of the images of --json")
-    parser.add_argument("--no-images", action="store_true", help="look at the annotation file only")
+    parser.add_argument("--no-images", action="store_true", help="check the annotation file only")
     parser.add_argument(
         "--num-workers",
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that decode images, 0 for none but this one (default: one for each core)",
+        help="processes that decode images, 0 for the main process (default: one per core)",
     )
     parser.add_argument(
-        "--list", metavar="FILE", help="also write every problem, a JSON object on each line"
+        "--list", metavar="FILE", help="also write every problem, one JSON object per line"
     )
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="also write the annotation file without what cannot be used",
+        help="also write the annotation file without invalid images and annotations",
     )
     return parser
 
 
 def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Exits with a line about the first argument that is wrong."""
+    """Exits with an error message for the first invalid argument."""
     if args.dataset and args.images:
         parser.error("--images goes with --json; a registered dataset has its folder")
     if args.json and not (args.images or args.no_images):
@@ -82,7 +82,7 @@ def paths_of(dataset: str) -> Tuple[str, str]:
 
 
 def check(content, json_file: str, image_root: Optional[str], num_workers: int) -> Report:
-    """Of the annotations and, with a folder, of the images."""
+    """Checks the annotations and, if a folder is given, the images."""
     report = check_annotations(content, json_file)
     if image_root is None:
         return report
@@ -92,12 +92,12 @@ def check(content, json_file: str, image_root: Optional[str], num_workers: int) 
 
 
 def run(args: argparse.Namespace) -> Report:
-    """Checks, prints and writes what the arguments ask for."""
+    """Checks a dataset, prints the page and writes the requested files."""
     json_file, image_root = paths_of(args.dataset) if args.dataset else (args.json, args.images)
     if args.no_images:
         image_root = None
     elif not os.path.isdir(image_root):
-        raise FileNotFoundError(f"there is no folder {image_root}; the images belong there")
+        raise FileNotFoundError(f"there is no folder {image_root}, expected that of the images")
     content = read_annotation_file(json_file)
     report = check(content, json_file, image_root, args.num_workers)
     print(report.format())
@@ -110,28 +110,27 @@ def run(args: argparse.Namespace) -> Report:
         with complete_file(args.output) as file:
             file.write(json.dumps(cleaned))
         left = [f"{len(cleaned.get(x, [])):,} {x}" for x in ("images", "annotations")]
-        print(f"\n{args.output}: {' and '.join(left)} are left")
+        print(f"\n{args.output}: {' and '.join(left)}")
     return report
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-check``, which is ``tools/check_dataset.py`` too.
+    """The command ``centripetalnet-check``, also ``tools/check_dataset.py``.
 
     Args:
         argv: the arguments, by default those of the command line.
 
     Returns:
-        The exit status: 0 without errors in the dataset, 1 with errors, 2 if it could not be
-        checked.
+        The exit status: 0 without errors in the dataset, 1 with errors, 2 if not checked.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
     check_arguments(args, parser)
-    # Names of files and classes may have letters that the terminal's encoding has not.
+    # The encoding of the terminal may lack letters of file and class names.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return 1 if run(args).errors else 0
-    # What is no COCO file is a wrong dataset, not a wrong call.
+    # A file that is not in COCO format is an error of the dataset, not of the call.
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

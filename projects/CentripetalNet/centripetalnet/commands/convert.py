@@ -17,8 +17,8 @@ DESCRIPTION = f"""{__doc__}
     %(prog)s SRC DST              to this project: MODEL.WEIGHTS DST
     %(prog)s SRC DST --to mmdet   from this project to MMDetection
 
-SRC is read as tensors only; nothing in it is executed. Every value arrives unchanged, and a tensor
-that is missing, of a wrong shape or fitting nowhere is an error that lists all of them.
+SRC is read as tensors only; nothing in it is executed. Values are not changed. Tensors that are
+missing, unexpected or of a wrong shape are an error that lists them all.
 """
 THEIRS = {"mmdet": "MMDetection", "paper": "the paper's authors"}
 
@@ -41,7 +41,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--drop",
         metavar="REGEX",
-        help="leave out the tensors of SRC whose name this matches, a mask branch for example",
+        help="drop the tensors of SRC whose names match, a mask branch for example",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="changes to the config, KEY VALUE"
@@ -60,7 +60,7 @@ def save(content: dict, path: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Converts and prints what the arguments ask for.
+    """Converts a checkpoint and prints a summary.
 
     Args:
         args: of :func:`get_parser`.
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-convert``, which is ``tools/convert_checkpoint.py`` too.
+    """The command ``centripetalnet-convert``, also ``tools/convert_checkpoint.py``.
 
     Args:
         argv: the arguments, by default those of the command line.

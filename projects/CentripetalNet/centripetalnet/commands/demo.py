@@ -1,4 +1,4 @@
-"""Detects objects in pictures and videos and draws them; options as of Detectron2's demo."""
+"""Draws detections in images and videos. The options follow Detectron2's demo."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ from centripetalnet.visualization import draw_detections
 WINDOW_NAME = "CentripetalNet detections"
 CAMERA = 0
 ESCAPE = 27
-# Images per second, however few; tqdm by itself turns to seconds per image below one.
+# Always images per second; tqdm's default switches to seconds per image below one.
 BAR_FORMAT = (
     "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 )
@@ -33,23 +33,23 @@ def get_parser() -> argparse.ArgumentParser:
         "--config-file",
         required=True,
         metavar="FILE",
-        help="path of a config file, or the name of one of the package, centripetal_hg104 say",
+        help="path of a config file, or name of a config of the package (centripetal_hg104)",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input",
         nargs="+",
-        metavar="PICTURE",
-        help="pictures, folders of pictures, patterns such as 'folder/*.jpg', or - for a list of "
-        "files on standard input, one in each line",
+        metavar="IMAGE",
+        help="images, folders of images, glob patterns such as 'folder/*.jpg', or - for a list of "
+        "files on standard input, one per line",
     )
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument("--webcam", action="store_true", help="the camera, shown in a window")
     parser.add_argument(
         "--output",
         metavar="PATH",
-        help="a folder for what is drawn, or a file if there is one picture or a video; without it "
-        "a window shows it (any key for the next picture, Escape to end)",
+        help="folder for the results, or a file for one image or a video; without it a window "
+        "opens (any key for the next image, Escape to end)",
     )
     parser.add_argument(
         "--confidence-threshold",
@@ -61,17 +61,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="look at mirror images and scales too, as TEST.AUG says; finds more, takes longer",
+        help="test-time augmentation: mirror images and scales of TEST.AUG; slower",
     )
     parser.add_argument(
         "--precision",
         choices=list(PRECISIONS),
-        help="what convolutions compute in (default: TEST.PRECISION of the config)",
+        help="precision of the convolutions (default: TEST.PRECISION of the config)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: MODEL.DEVICE)")
     parser.add_argument(
         "--opts",
-        help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",
+        help="changes to the config as KEY VALUE pairs; MODEL.WEIGHTS is required",
         default=[],
         nargs=argparse.REMAINDER,
     )
@@ -79,15 +79,15 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Exits with a line about the first argument that is wrong."""
+    """Exits with an error message for the first invalid argument."""
     if not 0 <= args.confidence_threshold <= 1:
         parser.error(f"--confidence-threshold is {args.confidence_threshold}; expected 0 to 1")
     if args.webcam and args.output:
-        parser.error("--webcam is shown in a window and does not go with --output")
+        parser.error("--webcam is shown in a window and cannot be combined with --output")
 
 
 class Artist:
-    """Detects and draws, as the options say."""
+    """Detects and draws with the options of the command."""
 
     def __init__(self, args: argparse.Namespace):
         """
@@ -110,7 +110,7 @@ class Artist:
             image: (h0, w0, 3) uint8 in BGR order.
 
         Returns:
-            The same with what was found, and how many objects that is.
+            The image with its detections, and their number.
         """
         instances = self.predictor.detect(image, self.min_score)
         rgb = image[:, :, ::-1]
@@ -119,13 +119,13 @@ class Artist:
 
 
 def draw_pictures(args: argparse.Namespace) -> int:
-    """Draws the pictures of ``--input``; one that cannot be read is told of, now and at the end.
+    """Draws the images of ``--input``. Unreadable images are reported at once and at the end.
 
     Args:
         args: of :func:`get_parser`.
 
     Returns:
-        The exit status: 1 where a picture could not be read.
+        The exit status: 1 if an image could not be read.
     """
     paths = find_pictures(args.input, _lines_of_stdin())
     targets = output_paths(args.output, paths) if args.output else [None] * len(paths)
@@ -151,13 +151,13 @@ def draw_pictures(args: argparse.Namespace) -> int:
         if not target and _show(drawn, wait=0):
             break
     if unreadable:
-        print(f"error: {len(unreadable)} of {len(paths)} pictures were not drawn:", file=sys.stderr)
+        print(f"error: {len(unreadable)} of {len(paths)} images were not drawn:", file=sys.stderr)
         print(*(f"  {x}" for x in unreadable.values()), sep="\n", file=sys.stderr)
     return 1 if unreadable else 0
 
 
 def draw_video(args: argparse.Namespace) -> int:
-    """Draws the frames of ``--video-input`` or ``--webcam``, one after the other.
+    """Draws the frames of ``--video-input`` or ``--webcam`` one at a time.
 
     Args:
         args: of :func:`get_parser`.
@@ -192,15 +192,15 @@ def draw_video(args: argparse.Namespace) -> int:
         print(f"{args.video_input}: {found} -> {target}")
         if video.num_frames is not None and num_frames < video.num_frames:
             print(
-                f"warning: {args.video_input} has {video.num_frames} frames by its own account, of "
-                f"which {num_frames} could be read",
+                f"warning: {args.video_input}: {num_frames} of the {video.num_frames} frames in "
+                "its header could be read",
                 file=sys.stderr,
             )
     return 0
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    # Names of files need not be text in the encoding of the terminal.
+    # File names need not be valid in the encoding of the terminal.
     for line in sys.stdin.buffer:
         yield os.fsdecode(line)
 
@@ -211,10 +211,10 @@ def _say(line: str) -> None:
 
 
 def open_window(remedy: str) -> None:
-    """Opens the window, before anything is computed for it.
+    """Opens the window, or fails before anything is computed.
 
     Args:
-        remedy: what to do without one.
+        remedy: how to work without a window, for the error message.
 
     Raises:
         OSError: if it cannot be opened.
@@ -223,7 +223,7 @@ def open_window(remedy: str) -> None:
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
-        # OpenCV with Qt would end the whole process.
+        # OpenCV with Qt would abort the process.
         problem = "there is no display (DISPLAY is not set)"
     else:
         try:
@@ -231,40 +231,40 @@ def open_window(remedy: str) -> None:
         except cv2.error:
             problem = f"this OpenCV ({cv2.__version__}) was built without windows"
     if problem is not None:
-        raise OSError(f"nothing can be shown, as {problem}; {remedy}")
+        raise OSError(f"cannot open a window: {problem}. {remedy}")
 
 
 def _show(drawn: np.ndarray, wait: int) -> bool:
-    """Shows a picture in the window, and tells whether Escape was pressed.
+    """Shows an image in the window; returns whether Escape was pressed.
 
     Args:
         drawn: (h0, w0, 3) uint8 in BGR order.
-        wait: milliseconds for a key, 0 for as long as it takes.
+        wait: milliseconds to wait for a key, 0 for no limit.
     """
     cv2.imshow(WINDOW_NAME, drawn)
     return cv2.waitKey(wait) == ESCAPE
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-demo``, which is ``demo/demo.py`` too.
+    """The command ``centripetalnet-demo``, also ``demo/demo.py``.
 
     Args:
         argv: the arguments, by default those of the command line.
 
     Returns:
-        The exit status: 0, or 1 after an error or where a picture could not be read.
+        The exit status: 0, or 1 after an error or if an image could not be read.
     """
     parser = get_parser()
     args = parser.parse_args(argv)
     check_arguments(args, parser)
     setup_logger(name="centripetalnet")
-    # Names of files may have letters that the terminal's encoding has not.
+    # The encoding of the terminal may lack letters of file names.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if args.webcam:
-            open_window("videos that lie in files need none: --video-input FILE --output FOLDER")
+            open_window("Record a video and use --video-input FILE --output FOLDER.")
         elif not args.output:
-            open_window("give --output FOLDER, and what is drawn is written there")
+            open_window("Use --output FOLDER to write files.")
         return draw_pictures(args) if args.input else draw_video(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,13 +1,13 @@
-"""Writes a detector to a file that programs without this project run.
+"""Exports a detector to an ONNX file or a PyTorch program, which run without this project.
 
     centripetalnet-export --config-file FILE --output model.onnx --opts MODEL.WEIGHTS model.pth
 
-The file takes `image` (1, 3, height, width) of any size, float32 in [0, 255] with the channels of
-INPUT.FORMAT, and gives the best candidates: `boxes` (P, 4) in pixels of that image, not clipped to
-it, `scores` (P,), best first, -1 where there is no box, and `classes` (P,). Normalisation, canvas
-and corner matching are inside. Resizing by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST comes before it,
-soft-NMS after it, both with numbers from the file's metadata: tools/run_onnx.py does them. Masks
-are not exported. Before the file gets its name it is compared with the model.
+Input: `image` (1, 3, height, width) of any size, float32 in [0, 255], channels as in INPUT.FORMAT.
+Outputs: the best candidates as `boxes` (P, 4) in pixels of that image, not clipped to it, `scores`
+(P,), best first, -1 for no box, and `classes` (P,). The file contains normalisation, canvas and
+corner matching. tools/run_onnx.py does the rest with the settings in the file's metadata: resizing
+by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, and soft-NMS. Masks are not exported. The file is compared
+with the model before it is written.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from centripetalnet.data import build_augmentations
 from centripetalnet.files import complete_path
 from centripetalnet.pictures import read_picture
 
-# Height and width of the random pictures that a file is checked with, of different canvases.
+# Height and width of the random images for the comparison; their canvases differ.
 CHECKED_SIZES = ((97, 130), (300, 200))
 
 
@@ -45,35 +45,35 @@ def get_parser() -> argparse.ArgumentParser:
         "--format",
         choices=("onnx", "torch"),
         default="onnx",
-        help="onnx: ONNX of standard operators; torch: a program for torch.export.load, for "
-        "pictures from 2 x 2",
+        help="onnx: ONNX with standard operators; torch: a program for torch.export.load, for "
+        "images from 2 x 2 pixels",
     )
     parser.add_argument("--opset", type=int, default=17, help="version of the ONNX operators")
     parser.add_argument(
         "--check",
         nargs="+",
         default=[],
-        metavar="PICTURE",
-        help="pictures to compare file and model on; without it, random ones of two sizes",
+        metavar="IMAGE",
+        help="images to compare file and model on (default: random images of two sizes)",
     )
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
         default=[],
-        help="changes to the config as KEY VALUE pairs, MODEL.WEIGHTS model.pth above all",
+        help="changes to the config as KEY VALUE pairs; MODEL.WEIGHTS is required",
     )
     return parser
 
 
 def class_names(cfg: CfgNode) -> List[str]:
-    """Those of the test dataset, or none where they are not known."""
+    """The class names of the test dataset, empty if they are unknown."""
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
     names = list(metadata.get("thing_classes", []))
     return names if len(names) == cfg.MODEL.CENTRIPETALNET.NUM_CLASSES else []
 
 
 def checked_pictures(paths: List[str], cfg: CfgNode) -> Dict[str, torch.Tensor]:
-    """(3, h, w) pictures with a name for each; those of files are resized as in evaluation."""
+    """Names and (3, h, w) images to compare on. Files are resized as in evaluation."""
     augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
     if not paths:
         return {f"noise, {h} x {w}": export.noise((h, w))[0] for h, w in CHECKED_SIZES}
@@ -87,22 +87,22 @@ def checked_pictures(paths: List[str], cfg: CfgNode) -> Dict[str, torch.Tensor]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Exports, compares and tells.
+    """Exports a detector, compares it with the model and prints the differences.
 
     Args:
         args: of :func:`get_parser`.
 
     Raises:
         ModuleNotFoundError: if onnx or onnxruntime is needed and not installed.
-        OSError, ValueError: if a file cannot be read or written, or what was exported differs from
-            the model; then there is no file.
+        OSError, ValueError: if a file cannot be read or written, or the export differs from the
+            model. No file is written then.
     """
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("a checkpoint is needed: --opts MODEL.WEIGHTS path/to/model.pth")
+        raise ValueError("MODEL.WEIGHTS is empty, add --opts MODEL.WEIGHTS path/to/model.pth")
     pictures = checked_pictures(args.check, cfg)
     if args.format == "onnx":
-        # Told before anything takes long.
+        # Fails early if they are not installed.
         export.import_optional("onnx")
         export.import_optional("onnxruntime")
     model = build_model(cfg).eval()
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
     start = time.perf_counter()
-    # PyTorch asks for the ending .pt2.
+    # PyTorch expects the extension .pt2.
     with complete_path(args.output, ending=os.path.splitext(args.output)[1]) as unfinished:
         if args.format == "onnx":
             export.export_onnx(model, unfinished, metadata, args.opset)
@@ -126,24 +126,24 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"{name}: {agreement.candidates} candidates, boxes differ by up to "
                 f"{agreement.boxes:.1e} pixels, scores by {agreement.scores:.1e}; "
-                f"{agreement.unpaired} in one of the two only"
+                f"{agreement.unpaired} candidates in only one of the two"
             )
         if not all(x.within_tolerance() for x in agreements):
             raise ValueError(
-                f"what was exported differs from the model by more than {export.BOX_TOLERANCE} "
-                f"pixels or {export.SCORE_TOLERANCE} of score (above): {args.output} was not "
+                f"the export differs from the model by more than {export.BOX_TOLERANCE} pixels, "
+                f"{export.SCORE_TOLERANCE} in score or 5% of the candidates, {args.output} was not "
                 "written. Try another --opset or version of PyTorch or onnxruntime."
             )
     if not any(x.candidates for x in agreements):
-        print("No candidates to compare: --check with pictures of objects that the model knows.")
+        print("No candidates to compare. Use --check with images of objects of the classes.")
     if model.mask_head is not None:
-        print("The model's masks are not in the file.")
+        print("The model's masks are not exported.")
     size = os.path.getsize(args.output) / 1e6
     print(f"{args.output}: {size:.1f} MB, exported and loaded in {seconds:.1f} s")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-export``, which is ``tools/export_model.py`` too.
+    """The command ``centripetalnet-export``, also ``tools/export_model.py``.
 
     Args:
         argv: the arguments, by default those of the command line.

@@ -1,8 +1,7 @@
-"""A detector as a file for programs without this project: ONNX, or PyTorch's exported program.
+"""Export of a detector to ONNX or to a program of ``torch.export``, which run without this project.
 
-Both take one picture and give its best candidate boxes, as :class:`ExportedDetector` says. Soft-NMS
-is an operator of neither and comes after them; ``tools/run_onnx.py`` has it in numpy. Masks are not
-exported.
+Both map one image to its best candidate boxes, see :class:`ExportedDetector`. Neither has an
+operator for soft-NMS, which follows in ``tools/run_onnx.py``. Masks are not exported.
 """
 
 from .agreement import BOX_TOLERANCE, SCORE_TOLERANCE, Agreement, check_agreement, compare

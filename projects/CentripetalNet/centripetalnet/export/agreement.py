@@ -1,4 +1,4 @@
-"""How far the program in an exported file is from the model it came from."""
+"""Comparison of an exported file with its model."""
 
 import math
 from typing import Callable, List, NamedTuple, Sequence
@@ -10,23 +10,23 @@ from ..modeling import CentripetalNet, optimize_for_inference
 from ..structures import Candidates
 
 BOX_TOLERANCE = 1e-2
-"""Pixels by which boxes may differ between a file and its model."""
+"""Largest difference in pixels between the boxes of a file and of its model."""
 SCORE_TOLERANCE = 1e-4
-"""The same of scores."""
-# Share of the candidates. Which corner is the last one kept is a matter of rounding where the next
-# one is as good; each corner is in a hundredth of the candidates, and in those of both programs.
+"""Largest difference between their scores."""
+# Share of the candidates. Rounding may decide which of two equally good corners is the last one
+# kept. A corner is part of about 1% of the candidates, and two corners may be exchanged.
 _MAX_UNPAIRED = 0.05
-# In tolerances; farther apart, two candidates are not the same pair of corners.
+# In tolerances. Candidates farther apart are different pairs of corners.
 _SAME_PAIR = 100
 
 
 class Agreement(NamedTuple):
-    """How far a file's candidates of one picture are from its model's."""
+    """Differences between the candidates of a file and of its model in one image."""
 
     candidates: int
-    """How many the model gives."""
+    """Number of candidates of the model."""
     unpaired: int
-    """Those that only one of the two gives."""
+    """Number of candidates that only one of the two has."""
     boxes: float
     """Largest difference of a coordinate, in pixels."""
     scores: float
@@ -41,10 +41,10 @@ class Agreement(NamedTuple):
 
 
 def compare(expected: Candidates, actual: Candidates) -> Agreement:
-    """Pairs the candidates of two programs, whose order may differ where scores hardly do.
+    """Pairs the candidates of two programs, which may order similar scores differently.
 
     Args:
-        expected, actual: of the same picture, one row each.
+        expected, actual: of the same image, one row each.
     """
     expected, actual = (
         Candidates(*(x[0][y.scores[0] >= 0] for x in y)) for y in (expected, actual)
@@ -56,7 +56,6 @@ def compare(expected: Candidates, actual: Candidates) -> Agreement:
     distance = torch.maximum(boxes / BOX_TOLERANCE, scores / SCORE_TOLERANCE)
     distance[expected.classes[:, None] != actual.classes] = math.inf
     nearest, index = distance.min(dim=1)
-    # Farther apart than this they are not the same pair of corners.
     paired = nearest < _SAME_PAIR
     unpaired = (~paired).sum() + (distance.amin(dim=0) >= _SAME_PAIR).sum()
     index = index[paired, None]
@@ -72,15 +71,15 @@ def compare(expected: Candidates, actual: Candidates) -> Agreement:
 def check_agreement(
     model: CentripetalNet, run: Callable[[Tensor], Candidates], images: Sequence[Tensor]
 ) -> List[Agreement]:
-    """Compares what a file's program and its model say of pictures.
+    """Compares the candidates of a file with those of its model.
 
     Args:
         model: the detector that was exported.
-        run: the program: (1, 3, h0, w0) to candidates, one row.
+        run: the program in the file, from (1, 3, h0, w0) to candidates, one row.
         images: (3, h0, w0) each, in [0, 255].
 
     Returns:
-        One entry for each picture.
+        One entry per image.
     """
     model = optimize_for_inference(model)
     return [

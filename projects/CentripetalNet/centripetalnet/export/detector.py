@@ -1,6 +1,6 @@
 """The graph that is exported.
 
-Shapes: h0 x w0 the picture, h x w the canvas, P candidate boxes.
+Shapes: h0 x w0 the image, h x w the canvas, P candidate boxes.
 """
 
 import dataclasses
@@ -20,34 +20,34 @@ INPUT = "image"
 OUTPUTS = ("boxes", "scores", "classes")
 """Names of the outputs in a file."""
 EXAMPLE_SIZE = (150, 260)
-"""Of the picture that is traced; nothing of it, nor of its size, is left in the file."""
+"""(h0, w0) of the image that is traced. The file does not depend on it."""
 
 
 class ExportedDetector(nn.Module):
-    """A picture to its candidate boxes, in float32 and in operators that an export can write down.
+    """Maps an image to its candidate boxes, in float32 and with operators that can be exported.
 
-    The numbers are those of ``CentripetalNet.find``; what of it works in place, with an operator of
-    this project or on sizes as Python's integers, is done in another way here.
+    The results are those of ``CentripetalNet.find``. In-place operations, operators of this project
+    and computations on sizes as Python integers are replaced.
     """
 
     def __init__(self, model: CentripetalNet, corner_pool: Callable[[Tensor, str], Tensor]):
         """
         Args:
-            model: on the CPU; it is left as it is.
-            corner_pool: does what ``layers.corner_pool`` does.
+            model: on the CPU. It is not modified.
+            corner_pool: replaces ``layers.corner_pool``.
 
         Raises:
-            ValueError: if the smallest canvas has fewer cells than corners are kept, so that the
-                number of candidates would depend on the picture.
+            ValueError: if the smallest canvas has fewer than TOPK cells. The number of candidates
+                would depend on the image.
         """
         super().__init__()
         smallest = (max(model.canvas_bits, 1) + 3) // 4
         if smallest**2 < model.matching.topk:
             raise ValueError(
-                "an exported detector always gives as many candidates, but with "
-                f"MODEL.CENTRIPETALNET.TEST_CANVAS_BITS {model.canvas_bits} a small picture has "
-                f"{smallest**2} cells and MODEL.CENTRIPETALNET.TOPK is {model.matching.topk}: give "
-                "it a larger canvas (127, as released) or fewer corners"
+                f"MODEL.CENTRIPETALNET.TEST_CANVAS_BITS is {model.canvas_bits}. With it a small "
+                f"image has {smallest**2} cells, and MODEL.CENTRIPETALNET.TOPK is "
+                f"{model.matching.topk}: an export needs at least TOPK cells. Set a larger canvas "
+                "(127, as released) or a smaller TOPK."
             )
         self.model = optimize_for_inference(model).to(memory_format=torch.contiguous_format)
         self.model.mask_head = None
@@ -61,8 +61,8 @@ class ExportedDetector(nn.Module):
             image: (1, 3, h0, w0) float32 in [0, 255], channels in the order of the config.
 
         Returns:
-            boxes (P, 4) x0, y0, x1, y1 in pixels of the picture, not clipped to it; scores (P,),
-            best first, -1 for a place that no box took; classes (P,) int64.
+            boxes (P, 4) x0, y0, x1, y1 in pixels of the image, not clipped to it; scores (P,),
+            best first, -1 for no box; classes (P,) int64.
         """
         model = self.model
         canvas, border = self._canvas(image)
@@ -87,17 +87,17 @@ class ExportedDetector(nn.Module):
         return found.boxes[0], found.scores[0], found.classes[0]
 
     def _canvas(self, image: Tensor) -> Tuple[Tensor, Tensor]:
-        """The normalised picture in the middle of its canvas; (1, 2) the border left and above."""
+        """The normalised image centred on its canvas, and (1, 2) its left and top border."""
         model = self.model
         canvas = (image - model.pixel_mean) / model.pixel_std
         border = []
         for axis in (3, 2):
             size = image.shape[axis]
-            # size | bits, which no exported graph knows of sizes.
+            # size | bits, without the operator |, which cannot be exported for sizes.
             canvas_size = size // (model.canvas_bits + 1) * (model.canvas_bits + 1)
             canvas_size = canvas_size + model.canvas_bits
             start = canvas_size // 2 - size // 2
-            # Read cell by cell: torch.export would have to prove that no padding is negative.
+            # An index instead of padding: torch.export cannot prove that no padding is negative.
             cell = torch.arange(canvas_size, device=image.device) - start
             inside = ((cell >= 0) & (cell < size)).to(canvas.dtype)
             canvas = canvas.index_select(axis, cell.clamp(0, size - 1))
@@ -106,7 +106,7 @@ class ExportedDetector(nn.Module):
         return canvas, torch.stack(border)[None]
 
     def _local_maxima(self, heatmap: Tensor) -> Tensor:
-        """Probability of the local maxima of (1, C, H, W) logits, 0 everywhere else."""
+        """The probabilities of (1, C, H, W) logits at local maxima, 0 elsewhere."""
         kernel = self.model.matching.local_maximum_kernel
         probability = heatmap.sigmoid()
         largest = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
@@ -116,13 +116,13 @@ class ExportedDetector(nn.Module):
 def metadata_of(
     model: CentripetalNet, class_names: Sequence[str], min_size_test: int, max_size_test: int
 ) -> Dict[str, str]:
-    """What a user of an exported file has to know beside its inputs and outputs.
+    """The settings that a user of an exported file needs.
 
     Args:
         model: the detector.
-        class_names: of its C classes, or nothing where they are not known.
-        min_size_test, max_size_test: ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``, by which an
-            image is resized before it comes in.
+        class_names: of its C classes, empty if they are unknown.
+        min_size_test, max_size_test: ``INPUT.MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``, by which
+            images are resized before the graph.
 
     Returns:
         ``input_format`` "RGB" or "BGR", ``min_size_test``, ``max_size_test``, ``canvas_bits``, and
@@ -139,7 +139,7 @@ def metadata_of(
 
 
 def noise(size: Tuple[int, int]) -> Tensor:
-    """A random picture, the same each time.
+    """A random image, the same in each call.
 
     Args:
         size: (h0, w0).

@@ -37,12 +37,12 @@ def _traced_corner_pool(input: Tensor, direction: str) -> Tensor:
 
 
 def export_onnx(model: CentripetalNet, path: str, metadata: Dict[str, str], opset: int) -> None:
-    """Writes a detector as an ONNX file of standard operators, for pictures of any size.
+    """Writes a detector as an ONNX file of standard operators, for images of any size.
 
     Args:
         model: on the CPU.
         path: the file.
-        metadata: goes into the file, see :func:`metadata_of`.
+        metadata: of the file, see :func:`metadata_of`.
         opset: version of the ONNX operators.
 
     Raises:
@@ -56,8 +56,8 @@ def export_onnx(model: CentripetalNet, path: str, metadata: Dict[str, str], opse
         options["dynamo"] = False
     traced = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        # Some comparisons of sizes are settled while tracing; __init__ has seen to it that they
-        # come out the same for every picture. That the tracer is old is no news either.
+        # Warnings about comparisons of sizes, whose results are the same for every image after the
+        # check in ExportedDetector, and about the deprecated tracer.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -71,14 +71,14 @@ def export_onnx(model: CentripetalNet, path: str, metadata: Dict[str, str], opse
                 custom_opsets={_OWN_DOMAIN: 1},
                 **options,
             )
-        # What an opset lacks comes as the one or the other, of PyTorch's version.
+        # PyTorch's exception for a missing operator depends on its version.
         except (RuntimeError, ValueError) as error:
             raise _opset_refused(opset, str(error).split("\n")[0]) from error
     proto = onnx.load_model_from_string(traced.getvalue())
     nodes = []
     for node in proto.graph.node:
         nodes += _standard_corner_pool(onnx, node) if node.domain == _OWN_DOMAIN else [node]
-    # Emptying the graph would empty its nodes, too: they are copied first.
+    # Copied first, since clearing the graph clears its nodes, too.
     copies = onnx.GraphProto(node=nodes).node
     del proto.graph.node[:]
     proto.graph.node.extend(copies)
@@ -89,7 +89,7 @@ def export_onnx(model: CentripetalNet, path: str, metadata: Dict[str, str], opse
     proto.doc_string = inspect.getdoc(ExportedDetector.forward)
     onnx.save_model(proto, path)
     try:
-        # It refuses operators of any other domain than those left above.
+        # The checker refuses operators of all other domains.
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise _opset_refused(opset, str(error)) from error
@@ -97,25 +97,25 @@ def export_onnx(model: CentripetalNet, path: str, metadata: Dict[str, str], opse
 
 def _opset_refused(opset: int, reason: str) -> ValueError:
     return ValueError(
-        f"PyTorch {torch.__version__} cannot write the detector in ONNX opset {opset} ({reason}); "
-        "opset 17 is known to work"
+        f"PyTorch {torch.__version__} cannot write the detector in ONNX opset {opset} ({reason}). "
+        "Use opset 17, which is tested."
     )
 
 
 def _standard_corner_pool(onnx: ModuleType, node) -> list:
-    """Corner pooling in standard operators, which have no cumulative maximum.
+    """Corner pooling in standard ONNX operators, which have no cumulative maximum.
 
-    Scan keeps the largest row (or column) so far, and reads and writes the map once: 1.5 to 3 ms
-    for 1 x 128 x 128 x 128 in onnxruntime on two cores. Two other ways are as exact: windows that
-    double (the maximum of the map and of itself shifted by 1, 2, 4, ... cells: 28 ms) and a max
-    pooling as long as the map (18 to 24 ms). Both also need to know the largest size beforehand.
+    Scan keeps the running maximum of rows (or columns), and reads and writes the map once: 1.5 to
+    3 ms for 1 x 128 x 128 x 128 in onnxruntime on two cores. Alternatives with the same result are
+    slower: the maximum of the map and of itself shifted by 1, 2, 4, ... cells takes 28 ms, a max
+    pooling as long as the map 18 to 24 ms. Both also need the largest size in advance.
 
     Args:
         onnx: the package.
-        node: what :class:`_CornerPoolNode` left in the graph.
+        node: the node of :class:`_CornerPoolNode` in the graph.
 
     Returns:
-        The nodes that take its place.
+        The nodes that replace it.
     """
     helper = onnx.helper
     direction = helper.get_attribute_value(node.attribute[0]).decode()
@@ -138,7 +138,7 @@ def _standard_corner_pool(onnx: ModuleType, node) -> list:
     border = helper.make_tensor(f"{target}_border", onnx.TensorProto.INT64, [], [-backwards])
     return [
         helper.make_node("Constant", [], [f"{target}_border"], value=border),
-        # The scan starts with the line at the border, whose maximum with itself is itself.
+        # The scan starts with the line at the border as its running maximum.
         helper.make_node("Gather", [source, f"{target}_border"], [f"{target}_first"], axis=axis),
         helper.make_node(
             "Scan",
@@ -155,7 +155,7 @@ def _standard_corner_pool(onnx: ModuleType, node) -> list:
 
 
 def load_onnx(path: str) -> Callable[[Tensor], Candidates]:
-    """The program in an ONNX file, run by onnxruntime on the CPU.
+    """Loads an ONNX file for onnxruntime on the CPU.
 
     Raises:
         ModuleNotFoundError: if onnxruntime is not installed.
@@ -171,10 +171,10 @@ def load_onnx(path: str) -> Callable[[Tensor], Candidates]:
 
 
 def import_optional(name: str) -> ModuleType:
-    """A package that only ONNX export needs.
+    """Imports a package that only the ONNX export needs.
 
     Raises:
-        ModuleNotFoundError: if it is not installed; says how to install it.
+        ModuleNotFoundError: if it is not installed. The message names the command that installs it.
     """
     try:
         return importlib.import_module(name)

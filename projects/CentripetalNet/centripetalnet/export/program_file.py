@@ -12,26 +12,25 @@ from ..modeling.hourglass import Hourglass
 from ..structures import Candidates
 from .detector import EXAMPLE_SIZE, ExportedDetector, noise
 
-# Pixels of a side; torch.export wants a limit.
+# Limit of height and width in pixels, which torch.export requires.
 _LARGEST = 65536
 
 
 def export_program(model: CentripetalNet, path: str, metadata: Dict[str, str]) -> None:
-    """Writes a detector as a program for ``torch.export.load``, for pictures from 2 x 2 pixels.
+    """Writes a detector as a program for ``torch.export.load``, for images from 2 x 2 pixels.
 
     Args:
         model: on the CPU.
         path: the file.
-        metadata: goes into the file, see :func:`metadata_of`: each value under its key among
-            ``extra_files`` of ``torch.export.load``.
+        metadata: of the file, see :func:`metadata_of`; ``extra_files`` of ``torch.export.load``.
 
     Raises:
         ValueError: if the detector cannot be exported, or PyTorch is older than 2.3.
     """
     if "strict" not in inspect.signature(torch.export.export).parameters:
         raise ValueError(
-            f"a program for torch.export.load needs PyTorch 2.3, this is {torch.__version__}; "
-            "export to ONNX instead"
+            f"PyTorch is {torch.__version__}, expected 2.3 or newer for a program for "
+            "torch.export.load. Update PyTorch or export to ONNX."
         )
     detector = ExportedDetector(model, corner_pool_reference)
     for module in detector.modules():
@@ -43,7 +42,7 @@ def export_program(model: CentripetalNet, path: str, metadata: Dict[str, str]) -
             detector,
             (noise(EXAMPLE_SIZE),),
             dynamic_shapes={"image": {2: height, 3: width}},
-            # Python runs the model, where strict would have its source code translated.
+            # Strict mode would translate the source code of the model instead of running it.
             strict=False,
         )
     torch.export.save(program, path, extra_files=metadata)
@@ -52,7 +51,7 @@ def export_program(model: CentripetalNet, path: str, metadata: Dict[str, str]) -
 def _doubled(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest upsampling of (N, C, H, W) to twice its height and width, or one cell less.
 
-    PyTorch 2.3 cannot save what its own does: the ratio of two sizes that are not known yet.
+    PyTorch 2.3 cannot save its own upsampling with a ratio of two dynamic sizes.
     """
     for axis, length in zip((2, 3), size):
         cell = torch.arange(length, device=x.device)
@@ -61,7 +60,7 @@ def _doubled(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def load_program(path: str) -> Callable[[Tensor], Candidates]:
-    """The program in a file of ``torch.export``."""
+    """Loads a file of ``torch.export``."""
     module = torch.export.load(path).module()
 
     def run(image: Tensor) -> Candidates:

@@ -24,25 +24,24 @@ Curve = Tuple[List[int], List[float]]
 
 _TOTAL = "total_loss"
 _AP_NAMES = ("AP", "AP50", "AP75")
-# Okabe and Ito's, without black and yellow.
+# The palette of Okabe and Ito without black and yellow.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-# So many points make a line of their own; more are shown pale under their running median.
+# Longer curves are drawn pale under their running median.
 _MAX_POINTS = 400
 
 
 def read_metrics(path: str) -> Dict[str, Curve]:
-    """Every scalar of a training, by name.
+    """Reads every scalar of a training, by name.
 
-    A training that was gone on with has iterations twice: what it did again counts, and what lies
-    after the place where it went on is forgotten until it comes there. A line that is incomplete,
-    as a training that is killed leaves it, is left out with a warning.
+    A resumed training repeats iterations. The values of the last run count. An incomplete line,
+    which a killed training leaves, is skipped with a warning.
 
     Args:
         path: of metrics.json, one JSON object on each line.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if no line of it is one of a training's.
+        OSError: if the file cannot be read.
+        ValueError: if the file contains no metrics.
     """
     curves: Dict[str, Curve] = defaultdict(lambda: ([], []))
     with open(PathManager.get_local_path(path), encoding="utf-8", errors="replace") as file:
@@ -50,7 +49,7 @@ def read_metrics(path: str) -> Dict[str, Curve]:
             scalars = _scalars(line)
             if scalars is None:
                 if line.strip():
-                    logger.warning("%s, line %d is no line of metrics: left out.", path, number)
+                    logger.warning("%s, line %d is not a line of metrics. Skipped.", path, number)
                 continue
             iteration = scalars.pop("iteration")
             for name, value in scalars.items():
@@ -62,14 +61,14 @@ def read_metrics(path: str) -> Dict[str, Curve]:
                 values.append(value)
     if not curves:
         raise ValueError(
-            f"{path} holds no metrics; expected the metrics.json of a training, one JSON object "
-            'with an "iteration" on each line'
+            f"{path} contains no metrics, expected the metrics.json of a training: one JSON object "
+            'with an "iteration" on each line.'
         )
     return dict(curves)
 
 
 def _scalars(line: str) -> Optional[dict]:
-    """The numbers of a line, or None if it is not one of metrics."""
+    """The scalars of a line, or None if the line contains no metrics."""
     try:
         content = json.loads(line)
     except ValueError:
@@ -84,13 +83,14 @@ def _scalars(line: str) -> Optional[dict]:
 
 
 def draw_curves(curves: Dict[str, Curve], title: str = "") -> np.ndarray:
-    """
+    """Draws losses, learning rate and, if there are evaluations, AP.
+
     Args:
         curves: from :func:`read_metrics`.
-        title: what is written above all.
+        title: of the figure.
 
     Returns:
-        (height, width, 3) RGB uint8: losses and learning rate, and AP where there is any.
+        (height, width, 3) RGB uint8.
     """
     return rendered(curves_figure(curves, title))
 
@@ -100,14 +100,14 @@ def plot_training(output_dir: str, path: Optional[str] = None) -> str:
 
     Args:
         output_dir: of the training, with its metrics.json.
-        path: of the picture; ``training.png`` in that folder if there is none.
+        path: of the figure, by default ``training.png`` in that folder. It is written atomically.
 
     Returns:
-        The path. The picture has its name only when it is complete.
+        The path.
 
     Raises:
-        OSError: if metrics.json cannot be read, or the picture cannot be written.
-        ValueError: if metrics.json holds no metrics.
+        OSError: if metrics.json cannot be read, or the figure cannot be written.
+        ValueError: if metrics.json contains no metrics.
     """
     path = path or os.path.join(output_dir, "training.png")
     curves = read_metrics(os.path.join(output_dir, "metrics.json"))
@@ -119,10 +119,10 @@ def plot_training(output_dir: str, path: Optional[str] = None) -> str:
 
 
 def curves_figure(curves: Dict[str, Curve], title: str = "") -> Figure:
-    """Args: see :func:`draw_curves`. Returns: a figure of Matplotlib's, on no window."""
+    """The Matplotlib figure of :func:`draw_curves`, without a window."""
     losses = [_TOTAL] + sorted(x for x in curves if x.startswith("loss_"))
     losses = [x for x in losses if x in curves]
-    # Of several test datasets each has its name in front.
+    # With several test datasets, each name is prefixed with its dataset.
     aps = [x for x in curves if x.rsplit("/", 1)[-1] in _AP_NAMES and x.count("/") in (1, 2)]
     panels = 3 if aps else 2
     figure = Figure((11, 1.0 + 3.0 * panels - 1.2), dpi=120, facecolor="white")
@@ -137,7 +137,7 @@ def curves_figure(curves: Dict[str, Curve], title: str = "") -> Figure:
     names = [x.replace("loss_", "").replace("_", " ") for x in losses]
     _draw(axes[0], curves, losses, names, "loss")
     axes[0].set_yscale("log")
-    # Plain numbers: powers of ten would need fonts for formulas.
+    # Powers of ten would need math fonts.
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter(NullFormatter())
     _draw(axes[1], curves, [x for x in ("lr",) if x in curves], ["learning rate"], "learning rate")
@@ -161,7 +161,7 @@ def _draw(
         iterations, values = np.array(curves[key][0]), _drawable(curves[key][1], unit == "loss")
         color = INK if key == _TOTAL else _COLORS[i % len(_COLORS)]
         style = {"color": color, "linewidth": 2.2 if key == _TOTAL else 1.5}
-        # Of more curves than there are colours the next ones are dashed.
+        # When the colours are used up, the line style changes.
         style["linestyle"] = ("-", "--", ":")[i // len(_COLORS) % 3]
         if len(values) > _MAX_POINTS:
             axes.plot(iterations, values, color=color, linewidth=0.6, alpha=0.25)
@@ -179,7 +179,7 @@ def _draw(
 
 
 def _drawable(values: Sequence[float], positive: bool) -> np.ndarray:
-    """With gaps where a value is no number, or where a logarithmic axis cannot have it."""
+    """The values with NaN where one is not finite, or not positive on a logarithmic axis."""
     drawable = np.array(values, dtype=float)
     drawable[~np.isfinite(drawable) | (positive & (drawable <= 0))] = math.nan
     return drawable
@@ -188,7 +188,7 @@ def _drawable(values: Sequence[float], positive: bool) -> np.ndarray:
 def _running_median(values: np.ndarray, reach: int) -> np.ndarray:
     padded = np.pad(values, reach, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    # A gap in a window does not widen.
+    # nanmedian, so that a NaN does not spread to its neighbours.
     middle = np.full(len(values), math.nan)
     has_any = np.isfinite(windows).any(axis=1)
     middle[has_any] = np.nanmedian(windows[has_any], axis=1)

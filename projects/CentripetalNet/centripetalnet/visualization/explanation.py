@@ -1,4 +1,4 @@
-"""One sheet that shows what the detector saw in a picture, and why it took or left what it saw."""
+"""A figure of what the detector predicted in an image and why pairs of corners were rejected."""
 
 from typing import Optional, Sequence, Tuple
 
@@ -29,7 +29,6 @@ from .sheet import (
     side_by_side,
 )
 
-# What became of a pair, in the figure's own words.
 OUTCOME_NAMES = {
     PairOutcome.OTHER_CLASS: "other class",
     PairOutcome.NO_EXTENT: "no extent",
@@ -47,10 +46,10 @@ _SENTENCES = {
     PairOutcome.BR_OUTSIDE: "Rejected: bottom-right points outside the central region",
     PairOutcome.FAR_APART: "Rejected: the centres span {spread:.2f} of the central region",
     PairOutcome.SCORE_TOO_LOW: "Rejected: too many boxes have higher scores",
-    PairOutcome.SUPPRESSED: "Removed by soft-NMS, in favour of better boxes",
-    PairOutcome.ACCEPTED: "Accepted, with a score of {score:.2f} after soft-NMS",
+    PairOutcome.SUPPRESSED: "Removed by soft-NMS, overlaps better boxes",
+    PairOutcome.ACCEPTED: "Accepted, score {score:.2f} after soft-NMS",
 }
-# More marks in one panel hide each other.
+# More marks would hide each other.
 _MAX_CORNERS = 40
 
 
@@ -62,19 +61,19 @@ def explanation_figure(
     title: str = "",
     min_score: float = 0.3,
 ) -> Figure:
-    """Six panels: both heat maps, corners with centres and boxes, sampling points, a pair, counts.
+    """Six panels: both heatmaps, corners with centres and boxes, sampling points, a pair, counts.
 
     Args:
         image: (h0, w0, 3) RGB uint8.
         explanation: of that image.
-        pair: the top-left and the bottom-right corner that two of the panels are about.
+        pair: indices of the top-left and the bottom-right corner that panels d and e show.
         class_names: of the dataset.
-        title: what is written above all.
-        min_score: corners and boxes with lower scores are not drawn, and the second of the two
-            counts leaves pairs with lower scores out.
+        title: of the figure.
+        min_score: corners and boxes with lower scores are not drawn. Pairs with lower scores are
+            not in the second count.
 
     Returns:
-        A figure of Matplotlib's, on no window; :func:`rendered` makes a picture of it.
+        A Matplotlib figure without a window; :func:`rendered` converts it to an image.
     """
     sheet = Sheet(image.shape[:2], 2, 3, title, strip=1.0, min_panel_height=3.1)
     grey = faded(image)
@@ -87,7 +86,7 @@ def explanation_figure(
         drawn = draw_heatmap(axes, seen.heatmap, explanation.map_extent)
         _draw_corners(axes, seen, color, marker, min_score)
         sheet.color_bar(
-            0, column, drawn, f"probability, largest of all classes (marked: from {min_score:g})"
+            0, column, drawn, f"probability, maximum over classes (marked: from {min_score:g})"
         )
 
     axes = sheet.picture(0, 2, image, "Centres that corners point to, and boxes")
@@ -97,7 +96,7 @@ def explanation_figure(
     boxes = box_list(_box_texts(explanation, num_boxes, class_names))
     sheet.legend(0, 2, side_by_side(_corner_handles(), boxes), columns=2)
 
-    axes = sheet.picture(1, 0, grey, "What the cross-star convolution reads")
+    axes = sheet.picture(1, 0, grey, "Sampling points of the cross-star convolution")
     for seen, index, color, marker in (
         (explanation.tl, pair[0], TL_COLOR, TL_MARKER),
         (explanation.br, pair[1], BR_COLOR, BR_MARKER),
@@ -105,7 +104,7 @@ def explanation_figure(
         _draw_sampling_points(axes, seen, index, color, marker)
     sheet.legend(1, 0, _sampling_handles(explanation, pair, image.shape[:2]), columns=1)
 
-    axes = sheet.picture(1, 1, image, "A pair looked at closely")
+    axes = sheet.picture(1, 1, image, "One pair of corners")
     _draw_pair(axes, explanation, pair)
     outcome = PairOutcome(int(explanation.outcome[pair]))
     sheet.text(
@@ -148,7 +147,7 @@ def _draw_arrows(axes: Axes, seen: SeenCorners, color: str, min_score: float) ->
 
 
 def _draw_detections(axes: Axes, explanation: Explanation, min_score: float) -> int:
-    """Boxes with numbers and their central regions; returns how many."""
+    """Draws numbered boxes with their central regions; returns how many."""
     count = int((explanation.detection_scores >= min_score).sum())
     boxes = []
     for i in range(count):
@@ -198,7 +197,7 @@ def _draw_sampling_points(axes: Axes, seen: SeenCorners, index: int, color: str,
 def _sampling_handles(
     explanation: Explanation, pair: Tuple[int, int], size: Tuple[int, int]
 ) -> list:
-    """Legend; says how many points lie where nothing can be drawn."""
+    """Legend of the sampling points, with the number of those outside the image."""
     handles = []
     limit = explanation.boxes.new_tensor((size[1], size[0]))
     for name, seen, index, color in (
@@ -207,9 +206,9 @@ def _sampling_handles(
     ):
         points = seen.sampling_points[index]
         outside = int(((points < 0) | (points > limit)).any(dim=1).sum())
-        label = f"{len(points)} sampling points, {name} corner of the pair in e"
+        label = f"{len(points)} points of the {name} corner in e"
         if outside:
-            label += f" ({outside} off)"
+            label += f" ({outside} outside)"
         handles.append(
             Line2D([], [], color=color, marker="o", markeredgecolor="white", label=label)
         )
@@ -241,7 +240,7 @@ def _pair_lines(
     return (
         f"top-left: {class_name(names, int(tl.cls[pair[0]]))} {float(tl.score[pair[0]]):.2f}, "
         f"bottom-right: {class_name(names, int(br.cls[pair[1]]))} {float(br.score[pair[1]]):.2f}",
-        f"score as a box {float(explanation.scores[pair]):.2f}; shaded: its central region",
+        f"score of the box {float(explanation.scores[pair]):.2f}; shaded: its central region",
         _SENTENCES[outcome].format(spread=float(explanation.spread[pair]), score=score),
     )
 
@@ -255,7 +254,7 @@ def _draw_counts(
     min_score: float,
 ) -> None:
     every, best = explanation.count_outcomes(), explanation.count_outcomes(min_score)
-    sheet.title(row, column, f"What became of the {sum(every.values()):,} pairs, and why")
+    sheet.title(row, column, f"Outcome of the {sum(every.values()):,} pairs of corners")
     axes = sheet.axes(row, column, inset=(2.15, 0.1, 0.6, 0.05))
     for y, outcome in enumerate(PairOutcome):
         is_accepted = outcome == PairOutcome.ACCEPTED

@@ -1,4 +1,4 @@
-"""Pictures of what there is and what the detector found, drawn by Detectron2's Visualizer."""
+"""Ground truth, detections and heatmaps, drawn onto images with Detectron2's Visualizer."""
 
 from typing import List, Optional, Sequence, Tuple
 
@@ -24,14 +24,14 @@ def draw_detections(
     min_score: float = 0.5,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """The boxes of one picture, with class and score, and masks where there are such.
+    """Draws the boxes of one image with class and score, and the masks if the model has masks.
 
     Args:
         image: (h0, w0, 3) RGB uint8.
-        instances: what the model gives.
-        metadata: of the dataset, for names of classes.
-        min_score: boxes with lower scores are left out.
-        scale: size of the result over that of the picture.
+        instances: the model's output.
+        metadata: of the dataset, for class names.
+        min_score: boxes with lower scores are not drawn.
+        scale: size of the result over that of the image.
 
     Returns:
         (h0 * scale, w0 * scale, 3) RGB uint8.
@@ -44,14 +44,14 @@ def draw_detections(
 def draw_ground_truth(
     image: np.ndarray, record: dict, metadata: Metadata, masks: bool = False, scale: float = 1.0
 ) -> np.ndarray:
-    """The annotated boxes of one picture.
+    """Draws the annotated boxes of one image.
 
     Args:
         image: (h0, w0, 3) RGB uint8.
-        record: of the picture, in Detectron2's dataset format.
+        record: of the image, in Detectron2's dataset format.
         metadata: of the dataset.
-        masks: whether masks are drawn too, if every object has one.
-        scale: size of the result over that of the picture.
+        masks: whether to draw the masks, too, if every object has one.
+        scale: size of the result over that of the image.
 
     Returns:
         (h0 * scale, w0 * scale, 3) RGB uint8.
@@ -69,13 +69,13 @@ def draw_ground_truth(
 def draw_training_sample(
     image: np.ndarray, gt_boxes: Tensor, explanation: Explanation, max_boxes: int = 20
 ) -> np.ndarray:
-    """Side by side: ground truth, prediction, heat map of the top-left and the bottom-right corner.
+    """Draws ground truth, prediction, top-left and bottom-right heatmap side by side.
 
     Args:
         image: (h, w, 3) RGB uint8.
         gt_boxes: (M, 4) pixels of the image.
         explanation: of that image.
-        max_boxes: predictions that are drawn, the first ones.
+        max_boxes: limit of the predictions that are drawn, best first.
 
     Returns:
         (h, 4 w, 3) RGB uint8.
@@ -125,19 +125,19 @@ def training_picture(
 def overlay_heatmap(
     image: np.ndarray, heatmap: np.ndarray, extent: Tuple[float, float, float, float]
 ) -> np.ndarray:
-    """A picture in grey with a heat map over it.
+    """Draws a heatmap over the image in grey.
 
     Args:
         image: (h0, w0, 3) RGB uint8.
         heatmap: (H, W) in [0, 1].
-        extent: x0, y0, x1, y1 of what the heat map covers, whole pixels of the image; all of it.
+        extent: x0, y0, x1, y1 of the heatmap, integer pixels of the image, which it contains.
 
     Returns:
         (h0, w0, 3) RGB uint8.
     """
     x0, y0, x1, y1 = (int(x) for x in extent)
     height, width = image.shape[:2]
-    # Each pixel has the value of the cell that it lies in, as INTER_NEAREST has it.
+    # INTER_NEAREST gives each pixel the value of its cell.
     values = cv2.resize(
         np.ascontiguousarray(heatmap, dtype=np.float32),
         (x1 - x0, y1 - y0),
@@ -150,7 +150,7 @@ def overlay_heatmap(
 
 
 def _color_mode(metadata: Optional[Metadata]) -> ColorMode:
-    """One colour for each class where the dataset has such."""
+    """One colour per class if the dataset defines colours."""
     has_colors = metadata is not None and metadata.get("thing_colors") is not None
     return ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
 
@@ -158,16 +158,16 @@ def _color_mode(metadata: Optional[Metadata]) -> ColorMode:
 def tile(
     cells: Sequence[Tuple[np.ndarray, ...]], columns: int, gap: int = 8, background: int = 255
 ) -> np.ndarray:
-    """Pictures side by side, in rows.
+    """Arranges images in rows.
 
     Args:
-        cells: groups of pictures that belong together, each (h, w, 3) uint8 of any size.
+        cells: groups of images that belong together, each (h, w, 3) uint8 of any size.
         columns: groups in a row.
-        gap: pixels between groups, half of it between the pictures of one.
+        gap: pixels between groups; half of it between the images of a group.
         background: grey level around them.
 
     Returns:
-        One picture, RGB uint8.
+        One image, RGB uint8.
     """
     groups = [_row(group, gap // 2, background) for group in cells]
     height = max(group.shape[0] for group in groups)

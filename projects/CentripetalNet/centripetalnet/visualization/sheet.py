@@ -1,4 +1,4 @@
-"""Figures made of panels of equal size, laid out in inches so that text never meets text."""
+"""Figures made of panels of equal size, laid out in inches so that texts do not overlap."""
 
 from typing import List, Optional, Sequence, Tuple
 
@@ -13,10 +13,10 @@ from matplotlib.path import Path
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
-# Colours that people tell apart whatever their eyes (Okabe and Ito's).
+# Okabe and Ito's palette, which colour-blind people can tell apart.
 TL_COLOR, BR_COLOR = "#56b4e9", "#e69f00"
 BOX_COLOR, PROBLEM_COLOR, INK = "#009e73", "#d55e00", "#222222"
-# Corners look like what they are: the two edges of a box that meet there.
+# A corner is drawn as the two edges of the box that meet there.
 TL_MARKER = Path([(0, -1), (0, 0), (1, 0)])
 BR_MARKER = Path([(0, 1), (0, 0), (-1, 0)])
 
@@ -26,7 +26,7 @@ _GAP = 0.32
 _MARGIN = 0.35
 _HEADER = 0.62
 _TITLE = 0.36
-# Higher or wider pictures are shown whole in a panel of this shape.
+# Height / width of panels; taller or wider images are fitted into them.
 _MIN_ASPECT, _MAX_ASPECT = 0.45, 1.4
 # Boxes that a legend names.
 _MAX_LISTED = 5
@@ -35,19 +35,19 @@ _NUMBER_SIZE = 10
 
 
 def heat_colors() -> ListedColormap:
-    """From nothing at all, so that the picture under it is seen, to bright yellow."""
+    """Colour map from transparent, so that the image shows through, to bright yellow."""
     colors = colormaps["inferno"](np.linspace(0.2, 1, 256))
     colors[:, 3] = np.clip(np.linspace(0, 2.5, 256), 0, 0.9)
     return ListedColormap(colors)
 
 
 def outline(width: float = 1.5, color: str = "white") -> list:
-    """What makes thin lines and small text legible on any picture."""
+    """Path effects that make thin lines and small text legible on any image."""
     return [Stroke(linewidth=width, foreground=color), Normal()]
 
 
 def arrow(start, end, color: str, width: float = 1.6, **kwargs) -> FancyArrowPatch:
-    """From one point to another, head and all."""
+    """An arrow from one point to another."""
     return FancyArrowPatch(
         tuple(start),
         tuple(end),
@@ -64,9 +64,9 @@ def rectangle(box, color: str, width: float = 1.8, fill: float = 0.0, **kwargs) 
     """
     Args:
         box: x0, y0, x1, y1.
-        color: of the edge and of what is inside.
+        color: of edge and interior.
         width: of the edge.
-        fill: opacity of what is inside.
+        fill: opacity of the interior.
     """
     x0, y0, x1, y1 = (float(x) for x in box)
     rgb = tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
@@ -83,23 +83,23 @@ def rectangle(box, color: str, width: float = 1.8, fill: float = 0.0, **kwargs) 
 
 
 def faded(image: np.ndarray, share: float = 0.55) -> np.ndarray:
-    """(h, w, 3) in grey and lighter, for a background that coloured marks stand out from."""
+    """The image in light grey, (h, w, 3), as a background for coloured marks."""
     grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
     return np.repeat((255 - share * (255 - grey))[:, :, None], 3, axis=2).round().astype(np.uint8)
 
 
 def class_name(names: Optional[Sequence[str]], cls: int) -> str:
-    """The name of a class, or its number where there are no names."""
+    """The name of a class, or its index if there are no names."""
     return names[cls] if names is not None and cls < len(names) else f"class {cls}"
 
 
 def draw_heatmap(axes: Axes, heatmap: Tensor, extent: Tuple[float, float, float, float]):
-    """A heat map over a picture; what a colour bar can be made of.
+    """Draws a heatmap over an image; returns the mappable for a colour bar.
 
     Args:
-        axes: in pixels of the picture.
+        axes: in pixels of the image.
         heatmap: (H, W) in [0, 1].
-        extent: x0, y0, x1, y1 of what it covers, in pixels.
+        extent: x0, y0, x1, y1 that it covers, in pixels.
     """
     x0, y0, x1, y1 = extent
     return axes.imshow(
@@ -113,9 +113,9 @@ def draw_heatmap(axes: Axes, heatmap: Tensor, extent: Tuple[float, float, float,
 
 
 def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
-    """Boxes in pixels of the picture, those that :func:`box_list` names with a number in a corner.
+    """Draws boxes, in pixels of the image, and the numbers of those that :func:`box_list` names.
 
-    A number that would hide another goes to the next corner of its box.
+    A number that would hide another one is moved to the next corner of its box.
     """
     height, width = axes.get_ylim()[0], axes.get_xlim()[1]
     points_per_pixel = 72 / axes.figure.dpi
@@ -124,7 +124,7 @@ def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
         axes.add_patch(rectangle(box, BOX_COLOR, gid="box"))
         if i >= _num_listed(len(boxes)):
             continue
-        # Inside the picture, also where the box leaves it.
+        # The number stays inside the image if the box does not.
         x0, x1 = np.clip(box[0::2], 0, width)
         y0, y1 = np.clip(box[1::2], 0, height)
         reach = np.array((_NUMBER_SIZE * (0.5 + 0.2 * len(str(i + 1))), _NUMBER_SIZE * 0.65))
@@ -149,12 +149,12 @@ def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
 
 
 def _num_listed(count: int) -> int:
-    """How many boxes of so many are named, the last line being for the rest where not all are."""
+    """Number of boxes that a legend names; with too many boxes its last line counts the rest."""
     return count if count <= _MAX_LISTED else _MAX_LISTED - 1
 
 
 def box_list(texts: Sequence[str]) -> list:
-    """What stands in the legend for numbered boxes: the first of them only where there are many."""
+    """Legend handles of numbered boxes, of the first ones if there are many."""
     listed = _num_listed(len(texts))
     lines = [f"{i + 1}  {text}" for i, text in enumerate(texts[:listed])]
     if len(texts) > listed:
@@ -163,7 +163,7 @@ def box_list(texts: Sequence[str]) -> list:
 
 
 def side_by_side(left: Sequence, right: Sequence) -> list:
-    """Handles for the two columns of a legend, which Matplotlib fills one after the other."""
+    """Pads the handles of a legend with two columns, which Matplotlib fills column by column."""
     rows = max(len(left), len(right)) if right else 0
     blanks = [Patch(facecolor="none", label=" ") for _ in range(rows)]
     return [*left, *blanks[len(left) :], *right, *blanks[len(right) :]]
@@ -183,10 +183,10 @@ class Sheet:
     ):
         """
         Args:
-            picture_size: (h, w) that the panels are to show.
+            picture_size: (h, w) of the images in the panels.
             rows, columns: of panels.
-            header: a line above all of them.
-            strip: inches below each panel, for what explains it.
+            header: a line above the panels.
+            strip: inches below each panel, for its legend.
             min_panel_height: inches.
         """
         height, width = picture_size
@@ -206,7 +206,7 @@ class Sheet:
         )
 
     def _bottom(self, row: int) -> float:
-        """Inches from the figure's lower edge to that of a panel."""
+        """Inches from the lower edge of the figure to that of a panel."""
         return self.height - _HEADER - (row + 1) * (_TITLE + self.panel_height) - row * self.strip
 
     @staticmethod
@@ -231,7 +231,7 @@ class Sheet:
         )
 
     def title(self, row: int, column: int, text: str) -> None:
-        """Writes a letter for the panel, and its title."""
+        """Writes the letter and the title of a panel."""
         x = self._left(column) / self.width
         y = (self._bottom(row) + self.panel_height + 0.1) / self.height
         columns = round((self.width - 2 * _MARGIN + _GAP) / (_PANEL_WIDTH + _GAP))
@@ -240,16 +240,16 @@ class Sheet:
         self.figure.text(x + 0.2 / self.width, y, text, fontsize=12, color=INK)
 
     def picture(self, row: int, column: int, image: np.ndarray, title: str) -> Axes:
-        """A panel with a picture, whose axes are in the picture's pixels.
+        """A panel with an image. Its axes are in pixels of the image.
 
         Args:
             row, column: of the panel.
-            image: (h, w, 3) RGB uint8, of any size: it fills the panel.
+            image: (h, w, 3) RGB uint8 of any size; it fills the panel.
             title: of the panel.
         """
         axes = self.axes(row, column)
         height, width = image.shape[:2]
-        # Pixel i covers i to i + 1, as boxes have it.
+        # Pixel i covers i to i + 1, as in boxes.
         axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], autoscale_on=False)
         for spine in axes.spines.values():
@@ -258,7 +258,7 @@ class Sheet:
         return axes
 
     def color_bar(self, row: int, column: int, mappable, label: str) -> None:
-        """What the colours of a panel mean, in its strip."""
+        """Draws a colour bar into the strip of a panel."""
         axes = self.figure.add_axes(
             (
                 (self._left(column) + 0.25) / self.width,
@@ -267,7 +267,7 @@ class Sheet:
                 0.11 / self.height,
             )
         )
-        # What shines through on the picture does so here.
+        # Transparent colours need the same grey behind them as on the image.
         axes.set_facecolor("#aaaaaa")
         bar = self.figure.colorbar(mappable, cax=axes, orientation="horizontal")
         bar.ax.tick_params(labelsize=9, length=2, pad=2, colors=INK)
@@ -275,7 +275,7 @@ class Sheet:
         bar.outline.set(linewidth=0.5, edgecolor="#999999")
 
     def legend(self, row: int, column: int, handles: Sequence, columns: int = 2) -> None:
-        """What the marks of a panel mean, in its strip."""
+        """Draws a legend into the strip of a panel."""
         if not handles:
             return
         anchor = (self._left(column) - 0.06) / self.width, (self._bottom(row) - 0.05) / self.height
@@ -296,7 +296,7 @@ class Sheet:
             text.set_color(INK)
 
     def text(self, row: int, column: int, lines: Sequence[str], color: Optional[str] = None):
-        """Lines in the strip of a panel; with ``color`` the last is bold and in it."""
+        """Writes lines into the strip of a panel; with ``color`` the last is bold and coloured."""
         for i, line in enumerate(lines):
             stands_out = color is not None and i == len(lines) - 1
             self.figure.text(
@@ -315,7 +315,7 @@ class Sheet:
 
 
 def rendered(figure: Figure) -> np.ndarray:
-    """(height, width, 3) RGB uint8 of a figure; no window and no global state are touched."""
+    """A figure as image, (height, width, 3) RGB uint8, without a window or global state."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -1,4 +1,4 @@
-"""One sheet that shows what a training sample asks of the detector."""
+"""A figure of a training sample with its targets."""
 
 from typing import NamedTuple, Optional, Sequence, Tuple
 
@@ -31,12 +31,11 @@ from .sheet import (
 
 # Cells that the close-up of a corner shows to each side.
 _CELLS_AROUND = 3.5
-# Of the guiding shift.
 _DASHES = (0, (2, 2))
 
 
 class CornerMarks(NamedTuple):
-    """Where the targets of one corner lie on the canvas, in its pixels, of M boxes."""
+    """The targets of one corner of M boxes as positions in pixels of the canvas."""
 
     cell: Tensor
     """(M, 4) x0, y0, x1, y1 of the corner cell."""
@@ -51,7 +50,7 @@ class CornerMarks(NamedTuple):
 def corner_marks(
     targets: CornerTargets, inwards: int, map_size: Tuple[int, int], canvas_size: Tuple[int, int]
 ) -> CornerMarks:
-    """The targets of one corner, turned back into places.
+    """Converts the targets of one corner to positions.
 
     Args:
         targets: of one image, M boxes.
@@ -83,7 +82,7 @@ def targets_figure(
     class_names: Optional[Sequence[str]] = None,
     title: str = "",
 ) -> Figure:
-    """Six panels: boxes, both heat maps with corner cells, shifts, and two close-ups of corners.
+    """Six panels: boxes, both heatmaps with corner cells, shifts, and two close-ups of corners.
 
     Args:
         image: (h, w, 3) RGB uint8, the augmented sample.
@@ -92,10 +91,10 @@ def targets_figure(
         targets: of these boxes, with N = 1.
         map_size: (H, W) cells.
         class_names: of the dataset.
-        title: what is written above all.
+        title: of the figure.
 
     Returns:
-        A figure of Matplotlib's, on no window; :func:`rendered` makes a picture of it.
+        A Matplotlib figure without a window; :func:`rendered` converts it to an image.
     """
     canvas_size = image.shape[:2]
     corners = [
@@ -114,12 +113,12 @@ def targets_figure(
     sheet.legend(0, 0, box_list(names), columns=3)
 
     for column, (name, of_corner, marks, color) in enumerate(corners, start=1):
-        axes = sheet.picture(0, column, grey, f"{name} corners: heat map and corner cells")
+        axes = sheet.picture(0, column, grey, f"{name} corners: heatmap and corner cells")
         heatmap = _dense(of_corner, map_size)
         drawn = draw_heatmap(axes, heatmap, (0, 0, canvas_size[1], canvas_size[0]))
         for cell in marks.cell[of_corner.wins].tolist():
             axes.add_patch(rectangle(cell, color, 1.0))
-        sheet.color_bar(0, column, drawn, "target, largest of all classes; outlined: corner cells")
+        sheet.color_bar(0, column, drawn, "target, maximum over classes; outlined: corner cells")
 
     axes = sheet.picture(1, 0, image, "Shifts to the centres")
     for _, of_corner, marks, color in corners:
@@ -128,13 +127,13 @@ def targets_figure(
     shared = sum(int((~x.wins).sum()) for _, x, _, _ in corners)
     handles = _shift_handles()
     if shared:
-        handles.append(_text(f"corners whose cell a later box has: {shared}"))
+        handles.append(_text(f"overridden by a later box: {shared}"))
     sheet.legend(1, 0, handles, columns=2)
 
     shown = _shown_box(boxes, targets)
     for column, (name, _, marks, color) in enumerate(corners, start=1):
         number = "" if shown is None else f" of object {shown + 1}"
-        axes = sheet.picture(1, column, image, f"{name} corner{number}, close up")
+        axes = sheet.picture(1, column, image, f"{name} corner{number}, enlarged")
         if shown is not None:
             _draw_close_up(axes, marks, shown, color, canvas_size, map_size)
     sheet.legend(1, 1, _close_up_handles(), columns=2)
@@ -142,13 +141,13 @@ def targets_figure(
 
 
 def _dense(targets: CornerTargets, map_size: Tuple[int, int]) -> Tensor:
-    """(H, W) the largest of all classes."""
+    """The target heatmap (H, W), maximum over classes."""
     planes = len(targets.heatmap.plane_start) - 1
     return render_bumps(targets.heatmap.bumps, (1, planes, *map_size))[0].amax(dim=0)
 
 
 def _shown_box(boxes: Tensor, targets: BoxTargets) -> Optional[int]:
-    """The largest of the boxes that have both their corner cells, if there is one."""
+    """The largest box that is the target in both its corner cells, if there is one."""
     usable = targets.tl.wins & targets.br.wins
     if not usable.any():
         return None
@@ -179,11 +178,11 @@ def _draw_close_up(
     canvas_size: Tuple[int, int],
     map_size: Tuple[int, int],
 ) -> None:
-    """Cells around a corner, its own cell, the offset in it, and where the two shifts set out."""
+    """Draws the cells around a corner, its cell, its offset and the start of both shifts."""
     pixel_size = np.array((canvas_size[1] / map_size[1], canvas_size[0] / map_size[0]))
     x0, y0, x1, y1 = marks.cell[i].tolist()
     center = np.array(((x0 + x1) / 2, (y0 + y1) / 2))
-    # The panel's own shape, so that the close-up fills it.
+    # The aspect ratio of the panel, so that the close-up fills it.
     aspect = canvas_size[0] / canvas_size[1]
     reach = _CELLS_AROUND * pixel_size.max() * np.array((1, aspect)) / min(1, aspect)
     low, high = center - reach, center + reach

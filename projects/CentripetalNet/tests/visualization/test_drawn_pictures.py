@@ -22,7 +22,7 @@ def test_only_boxes_with_enough_score_are_drawn():
     one = draw_detections(image, instances, min_score=0.5)
     both = draw_detections(image, instances, min_score=0.1, scale=2)
 
-    # Where the second box's lower edge is and no label can be.
+    # The second box's lower edge, where no label is drawn.
     second_edge = (slice(49, 52), slice(45, 65))
     assert not none.any()
     assert one.any() and not one[second_edge].any()
@@ -45,7 +45,7 @@ def test_masks_are_drawn_where_every_object_has_one():
         assert draw(*annotations).shape == image.shape
 
 
-def test_tile_keeps_every_picture_whole():
+def test_tile_keeps_every_image_complete():
     sizes = [(5, 9), (8, 4), (3, 3)]
     pictures = [np.full((*size, 3), i + 1, np.uint8) for i, size in enumerate(sizes)]
 
@@ -54,12 +54,12 @@ def test_tile_keeps_every_picture_whole():
     assert [int((sheet == i + 1).all(axis=2).sum()) for i in range(3)] == [45, 32, 9]
 
 
-def test_a_heat_map_lies_over_the_cells_of_the_canvas_that_the_picture_covers():
+def test_a_heatmap_is_drawn_over_the_cells_of_the_canvas_that_the_image_covers():
     image = np.full((20, 30, 3), 255, np.uint8)
     heatmap = np.zeros((8, 10), np.float32)
     heatmap[3, 4] = 1
 
-    # The canvas is 40 x 32 pixels, its cells 4 x 4; the picture begins at (5, 6) of it.
+    # The canvas is 40 x 32 pixels, its cells 4 x 4; the image begins at (5, 6) of it.
     drawn = overlay_heatmap(image, heatmap, (-5, -6, 35, 26))
 
     rows, columns = np.nonzero((drawn != 255).any(axis=2))

@@ -15,7 +15,7 @@ from centripetalnet.visualization.sheet import (
 
 
 def explained(size=(100, 120), outcome=PairOutcome.ACCEPTED):
-    """One pair, from (0.2, 0.2) to (0.8, 0.8) of the picture, whose centres are apart."""
+    """One pair, from (0.2, 0.2) to (0.8, 0.8) of the image, whose centres are apart."""
     height, width = size
 
     def at(x, y):
@@ -45,7 +45,7 @@ def explained(size=(100, 120), outcome=PairOutcome.ACCEPTED):
 
 
 def pixels(figure, panel, points, size):
-    """(points, 3, 3, 3): what is drawn where points of the picture, as shares of it, lie."""
+    """(points, 3, 3, 3): the pixels drawn around points, given as fractions of the image size."""
     image = rendered(figure)
     axes = [x for x in figure.axes if x.get_xlim() == (0, size[1])][panel]
     x, y = axes.transData.transform(np.array(points) * size[::-1]).round().astype(int).T
@@ -57,7 +57,7 @@ def pixels(figure, panel, points, size):
 
 
 def is_near(drawn, name):
-    """Of the same colour, but for what is under it."""
+    """Whether pixels have a colour, up to antialiasing."""
     return np.abs(drawn.astype(float) - np.array(to_rgb(name)) * 255).max(axis=-1) < 40
 
 
@@ -86,7 +86,7 @@ def test_an_accepted_box_and_its_central_region_are_drawn():
 
 
 @pytest.mark.parametrize("score, drawn", [(0.95, 0), (0.5, 1)])
-def test_what_has_a_lower_score_is_not_drawn(score, drawn):
+def test_boxes_with_lower_scores_are_not_drawn(score, drawn):
     figure = explanation_figure(
         np.zeros((100, 120, 3), np.uint8), explained(), (0, 0), min_score=score
     )
@@ -95,8 +95,8 @@ def test_what_has_a_lower_score_is_not_drawn(score, drawn):
     assert len([x for x in panel.patches if x.get_gid() == "box"]) == drawn
 
 
-def test_heat_maps_lie_where_the_canvas_does():
-    # A cell is 4 x 4 pixels large; the hot one is that of row 5 and column 6.
+def test_heatmaps_cover_the_canvas():
+    # Cells have 4 x 4 pixels; the peak is in row 5 and column 6.
     explanation = explained()._replace(map_extent=(-8, -12, 112, 88))
 
     figure = explanation_figure(np.full((100, 120, 3), 255, np.uint8), explanation, (0, 0))
@@ -120,7 +120,7 @@ def test_sampling_points_of_the_chosen_pair_are_drawn():
 
 
 @pytest.mark.parametrize("outcome", list(PairOutcome))
-def test_every_reason_is_written_out(outcome):
+def test_the_outcome_of_the_pair_is_written_below_it(outcome):
     figure = explanation_figure(
         np.zeros((64, 64, 3), np.uint8), explained((64, 64), outcome), (0, 0), ["zebra"]
     )
@@ -131,7 +131,7 @@ def test_every_reason_is_written_out(outcome):
     assert any(x.startswith(tuple(verdict.split("|"))) for x in texts)
 
 
-def test_no_text_meets_another():
+def test_texts_do_not_overlap_and_stay_inside_the_figure():
     figure = explanation_figure(
         np.zeros((90, 127, 3), np.uint8), explained((90, 127)), (0, 0), title="a picture"
     )
@@ -150,5 +150,5 @@ def test_no_text_meets_another():
 
 
 def test_corners_are_marked_with_the_edges_that_meet_there():
-    # To the right and downwards, in a coordinate system whose y points upwards.
+    # Right and down; the y axis points up.
     assert TL_MARKER.vertices.tolist() == [[0, -1], [0, 0], [1, 0]]

@@ -30,7 +30,7 @@ def test_targets_lie_at_the_corners_of_a_box_after_a_known_crop_and_flip():
     tl = corner_marks(targets.tl, +1, MAP, CANVAS)
     br = corner_marks(targets.br, -1, MAP, CANVAS)
 
-    # Cropped: 20, 30, 80, 80; mirrored: 48, 30, 108, 80, with the middle at 78, 55.
+    # Cropped: 20, 30, 80, 80; mirrored: 48, 30, 108, 80, with the centre at 78, 55.
     assert tl.corner[0].tolist() == pytest.approx([48, 30])
     assert br.corner[0].tolist() == pytest.approx([108, 80])
     # Cells are 4 pixels wide.
@@ -48,23 +48,23 @@ def test_bumps_and_arrows_are_drawn_there():
     figure = targets_figure(np.full((*CANVAS, 3), 255, np.uint8), boxes, classes, targets, MAP)
 
     hot, beside, empty = pixels(figure, 1, np.array([(34, 22), (38, 22), (100, 100)]) / 128, CANVAS)
-    # The peak is bright yellow, a cell beside it is not, far away is the picture.
+    # The peak is bright yellow, the next cell is not, and distant cells show the image.
     assert (hot[..., 0] > 200).all() and (hot[..., 1] > 200).all() and (hot[..., 2] < 200).all()
     assert (beside[..., 1] < 200).all()
     assert (empty == 255).all()
-    # A quarter of the way from the corner to the middle (65, 62).
+    # A quarter of the way from the corner to the centre (65, 62).
     (arrow,) = pixels(figure, 3, [(41 / 128, 32 / 128)], CANVAS)
     assert is_near(arrow, TL_COLOR).any()
 
 
-def test_a_cell_that_two_boxes_share_is_told_of():
+def test_corners_overridden_by_a_later_box_are_counted():
     boxes = torch.tensor([[33.0, 22, 97, 102], [34, 23, 60, 60]])
     classes, targets = targets_of(boxes)
 
     figure = targets_figure(np.zeros((*CANVAS, 3), np.uint8), boxes, classes, targets, MAP)
 
     texts = [x.get_text() for legend in figure.legends for x in legend.get_texts()]
-    assert "corners whose cell a later box has: 1" in texts
+    assert "overridden by a later box: 1" in texts
 
 
 def test_a_sample_without_objects_is_drawn_too():
