@@ -14,14 +14,14 @@ _OPTIMIZERS = ("ADAM", "SGD")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that ``SOLVER.OPTIMIZER`` names.
+    """Builds the optimizer ``SOLVER.OPTIMIZER``.
 
     It clips gradients for Detectron2's ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "value" and "norm".
     For "full_model" see :func:`gradient_clipping`.
 
     Args:
         cfg: see ``add_centripetalnet_config``.
-        model: whose parameters are trained.
+        model: the model to train.
 
     Raises:
         ValueError: if the optimizer is unknown.
@@ -47,17 +47,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def gradient_clipping(cfg: CfgNode) -> Tuple[float, float]:
-    """What the norm of all gradients together is clipped at, and which norm it is.
+    """Settings for clipping the norm of all gradients together.
 
-    Detectron2's own clipping looks at one parameter at a time. The recipe's looks at all of them
-    and is done by the trainer.
+    Detectron2's "norm" clips each parameter separately. "full_model" clips the norm over all
+    parameters, as the recipe does; the trainer applies it.
 
     Args:
         cfg: see ``add_centripetalnet_config``.
 
     Returns:
         The largest norm, infinity unless ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is "full_model", and
-        the type of the norm, 2 for the Euclidean one.
+        the type of the norm (2: Euclidean).
     """
     if _clips_full_model(cfg):
         return cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE, cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE
@@ -80,29 +80,29 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> List[dict]:
 def restore_hyperparameters(
     optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, wanted: List[dict]
 ) -> Dict[str, Tuple]:
-    """Has a resumed training follow its config where a checkpoint has brought other values.
+    """Sets hyperparameters back to those of the config after a checkpoint was loaded.
 
     Args:
         optimizer, scheduler: with the state of the checkpoint.
         wanted: :func:`hyperparameters` of the optimizer before that state was loaded.
 
     Returns:
-        The name of each hyperparameter that was another in the checkpoint, with that value and the
-        one that holds now. The base learning rate is named "lr".
+        Name of each hyperparameter that changed, with the checkpoint's and the config's value. The
+        base learning rate is named "lr".
 
     Raises:
-        ValueError: if the checkpoint is of another optimizer.
+        ValueError: if the checkpoint has the state of another optimizer.
     """
     changes: Dict[str, Tuple] = {}
     for group, values in zip(optimizer.param_groups, wanted):
         if ("betas" in group) != ("betas" in values):
             raise ValueError(
-                "the checkpoint's training had another optimizer. Resume with its "
+                "the checkpoint has the state of another optimizer. Resume with its "
                 "SOLVER.OPTIMIZER, or start a new training with MODEL.WEIGHTS and another "
                 "OUTPUT_DIR."
             )
         for key in values.keys() - {"lr"}:
-            # Another version of PyTorch may have written fewer of them.
+            # A checkpoint of another PyTorch version may have fewer keys.
             if group.get(key, values[key]) != values[key]:
                 name = "lr" if key == "initial_lr" else key
                 changes.setdefault(name, (group[key], values[key]))

@@ -1,4 +1,4 @@
-"""What the parts of the detector hand to each other: plain tuples.
+"""Named tuples that the parts of the detector exchange.
 
 Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch, K
 corners kept of each kind in an image, P candidate boxes of an image. "tl" and "br" are the top-left
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 class CornerMaps(NamedTuple):
-    """What the head says of one corner (of a batch of N images)."""
+    """Predicted maps of one corner."""
 
     heatmap: Tensor
     """(N, C, H, W) logits."""
     offset: Tensor
-    """(N, 2, H, W) cells, x then y: corner minus the cell it falls in."""
+    """(N, 2, H, W) cells, x then y: corner minus its cell."""
     guiding_shift: Tensor
-    """(N, 2, H, W) cells, x then y, from the corner cell inwards to the object's centre."""
+    """(N, 2, H, W) cells, x then y, from the corner cell inwards to the box's centre."""
     centripetal_shift: Tensor
-    """(N, 2, H, W) natural logarithm of cells, x then y, from the corner to the centre."""
+    """(N, 2, H, W) natural logarithm of cells, x then y, from the corner to the box's centre."""
 
 
 class HeadOutput(NamedTuple):
@@ -32,7 +32,7 @@ class HeadOutput(NamedTuple):
 
 
 class CornerShifts(NamedTuple):
-    """What the head says of one corner at M cells, where that is asked instead of on whole maps."""
+    """Predicted shifts of one corner at M cells."""
 
     offset: Tensor
     """(M, 2) cells, see :class:`CornerMaps`."""
@@ -43,27 +43,27 @@ class CornerShifts(NamedTuple):
 
 
 class HeatmapBumps(NamedTuple):
-    """What one corner's heat maps should be: Gaussian bumps around the corner cells.
+    """Heatmap targets of one corner: Gaussian bumps around the corner cells.
 
-    ``layers.gaussian_focal_loss`` says what a bump is, ``layers.render_bumps`` makes dense maps.
+    ``layers.gaussian_focal_loss`` defines a bump, ``layers.render_bumps`` renders dense maps.
     """
 
     bumps: Tensor
     """(M, 4) int32 plane (image * C + class), y, x, radius; radius -1 for a box without target."""
     plane_start: Tensor
-    """(N * C + 1,) int32, where the bumps of each plane begin."""
+    """(N * C + 1,) int32: the bumps of plane i are ``bumps[plane_start[i]:plane_start[i + 1]]``."""
     num_positive: Tensor
-    """Scalar, how many cells are the corner of a box, counted once for each class."""
+    """Scalar, number of corner cells, counted once per class."""
 
 
 class CornerTargets(NamedTuple):
-    """What one corner's maps should say."""
+    """Targets of one corner, at the corner cells of the M boxes."""
 
     heatmap: HeatmapBumps
     cell: Tensor
     """(M,) index of the box's corner cell into the flattened (N, H, W)."""
     wins: Tensor
-    """(M,) True where the box is the one its cell stands for: of several on one cell the last."""
+    """(M,) bool: the cell is assigned to this box. Of several boxes on one cell, the last wins."""
     offset: Tensor
     """(M, 2) cells, x then y: corner minus its cell."""
     guiding_shift: Tensor
@@ -80,16 +80,16 @@ class BoxTargets(NamedTuple):
 
 
 class CornerCounts(NamedTuple):
-    """How many cells the losses of one corner are the mean over."""
+    """Numbers of cells by which the losses of one corner are divided."""
 
     heatmap: Tensor
-    """Scalar, cells that are the corner of a box, counted once for each class."""
+    """Scalar, number of corner cells, counted once per class."""
     shifts: Tensor
-    """Scalar, cells that are the corner of a box, of whatever class."""
+    """Scalar, number of corner cells of any class."""
 
 
 class Peaks(NamedTuple):
-    """The best cells of one corner's heat map in each image."""
+    """The K best local maxima of one corner's heatmap in each image."""
 
     score: Tensor
     """(N, K) in (0, 1)."""
@@ -109,13 +109,13 @@ class Corners(NamedTuple):
     position: Tensor
     """(N, K, 2) pixels of the canvas, x then y."""
     center: Tensor
-    """(N, K, 2) pixels of the canvas, x then y: the object's centre that the corner points to."""
+    """(N, K, 2) pixels of the canvas, x then y: the centre that the corner points to."""
 
 
 class CornerPairs(NamedTuple):
-    """Every top-left with every bottom-right corner of each image, as boxes in pixels of it.
+    """All top-left x bottom-right pairs of each image, as boxes in pixels of the image.
 
-    What depends on one corner alone has a single entry on the other's axis.
+    Values that depend on one corner only have size 1 on the other's axis, for broadcasting.
     """
 
     top_left: Tensor
@@ -125,39 +125,39 @@ class CornerPairs(NamedTuple):
     tl_center: Tensor
     """(N, K, 1, 2) the centre that the top-left corner points to, not negative."""
     br_center: Tensor
-    """(N, 1, K, 2) that of the bottom-right corner."""
+    """(N, 1, K, 2) the centre that the bottom-right corner points to, not negative."""
     region_low: Tensor
     """(N, K, K, 2) top-left corner of the box's central region."""
     region_high: Tensor
-    """(N, K, K, 2) bottom-right corner of it."""
+    """(N, K, K, 2) bottom-right corner of the region."""
     has_extent: Tensor
     """(N, K, K) bool, whether the box has positive width and height."""
     spread: Tensor
-    """(N, K, K) area spanned by the two centres over that of the region; 1 without extent."""
+    """(N, K, K) area spanned by the two centres over area of the region; 1 without extent."""
 
 
 class PairConditions(NamedTuple):
-    """What a pair must fulfil to be a box, in the order in which it is looked at.
+    """Conditions for a pair to be a box, in the order of evaluation.
 
-    (N, K, K) bool each, top-left corners by bottom-right ones.
+    (N, K, K) bool each, top-left x bottom-right corners.
     """
 
     same_class: Tensor
-    """The corners are of one class."""
+    """Both corners have the same class."""
     has_extent: Tensor
     """The box has positive width and height."""
     tl_points_inside: Tensor
     """The top-left corner points into the box's central region."""
     br_points_inside: Tensor
-    """The bottom-right corner points into it."""
+    """The bottom-right corner points into the box's central region."""
     centers_are_close: Tensor
-    """The two centres lie close together for the size of the region."""
+    """The spread is at most ``MatchingOptions.max_center_area``."""
 
 
 class PairOutcome(IntEnum):
-    """What became of a pair of corners: the first condition that it fails, or that it is a box.
+    """Outcome of a pair of corners: the first condition that fails, or ACCEPTED.
 
-    The number is that of the conditions which come before.
+    The value is the number of conditions before it, all of which hold.
     """
 
     OTHER_CLASS = 0
@@ -171,34 +171,34 @@ class PairOutcome(IntEnum):
 
 
 class Candidates(NamedTuple):
-    """All pairs of corners of each image, valid or not, P of them."""
+    """P candidate boxes of each image, valid or not."""
 
     boxes: Tensor
     """(N, P, 4) pixels of the image, x0, y0, x1, y1, not clipped to it."""
     scores: Tensor
-    """(N, P) in [0, 1]; -1 marks a pair that is not a box."""
+    """(N, P) in [0, 1]; -1 for a pair that is not a box."""
     classes: Tensor
     """(N, P) integers in [0, C)."""
 
 
 class Findings(NamedTuple):
-    """What the network says of one image, before soft-NMS."""
+    """Results of one image before soft-NMS."""
 
     candidates: Candidates
-    """One row, the best."""
+    """The best, with N = 1."""
     feature: Tensor
     """(1, channels, H, W) of the last stack."""
     canvas_size: Tuple[int, int]
     """(h, w) pixels of the canvas that the feature map covers."""
     border: Tuple[int, int]
-    """Pixels of the canvas to the left of the image and above it."""
+    """(left, top) padding of the canvas in pixels."""
 
 
 class SeenCorners(NamedTuple):
-    """What the detector saw of one kind of corner in one image, in pixels of the image."""
+    """Detected corners of one kind in one image, in pixels of the image."""
 
     heatmap: Tensor
-    """(H, W) probability of a corner, the largest of all classes."""
+    """(H, W) probability of a corner, maximum over classes."""
     score: Tensor
     """(K,) in (0, 1), best first."""
     cls: Tensor
@@ -208,36 +208,36 @@ class SeenCorners(NamedTuple):
     center: Tensor
     """(K, 2) x, y of the centre that the corner points to."""
     sampling_points: Tensor
-    """(K, 9, 2) x, y of what the cross-star deformable convolution reads for the corner's cell."""
+    """(K, 9, 2) x, y of the cross-star deformable convolution's sampling points."""
 
 
 class Explanation(NamedTuple):
-    """What the detector saw in one image, and what became of each pair of corners.
+    """Detected corners of one image and the outcome of each pair.
 
-    Pairs are top-left corners by bottom-right ones; all positions are pixels of the image.
+    Pairs are top-left x bottom-right corners; all positions are in pixels of the image.
     """
 
     tl: SeenCorners
     br: SeenCorners
     map_extent: Tuple[float, float, float, float]
-    """x0, y0, x1, y1 of what the heat maps cover: the canvas, which reaches beyond the image."""
+    """x0, y0, x1, y1 of the canvas, which the heatmaps cover; it is larger than the image."""
     boxes: Tensor
     """(K, K, 4) x0, y0, x1, y1."""
     regions: Tensor
     """(K, K, 4) x0, y0, x1, y1 of the central regions."""
     scores: Tensor
-    """(K, K) of the pairs before soft-NMS, whatever became of them."""
+    """(K, K) scores of all pairs before soft-NMS, boxes or not."""
     spread: Tensor
     """(K, K) see :class:`CornerPairs`."""
     outcome: Tensor
     """(K, K) int64, see :class:`PairOutcome`."""
     detections: Tensor
-    """(D, 2) the pairs (tl, br) that became boxes, in the order of soft-NMS."""
+    """(D, 2) indices (tl, br) of the accepted pairs, in the order of soft-NMS."""
     detection_scores: Tensor
-    """(D,) their lowered scores."""
+    """(D,) scores of the accepted pairs after soft-NMS."""
 
     def count_outcomes(self, min_score: float = 0.0) -> Dict[PairOutcome, int]:
-        """The number of pairs with each outcome; with ``min_score`` 0 they add up to K * K.
+        """Counts pairs by outcome; with ``min_score`` 0 the counts add up to K * K.
 
         Args:
             min_score: pairs with a lower score, before soft-NMS, are not counted.

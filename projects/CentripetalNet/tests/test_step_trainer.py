@@ -7,7 +7,7 @@ from centripetalnet.step_trainer import StepTrainer
 
 
 class Line(nn.Module):
-    """Its loss is what the batch says times a weight."""
+    """Its loss is a weight times the sum of the batch's values."""
 
     def __init__(self):
         super().__init__()
@@ -20,7 +20,7 @@ class Line(nn.Module):
 
 def trainer_of(*values, model=None, **options):
     model = model or Line()
-    batches = [[{"value": x, "file_name": f"picture{i}.jpg"}] for i, x in enumerate(values)]
+    batches = [[{"value": x, "file_name": f"image{i}.jpg"}] for i, x in enumerate(values)]
     # Momentum would move the weight even without a gradient.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trainer = StepTrainer(model, batches, optimizer, amp=False, **options)
@@ -45,7 +45,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_logged(bad, caplog):
     run(expected, 2)
 
     assert torch.equal(trainer.model.weight, expected.model.weight)
-    assert "picture1.jpg" in caplog.text and "iteration 1" in caplog.text
+    assert "image1.jpg" in caplog.text and "iteration 1" in caplog.text
     assert "'loss_b': 1.0" in caplog.text
 
 
@@ -56,13 +56,13 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
             # The square root's gradient at 0 is infinite.
             return {"loss": (self.weight - value).abs().sqrt().sum()}
 
-    # The weight begins at 1.
+    # The initial weight is 1.
     trainer = trainer_of(1.0, max_skipped_steps=1, model=Steep())
 
     run(trainer, 1)
 
     assert trainer.model.weight == 1
-    assert "gradient norm nan" in caplog.text and "picture0.jpg" in caplog.text
+    assert "gradient norm nan" in caplog.text and "image0.jpg" in caplog.text
 
 
 class TwoWeights(Line):
@@ -79,7 +79,7 @@ def test_all_gradients_are_clipped_together():
 
     run(trainer, 1)
 
-    # Of the learning rate 0.1.
+    # The learning rate is 0.1.
     assert trainer.model.weight.item() == pytest.approx(1 - 0.1 * 35 * 3 / 5)
     assert trainer.model.other.item() == pytest.approx(1 - 0.1 * 35 * 4 / 5)
 
@@ -95,7 +95,7 @@ def test_parameters_that_are_not_trained_yet_have_no_state_in_the_optimizer():
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["", "after precise BN"])
-def test_a_skipped_step_leaves_no_trace_in_norm_statistics(replaced):
+def test_a_skipped_step_does_not_change_norm_statistics(replaced):
     class Normed(Line):
         def __init__(self):
             super().__init__()
@@ -107,7 +107,7 @@ def test_a_skipped_step_leaves_no_trace_in_norm_statistics(replaced):
 
     trainer = trainer_of(float("nan"), max_skipped_steps=1, model=Normed())
     if replaced:
-        # As fvcore's update_bn_stats does.
+        # Like fvcore's update_bn_stats.
         trainer.model.norm.running_mean = torch.full((1,), 3.0)
     before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
 
@@ -118,12 +118,12 @@ def test_a_skipped_step_leaves_no_trace_in_norm_statistics(replaced):
     assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
-def test_one_more_than_may_be_skipped_is_an_error_before_the_step():
+def test_more_than_max_skipped_steps_is_an_error_before_the_step():
     trainer = trainer_of(1.0, float("nan"), float("nan"), max_skipped_steps=1)
     run(trainer, 2)
     before = trainer.model.weight.detach().clone()
 
-    with pytest.raises(FloatingPointError, match="loss_a.*picture2.jpg.*MAX_SKIPPED_STEPS 1"):
+    with pytest.raises(FloatingPointError, match="loss_a.*image2.jpg.*MAX_SKIPPED_STEPS 1"):
         run(trainer, 1)
 
     assert torch.equal(trainer.model.weight, before)
@@ -139,7 +139,7 @@ def test_skipped_steps_are_counted_across_a_resume():
         run(resumed, 1)
 
 
-def test_layers_draw_the_same_in_a_step_whatever_was_drawn_before():
+def test_random_numbers_of_a_step_are_independent_of_earlier_draws():
     class Noisy(Line):
         def forward(self, batch):
             drawn.append(torch.rand(()).item())
@@ -159,7 +159,7 @@ def test_layers_draw_the_same_in_a_step_whatever_was_drawn_before():
 def test_skipped_images_are_counted_and_ten_of_them_logged(caplog):
     trainer = trainer_of(*[1.0] * 60)
     for i, batch in enumerate(trainer.data_loader):
-        batch[0]["left_out"] = [f"cannot read picture{i % 30}.jpg"]
+        batch[0]["left_out"] = [f"cannot read image{i % 30}.jpg"]
 
     with EventStorage() as storage:
         for _ in range(60):
@@ -167,13 +167,13 @@ def test_skipped_images_are_counted_and_ten_of_them_logged(caplog):
             trainer.iter += 1
             storage.step()
 
-    told = [x.message for x in caplog.records if "Skipped an image" in x.message]
-    assert len(told) == len(set(told)) == 10
+    logged = [x.message for x in caplog.records if "Skipped an image" in x.message]
+    assert len(logged) == len(set(logged)) == 10
     assert "centripetalnet-check" in caplog.text
     assert storage.latest()["images_left_out"][0] == 60
 
 
-def test_without_a_stream_a_resumed_training_says_that_the_order_of_images_restarts(caplog):
+def test_without_a_stream_resuming_warns_that_the_order_of_images_restarts(caplog):
     trainer_of(1.0).load_state_dict(trainer_of(1.0).state_dict())
 
     assert "order of images restarts" in caplog.text

@@ -1,4 +1,4 @@
-"""Less memory in training: what a part of the network computed is forgotten and computed again."""
+"""Activation checkpointing: less memory in training, as activations are recomputed."""
 
 from contextlib import nullcontext
 from typing import Any, Callable
@@ -9,18 +9,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_checkpointed(module: nn.Module, function: Callable, *inputs) -> Any:
-    """Calls a function and keeps its inputs alone; the gradient computes the rest once more.
+    """Calls a function and keeps only its inputs for the backward pass, which recomputes the rest.
 
-    Same result and gradients as ``function(*inputs)``, and norm statistics are collected once:
-    ``torch.utils.checkpoint`` by itself would collect them in both passes.
+    Same result and gradients as ``function(*inputs)``. Batch-norm statistics are updated once;
+    plain ``torch.utils.checkpoint`` would update them in both passes.
 
     Args:
-        module: whose norms the function runs.
-        function: without randomness.
-        inputs: its arguments.
+        module: contains the norms that the function calls.
+        function: draws no random numbers.
+        inputs: arguments of the function.
 
     Returns:
-        What the function returns.
+        The result of the function.
     """
     return checkpoint(
         function,
@@ -32,7 +32,7 @@ def run_checkpointed(module: nn.Module, function: Callable, *inputs) -> Any:
 
 
 class _StatisticsKept:
-    """Norms in here use the batch's statistics and do not add them to the running ones."""
+    """Context in which batch norms do not update their running statistics."""
 
     def __init__(self, module: nn.Module):
         self.norms = [x for x in module.modules() if isinstance(x, _BatchNorm)]

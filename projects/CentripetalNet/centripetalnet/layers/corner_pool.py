@@ -10,20 +10,20 @@ from .extension import has_kernel
 
 __all__ = ["corner_pool", "corner_pool_reference"]
 
-# The compiled operator's numbers for the directions, as in csrc/corner_pool.h.
+# Direction arguments of the compiled operator, see csrc/corner_pool.h.
 _DIRECTIONS = {"top": 0, "bottom": 1, "left": 2, "right": 3}
 
 
 def corner_pool(input: Tensor, direction: str) -> Tensor:
-    """Replace every element by the maximum of the elements from it to one border of the map.
+    """Replaces every element by the maximum of the elements from it to one border of the map.
 
-    From a NaN on the scan stays NaN. Of equal values, the one that the scan reaches last gets the
+    NaN propagates along the scan. Of equal values, the one that the scan reaches last gets the
     gradient. Both are as in :func:`torch.cummax`. The output has the memory format of the input,
     NCHW or channels-last. A second derivative is an error.
 
     Args:
-        input: (N, C, H, W), of any floating point dtype with a compiled kernel: float32, float64,
-            float16, bfloat16. Autocast leaves the dtype as it is.
+        input: (N, C, H, W), float32, float64, float16 or bfloat16. Autocast does not change the
+            dtype.
         direction: where the scan runs to. "top": the maximum over rows >= the element's own,
             "bottom": rows <=, "left": columns >=, "right": columns <=.
 
@@ -43,9 +43,9 @@ def corner_pool(input: Tensor, direction: str) -> Tensor:
 
 
 def corner_pool_reference(input: Tensor, direction: str) -> Tensor:
-    """Do what :func:`corner_pool` does, in PyTorch's own operators.
+    """:func:`corner_pool` in PyTorch operators.
 
-    It is several times slower and keeps an index of 8 bytes per element for the backward pass.
+    It is several times slower and keeps an int64 index per element for the backward pass.
 
     Args:
         input: (N, C, H, W), floating point.

@@ -1,7 +1,7 @@
 """Cross-star deformable convolution (arXiv 2003.09119, section 3.2).
 
 Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 kernel, row by row, M
-cells of interest.
+selected cells.
 """
 
 from typing import Tuple
@@ -18,20 +18,20 @@ NUM_TAPS = KERNEL_SIZE * KERNEL_SIZE
 def deform_conv3x3(feature: Tensor, sampling_offset: Tensor, weight: Tensor) -> Tensor:
     """3 x 3 deformable convolution, stride, padding and dilation 1, in differentiable torch ops.
 
-    The same numbers and gradients as ``detectron2.layers.DeformConv``, which has no backward on the
-    CPU. Bilinear sampling of all taps at once is followed by one 1 x 1 convolution, which on the
-    CPU is several times faster than torchvision's operator.
+    Same results and gradients as ``detectron2.layers.DeformConv`` up to rounding, which has no
+    backward on the CPU. It samples all taps at once and applies one 1 x 1 convolution. On the CPU
+    this is several times faster than torchvision's operator.
 
     Args:
-        feature: (N, C, H, W).
-        sampling_offset: (N, 2P, H, W) in cells, (dy, dx) for each tap. Zero outside the map.
+        feature: (N, C, H, W); zero outside the map.
+        sampling_offset: (N, 2P, H, W) in cells, (dy, dx) for each tap.
         weight: (C_out, C, 3, 3).
 
     Returns:
         (N, C_out, H, W).
     """
     num_images, channels, height, width = feature.shape
-    # A coordinate in half precision would be wrong by whole cells on a map of 128.
+    # Coordinates in half precision would be wrong by whole cells on a map of 128.
     with torch.autocast(feature.device.type, enabled=False):
         dy, dx = sampling_offset.float().view(num_images, NUM_TAPS, 2, height, width).unbind(2)
         rows = torch.arange(height, device=feature.device, dtype=dy.dtype).view(height, 1)
@@ -39,8 +39,8 @@ def deform_conv3x3(feature: Tensor, sampling_offset: Tensor, weight: Tensor) -> 
         tap = torch.arange(KERNEL_SIZE, device=feature.device, dtype=dy.dtype) - KERNEL_SIZE // 2
         tap_y = tap.repeat_interleave(KERNEL_SIZE).view(NUM_TAPS, 1, 1)
         tap_x = tap.repeat(KERNEL_SIZE).view(NUM_TAPS, 1, 1)
-        # grid_sample's coordinates run from -1 to 1 between the outer edges of the border cells;
-        # this convention, unlike the one between cell centres, exists for a map one cell wide.
+        # With align_corners=False, -1 and 1 are the outer edges of the border cells. The other
+        # convention, centres of the border cells, is undefined for a map one cell wide.
         x = (2 * (columns + tap_x + dx) + 1) / width - 1
         y = (2 * (rows + tap_y + dy) + 1) / height - 1
         grid = torch.stack((x, y), dim=-1).view(num_images, NUM_TAPS * height, width, 2)
@@ -48,28 +48,28 @@ def deform_conv3x3(feature: Tensor, sampling_offset: Tensor, weight: Tensor) -> 
             feature.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )
         samples = samples.view(num_images, channels * NUM_TAPS, height, width)
-        # The samples are in float32 already; casting nine times the feature map down costs more
+        # Casting the samples, nine times the size of the feature map, to half precision costs more
         # than the faster product saves.
         output = F.conv2d(samples, weight.float().reshape(len(weight), channels * NUM_TAPS, 1, 1))
     return output.to(feature.dtype)
 
 
 def sample_bilinear(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Values of a feature map between its cells; zero outside.
+    """Bilinear sampling of a feature map; zero outside.
 
     Args:
         feature: (N, C, H, W) float32.
         image_index: (Q,) integers in [0, N).
-        y, x: (Q,) cells; whole numbers are the cells' own values.
+        y, x: (Q,) cells; integer coordinates are cell centres.
 
     Returns:
         (Q, C). Differentiable in ``feature``, ``y`` and ``x``.
     """
     num_images, channels, height, width = feature.shape
-    # A position that is no number would become some index; its weight stays no number.
+    # A NaN position would become an arbitrary index. Its weight below stays NaN.
     top, left = y.detach().floor().nan_to_num(), x.detach().floor().nan_to_num()
     rows, columns = torch.stack((top, top + 1), dim=1), torch.stack((left, left + 1), dim=1)
-    # A bilinear weight is one minus the distance; a row outside the map has none.
+    # A bilinear weight is one minus the distance, and 0 for rows and columns outside the map.
     weight_y = (1 - (y[:, None] - rows).abs()) * ((rows >= 0) & (rows < height))
     weight_x = (1 - (x[:, None] - columns).abs()) * ((columns >= 0) & (columns < width))
     rows, columns = rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()
@@ -78,25 +78,25 @@ def sample_bilinear(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) 
     values = feature.permute(0, 2, 3, 1).reshape(num_images * height * width, channels)
     weights_alone_learn = weights.requires_grad and not values.requires_grad
     if weights_alone_learn or torch.onnx.is_in_onnx_export():
-        # embedding_bag has no gradient for the weights alone, which a frozen feature needs, and in
-        # ONNX it would be a loop over the positions.
+        # embedding_bag has no gradient for the weights alone (frozen feature), and its ONNX export
+        # is a loop over the positions.
         return (values[cells] * weights[:, :, None]).sum(dim=1)
     return F.embedding_bag(cells, values, mode="sum", per_sample_weights=weights)
 
 
 def _tap_steps(device: torch.device) -> Tuple[Tensor, Tensor]:
-    """(P,) dy and dx of the taps from the middle, row by row."""
+    """(P,) dy and dx of the taps from the kernel's centre, row by row."""
     step = torch.arange(NUM_TAPS, device=device)
     step_y = torch.div(step, KERNEL_SIZE, rounding_mode="floor") - KERNEL_SIZE // 2
     return step_y, step % KERNEL_SIZE - KERNEL_SIZE // 2
 
 
 class CrossStarDeformConv(nn.Module):
-    """3 x 3 deformable convolution whose sampling points are steered by the guiding shift.
+    """3 x 3 deformable convolution whose sampling offsets are computed from the guiding shift.
 
-    The guiding shift points from a corner to the centre of its object; a 1 x 1 convolution turns it
-    into the offsets of the nine taps, so that the kernel reaches along the "cross star" which
-    corner pooling leaves on the feature map. No gradient flows back into the guiding shift.
+    The guiding shift points from a corner to the centre of its object. A 1 x 1 convolution maps it
+    to the offsets of the nine taps, so that the kernel samples along the "cross star" that corner
+    pooling leaves on the feature map. No gradient flows back into the guiding shift.
 
     Source: arXiv 2003.09119, section 3.2.
     """
@@ -108,7 +108,7 @@ class CrossStarDeformConv(nn.Module):
     def __init__(self, channels: int):
         """
         Args:
-            channels: C, channels of the feature map that comes in and goes out.
+            channels: C, input and output channels.
         """
         super().__init__()
         self.sampling_offset = Conv2d(2, 2 * NUM_TAPS, kernel_size=1, bias=False)
@@ -127,7 +127,7 @@ class CrossStarDeformConv(nn.Module):
         Returns:
             (N, C, H, W).
         """
-        # Positions need float32 whatever the convolutions around them are computed in.
+        # Sampling offsets need float32 in mixed precision, too.
         with torch.autocast(feature.device.type, enabled=False):
             sampling_offset = self.sampling_offset(guiding_shift.detach().float())
         if feature.is_cuda:
@@ -138,15 +138,15 @@ class CrossStarDeformConv(nn.Module):
     def at_cells(
         self, feature: Tensor, guiding_shift: Tensor, image_index: Tensor, y: Tensor, x: Tensor
     ) -> Tensor:
-        """What :meth:`forward` gives in the 3 x 3 neighbourhood of some cells, for them alone.
+        """:meth:`forward` only in the 3 x 3 neighbourhoods of the given cells.
 
         Args:
             feature: (N, C, H, W), the corner-pooled feature.
-            guiding_shift: (M, 2, 3, 3) in cells, of the neighbourhood of each cell.
-            image_index, y, x: (M,) integers, where the cells are.
+            guiding_shift: (M, 2, 3, 3) in cells, x then y, in the neighbourhood of each cell.
+            image_index, y, x: (M,) integers, positions of the cells.
 
         Returns:
-            (M, C, 3, 3), zero where the neighbourhood leaves the map.
+            (M, C, 3, 3), zero outside the map.
         """
         num_cells, channels = len(y), feature.shape[1]
         with torch.autocast(feature.device.type, enabled=False):
@@ -173,14 +173,14 @@ class CrossStarDeformConv(nn.Module):
         return output.to(feature.dtype)
 
     def sampling_points(self, guiding_shift: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Where the deformable convolution reads for some cells, to look at.
+        """Sampling points of the deformable convolution at the given cells, for visualization.
 
         Args:
-            guiding_shift: (M, 2) in cells, at the cells.
-            y, x: (M,) integers, where the cells are.
+            guiding_shift: (M, 2) in cells, x then y, at the cells.
+            y, x: (M,) integers, positions of the cells.
 
         Returns:
-            (M, P, 2) cells, x then y; whole numbers are the middles of cells.
+            (M, P, 2) cells, x then y; integer coordinates are cell centres.
         """
         offset = self.sampling_offset(guiding_shift.detach().float()[:, :, None, None])
         dy, dx = offset.view(len(y), NUM_TAPS, 2).unbind(dim=2)

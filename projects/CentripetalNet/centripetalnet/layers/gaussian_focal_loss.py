@@ -1,11 +1,11 @@
-"""Focal loss for heat maps whose targets are Gaussian bumps (arXiv 1808.01244, equation 1).
+"""Focal loss for heatmaps whose targets are Gaussian bumps (arXiv 1808.01244, equation 1).
 
-Shapes: N images, C classes, H x W the heat map, M bumps.
+Shapes: N images, C classes, H x W the heatmap, M bumps.
 
-A bump is (plane, y, x, radius): the heat map n * C + c, the cell of its peak, and the cells that
-it reaches to each side. At (dx, dy) cells from its peak it is exp(-(dx^2 + dy^2) / (2 sigma^2))
-with sigma = (2 radius + 1) / 6, outside its window 0; where bumps of one plane overlap, the larger
-counts.
+A bump is (plane, y, x, radius): the heatmap n * C + c, the cell of the peak, and the radius of its
+square window in cells. At (dx, dy) cells from the peak, the target is exp(-(dx^2 + dy^2) / (2
+sigma^2)) with sigma = (2 radius + 1) / 6; it is 0 outside the window. Where bumps of one plane
+overlap, the target is their maximum.
 """
 
 import math
@@ -23,28 +23,27 @@ BUMP_SIZE = 4
 def gaussian_focal_loss(
     logits: Tensor, bumps: Tensor, plane_start: Tensor, alpha: float = 2.0, beta: float = 4.0
 ) -> Tensor:
-    """Sum of the focal loss over all cells, from logits and the bumps that make the target.
+    """Sum of the focal loss over all cells.
 
     With p = sigmoid(logit) and t the target, a cell adds ``-log(p) (1 - p)^alpha`` where t = 1, the
-    peak of a bump, and ``-log(1 - p) p^alpha (1 - t)^beta`` elsewhere. Nothing overflows, and
-    neither the dense target nor any map but the logits is kept for the gradient. A second
-    derivative is an error.
+    peak of a bump, and ``-log(1 - p) p^alpha (1 - t)^beta`` elsewhere. It is numerically stable.
+    The only map kept for the backward pass is the logits. A second derivative is an error.
 
     Args:
         logits: (N, C, H, W), NCHW or channels-last, of any floating point dtype.
-        bumps: (M, 4) int32, in the order of their planes. A negative radius makes no bump.
-        plane_start: (N * C + 1,) int32; the bumps of plane i are those from ``plane_start[i]`` to
-            ``plane_start[i + 1]``.
-        alpha: exponent that quietens cells which are already right, not negative.
-        beta: exponent that quietens cells near a positive one, not negative.
+        bumps: (M, 4) int32, sorted by plane. Bumps with a negative radius are ignored.
+        plane_start: (N * C + 1,) int32; the bumps of plane i are
+            ``bumps[plane_start[i]:plane_start[i + 1]]``.
+        alpha: focusing exponent, not negative: lowers the weight of well-classified cells.
+        beta: exponent, not negative: lowers the weight of negative cells near a peak.
 
     Returns:
-        A scalar, in float32 or better.
+        A scalar, float64 for float64 logits, else float32.
 
     Raises:
-        TypeError: if a dtype is another one.
-        ValueError: if shapes do not fit each other, an exponent is negative or, on the CPU, if
-            bumps lie off the maps or not where ``plane_start`` says.
+        TypeError: if a dtype is not as above.
+        ValueError: if shapes do not match, an exponent is negative or not finite or, on the CPU,
+            if a peak is outside the map or ``bumps`` and ``plane_start`` disagree.
 
     Source: CornerNet, arXiv 1808.01244, equation 1.
     """
@@ -59,23 +58,23 @@ def gaussian_focal_loss(
 def gaussian_focal_loss_reference(
     logits: Tensor, targets: Tensor, alpha: float = 2.0, beta: float = 4.0
 ) -> Tensor:
-    """What :func:`gaussian_focal_loss` does, in PyTorch's own operators and from a dense target.
+    """:func:`gaussian_focal_loss` in PyTorch operators, with a dense target.
 
     It is several times slower and keeps several tensors of the size of the logits.
 
     Args:
         logits: any shape.
-        targets: the same shape, in [0, 1]; exactly 1 at positive cells.
+        targets: same shape, in [0, 1]; exactly 1 at positive cells.
         alpha, beta: exponents, see :func:`gaussian_focal_loss`.
 
     Returns:
-        A scalar, in float32 or better.
+        A scalar, float32 or float64.
 
     Source: CornerNet, arXiv 1808.01244, equation 1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-    # At a positive cell (1 - t)^beta is 0, but not where beta is.
+    # At a positive cell (1 - t)^beta is 0 only if beta > 0.
     weight = (1 - targets).pow(beta) * targets.ne(1)
     negative = log_not_p * (alpha * log_p).exp() * weight
     positive = log_p * (alpha * log_not_p).exp() * targets.eq(1)
@@ -83,7 +82,7 @@ def gaussian_focal_loss_reference(
 
 
 def render_bumps(bumps: Tensor, shape: tuple, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The dense target that bumps stand for, to look at or to compare with.
+    """Renders bumps to dense targets.
 
     Args:
         bumps: (M, 4) integers, see :func:`gaussian_focal_loss`.
@@ -94,7 +93,7 @@ def render_bumps(bumps: Tensor, shape: tuple, dtype: torch.dtype = torch.float32
         (N, C, H, W) in [0, 1], exactly 1 at the peaks.
 
     Raises:
-        ValueError: if the bumps or the shape have another form.
+        ValueError: if ``bumps`` is not (M, 4) or ``shape`` has no 4 entries.
 
     Source: CornerNet, arXiv 1808.01244, section 3.2.
     """
@@ -138,7 +137,7 @@ def _check_arguments(
 
 
 def _profile(size: int, peak: Tensor, radius: Tensor, dtype: torch.dtype) -> Tensor:
-    """(M, size) one-dimensional Gaussian around each peak, 0 outside its window."""
+    """(M, size) one-dimensional Gaussian around each peak, 0 outside the window."""
     distance = torch.arange(size, device=peak.device) - peak[:, None]
     sigma = (2 * radius[:, None] + 1).to(dtype) / 6
     profile = torch.exp(-distance.square() / (2 * sigma.square()))

@@ -1,7 +1,7 @@
-"""Layers of the head: from one stack's feature map to the maps of both corners.
+"""Layers of the head: one stack's feature map to the prediction maps of both corners.
 
-Shapes: N images, C classes, H x W the feature map. "tl" and "br" are the top-left and bottom-right
-corner; both go through the same code.
+Shapes: N images, C classes, H x W the feature map. "tl" is the top-left corner, "br" the
+bottom-right corner; they share code, not weights.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers import CrossStarDeformConv, corner_pool
 from ..structures import CornerMaps, CornerShifts, HeadOutput
 
-# Directions in which a corner looks for the edges of its object: vertically, then horizontally.
+# Pooling directions of each corner: vertical, horizontal.
 POOL_DIRECTIONS = {"tl": ("top", "left"), "br": ("bottom", "right")}
 
 
@@ -37,7 +37,7 @@ def _initialised(conv: Conv2d) -> Conv2d:
 
 
 class PredictionBranch(nn.Sequential):
-    """conv3x3-ReLU-conv1x1; the last keeps PyTorch's default initialisation, as released."""
+    """conv3x3-ReLU-conv1x1. As in the released model, conv1x1 has PyTorch's default weights."""
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int):
         super().__init__(
@@ -48,10 +48,10 @@ class PredictionBranch(nn.Sequential):
         """
         Args:
             feature: (N, in_channels, H, W).
-            padded: whether zero surrounds the feature map, or what is wanted is surrounded by it.
+            padded: whether the 3 x 3 convolution pads the feature map with zeros.
 
         Returns:
-            (N, out_channels, H, W), or (N, out_channels, H - 2, W - 2) where nothing is padded.
+            (N, out_channels, H, W), or (N, out_channels, H - 2, W - 2) without padding.
         """
         hidden, last = self[0], self[1]
         if padded:
@@ -59,24 +59,24 @@ class PredictionBranch(nn.Sequential):
         return last(F.relu_(F.conv2d(feature, hidden.weight, hidden.bias)))
 
 
-# A shift depends on the cells so near to its own: two 3 x 3 convolutions, one on the other.
+# Radius in cells of the receptive field of a shift: two stacked 3 x 3 convolutions.
 _PATCH_REACH = 2
 
 
 class CornerPooling(nn.Module):
-    """Corner pooling module: gathers at a corner what lies along the two edges that meet there.
+    """Corner pooling module: collects at each corner the features along the two edges of its box.
 
     Source: arXiv 1808.01244, section 3.4 and figure 7.
     """
 
-    # The compiled operator; an export, whose readers lack it, sets another on its copy.
+    # Replaced by the exporter, as other runtimes lack the compiled operator.
     corner_pool = staticmethod(corner_pool)
 
     def __init__(self, channels: int, pool_channels: int, corner: str, norm: str = "BN"):
         """
         Args:
-            channels: width of the feature map that comes in and goes out.
-            pool_channels: width of the two pooled branches.
+            channels: input and output channels.
+            pool_channels: channels of the two pooled branches.
             corner: "tl" or "br".
             norm: as in ``detectron2.layers.get_norm``.
         """
@@ -92,7 +92,7 @@ class CornerPooling(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(N, channels, H, W) to the same shape."""
-        # Sums are in place where no gradient needs what they overwrite.
+        # In place, as no gradient needs the overwritten values.
         pooled = self.corner_pool(self.vertical(feature), self.vertical_direction)
         pooled.add_(self.corner_pool(self.horizontal(feature), self.horizontal_direction))
         return self.out(F.relu_(self.pooled(pooled).add_(self.shortcut(feature))))
@@ -113,12 +113,12 @@ class CornerBranch(nn.Module):
     ):
         """
         Args:
-            channels: width of the backbone's feature map.
+            channels: channels of the backbone's feature map.
             num_classes: C.
             corner: "tl" or "br".
-            pool_channels: width of the branches of corner pooling.
-            hidden_channels: width of the hidden convolution of each prediction.
-            heatmap_bias: initial logit of every cell.
+            pool_channels: channels of the two branches of corner pooling.
+            hidden_channels: channels of the hidden convolution of each prediction.
+            heatmap_bias: initial bias of the heatmap logits.
             norm: of corner pooling, as in ``detectron2.layers.get_norm``.
         """
         super().__init__()
@@ -131,9 +131,9 @@ class CornerBranch(nn.Module):
         nn.init.constant_(self.heatmap[-1].bias, heatmap_bias)
 
     def forward(self, feature: Tensor) -> CornerMaps:
-        """(N, channels, H, W) to the whole maps of this corner, to look at or to compare with.
+        """Dense maps of this corner from a (N, channels, H, W) feature, for debugging and tests.
 
-        Training and inference need the shifts at corners only and ask :meth:`shifts_at` for them.
+        Training and inference use :meth:`shifts_at`, as they need the shifts only at corners.
         """
         pooled = self.pooling(feature)
         guiding_shift = self.guiding_shift(pooled)
@@ -146,13 +146,14 @@ class CornerBranch(nn.Module):
         )
 
     def shifts_at(self, pooled: Tensor, cells: Tensor) -> CornerShifts:
-        """The shifts at some cells only; the same numbers as those of :meth:`forward` there.
+        """Shifts at the given cells; equal to those of :meth:`forward` up to rounding.
 
-        Shifts are wanted at corners alone. A cell's depend on 5 x 5 cells around it, so working on
-        these patches saves most of the head's arithmetic and memory.
+        The shifts of a cell depend on the 5 x 5 cells around it and on the cells that the
+        deformable convolution samples. Computing only these saves most of the head's FLOPs and
+        memory.
 
         Args:
-            pooled: (N, channels, H, W), what ``pooling`` gives.
+            pooled: (N, channels, H, W), output of ``pooling``.
             cells: (M,) integers, indices into the flattened (N, H, W).
         """
         height, width = pooled.shape[2:]
@@ -172,10 +173,10 @@ class CornerBranch(nn.Module):
 
 
 def _patches(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(M, channels, 5, 5) of what lies around M cells, zero outside the map."""
+    """(M, channels, 5, 5) patches centred on M cells, zero outside the map."""
     height, width = feature.shape[2:]
     step = torch.arange(2 * _PATCH_REACH + 1, device=y.device)
-    # In the padded map the patch of a cell begins at the cell's own coordinates.
+    # In the padded map the patch of a cell starts at the cell's own coordinates.
     rows, columns = y[:, None] + step, x[:, None] + step
     index = image_index[:, None] * (height + 2 * _PATCH_REACH) + rows
     index = index[:, :, None] * (width + 2 * _PATCH_REACH) + columns[:, None]
@@ -185,7 +186,7 @@ def _patches(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tens
 
 
 class CornerHead(nn.Module):
-    """Head of one stack: a branch for each corner, weights not shared.
+    """Head of one stack: one branch per corner, weights not shared.
 
     Source: arXiv 2003.09119, figure 2.
     """
@@ -193,12 +194,12 @@ class CornerHead(nn.Module):
     def __init__(self, **branch):
         """
         Args:
-            branch: what :class:`CornerBranch` takes, without ``corner``.
+            branch: arguments of :class:`CornerBranch` except ``corner``.
         """
         super().__init__()
         self.tl = CornerBranch(corner="tl", **branch)
         self.br = CornerBranch(corner="br", **branch)
 
     def forward(self, feature: Tensor) -> HeadOutput:
-        """(N, channels, H, W) to the whole maps of both corners, see :class:`CornerBranch`."""
+        """Dense maps of both corners from a (N, channels, H, W) feature, as in CornerBranch."""
         return HeadOutput(tl=self.tl(feature), br=self.br(feature))

@@ -1,4 +1,4 @@
-"""Predictions and targets to losses (pure functions).
+"""Losses from predictions and targets (pure functions).
 
 Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch.
 """
@@ -17,7 +17,7 @@ from .normalizer import count_per_process
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Every number that the losses depend on; the defaults are the released model's."""
+    """Hyperparameters of the losses; the defaults are the released model's."""
 
     min_overlap: float = 0.3
     focal_alpha: float = 2.0
@@ -30,13 +30,14 @@ class LossOptions:
 
 
 def corner_counts(targets: CornerTargets) -> CornerCounts:
-    """What the losses of one corner are divided by.
+    """Normalizers of the losses of one corner.
 
     Args:
         targets: of this process's images.
 
     Returns:
-        Of the images of all processes, see :func:`count_per_process`.
+        Counts over all processes, divided by the number of processes, see
+        :func:`count_per_process`.
     """
     counts = torch.stack((targets.heatmap.num_positive, targets.wins.sum()))
     return CornerCounts(*count_per_process(counts))
@@ -45,12 +46,12 @@ def corner_counts(targets: CornerTargets) -> CornerCounts:
 def heatmap_loss(
     logits: Tensor, target: HeatmapBumps, count: Tensor, alpha: float = 2.0, beta: float = 4.0
 ) -> Tensor:
-    """Focal loss of one corner's heat map, per positive cell.
+    """Focal loss of one corner's heatmap, divided by the number of positive cells.
 
     Args:
         logits: (N, C, H, W).
-        target: the bumps that it should show.
-        count: scalar, what the sum over the batch is divided by.
+        target: Gaussian bumps.
+        count: scalar, normalizer of the sum over the batch.
         alpha, beta: exponents, see :func:`gaussian_focal_loss`.
 
     Returns:
@@ -62,14 +63,14 @@ def heatmap_loss(
 def shift_loss(
     prediction: Tensor, target: Tensor, wins: Tensor, count: Tensor, beta: float
 ) -> Tensor:
-    """Smooth L1 loss of one shift at the corner cells, per cell.
+    """Smooth L1 loss of one shift at the corner cells, divided by their number.
 
     Args:
-        prediction: (M, 2) at each box's cell.
-        target: (M, 2) what it should be.
-        wins: (M,) whether the box is the one that its cell stands for.
-        count: scalar, what the sum over cells, x and y is divided by.
-        beta: where the loss turns from quadratic to linear.
+        prediction: (M, 2) at each box's corner cell.
+        target: (M, 2).
+        wins: (M,) False for boxes whose corner cell is assigned to another box.
+        count: scalar, normalizer of the sum over cells, x and y.
+        beta: absolute error at which the loss changes from quadratic to linear.
 
     Returns:
         A scalar.
@@ -85,7 +86,7 @@ def corner_losses(
     counts: CornerCounts,
     options: LossOptions,
 ) -> Dict[str, Tensor]:
-    """The four losses of one corner of one stack, not yet weighted.
+    """The four unweighted losses of one corner of one stack.
 
     Args:
         heatmap: (N, C, H, W) logits.
@@ -97,7 +98,7 @@ def corner_losses(
     Returns:
         Scalars ``heatmap``, ``offset``, ``guiding_shift``, ``centripetal_shift``.
 
-    Source: arXiv 2003.09119, sections 3.1 and 3.2; heat map and offset arXiv 1808.01244, 3.2.
+    Source: arXiv 2003.09119, sections 3.1 and 3.2; heatmap and offset arXiv 1808.01244, 3.2.
     """
     exponents = options.focal_alpha, options.focal_beta
     losses = {"heatmap": heatmap_loss(heatmap, targets.heatmap, counts.heatmap, *exponents)}

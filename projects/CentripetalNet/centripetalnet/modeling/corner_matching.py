@@ -1,8 +1,8 @@
-"""Heat maps and shifts to scored boxes (pure functions).
+"""Decodes heatmaps and shifts to scored boxes (pure functions).
 
-Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image. All
-coordinates are pixels of the canvas until the border is subtracted, then pixels of the image that
-lies on it. Sections are those of arXiv 2003.09119 where no other is named.
+Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image.
+Coordinates are pixels of the canvas until the border is subtracted, then pixels of the image on it.
+Section numbers are those of arXiv 2003.09119 unless another paper is named.
 """
 
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from ..structures import Candidates, CornerPairs, Corners, PairConditions, Peaks
 
 @dataclass(frozen=True)
 class MatchingOptions:
-    """Every number that corner matching depends on; the defaults are the released model's."""
+    """Hyperparameters of corner matching; the defaults are the released model's."""
 
     topk: int = 100
-    """K: corners of each kind kept in an image, over all classes."""
+    """K: corners of each kind kept per image, over all classes."""
     local_maximum_kernel: int = 3
-    """A corner is the largest in a window of so many cells."""
+    """Side, in cells, of the window in which a corner must be the maximum."""
     large_area: float = 3500.0
-    """Boxes of more square pixels count as large."""
+    """Boxes with a larger area, in square pixels, count as large."""
     central_region_large: float = 1 / 2.1
-    """mu, side of a large box's central region as a share of the box's."""
+    """mu of large boxes: side of the central region over side of the box."""
     central_region_small: float = 1 / 2.4
     """mu of the other boxes."""
     max_center_area: float = 0.5
-    """Largest area spanned by the two pointed-to centres, as a share of the central region's."""
+    """Largest spread: area spanned by the two predicted centres over area of the region."""
     weight_scores: bool = False
-    """Multiply a score by exp(-that share), as the paper does and the released model does not."""
+    """Whether to multiply scores by exp(-spread), as in the paper; the released model does not."""
 
     def __post_init__(self):
         if self.local_maximum_kernel < 1 or self.local_maximum_kernel % 2 == 0:
@@ -45,20 +45,20 @@ class MatchingOptions:
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """Every number that the choice of the final boxes depends on, released defaults."""
+    """Hyperparameters of soft-NMS; the defaults are the released model's."""
 
     max_candidates: int = 1000
-    """Boxes of an image that enter soft-NMS, the best by score."""
+    """Boxes per image that enter soft-NMS, the best by score."""
     max_detections: int = 100
-    """Boxes of an image that leave it."""
+    """Boxes per image after soft-NMS, at most."""
     method: str = "gaussian"
-    """Decay of soft-NMS, "gaussian" or "linear"."""
+    """Decay function, "gaussian" or "linear"."""
     sigma: float = 0.5
     """Of the Gaussian decay."""
     iou_threshold: float = 0.5
     """Of the linear decay."""
     min_score: float = 0.001
-    """Boxes whose lowered score is less are dropped."""
+    """Boxes with a lower score after the decay are dropped."""
 
     def __post_init__(self):
         if self.method not in SOFT_NMS_METHODS:
@@ -73,9 +73,9 @@ class SelectionOptions:
 
 
 def _largest_around(values: Tensor, kernel: int) -> Tensor:
-    """Maximum of the kernel x kernel cells around each of (N, C, H, W).
+    """Maximum of the kernel x kernel window around each cell of (N, C, H, W).
 
-    Rows, then columns: unlike ``max_pool2d`` without an index of twice the values' size.
+    Separable, and without the int64 indices that ``max_pool2d`` allocates.
     """
     for axis in (2, 3):
         largest, size = values.clone(), values.shape[axis]
@@ -89,37 +89,37 @@ def _largest_around(values: Tensor, kernel: int) -> Tensor:
 
 @torch.no_grad()
 def find_peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
-    """The best local maxima of a heat map, over all classes and cells of each image.
+    """The K best local maxima of a heatmap, over all classes and cells of each image.
 
     Args:
         heatmap: (N, C, H, W) logits.
         options: see :class:`MatchingOptions`.
 
     Returns:
-        K peaks of each image, K at most the number of cells times classes, best first.
+        K peaks of each image, best first; K is at most H * W * C.
 
     Source: arXiv 1808.01244, section 4.2.
     """
-    # With the classes of a cell side by side neighbours are compared in long runs.
+    # Channels-last is faster here: shifts by a cell compare long contiguous runs.
     probability = heatmap.float().contiguous(memory_format=torch.channels_last).sigmoid()
     is_peak = probability == _largest_around(probability, options.local_maximum_kernel)
     return best_peaks(probability.mul_(is_peak), options.topk)
 
 
 def best_peaks(peaks: Tensor, topk: int) -> Peaks:
-    """The best of the local maxima of each image, over all classes and cells.
+    """Top K of the local maxima of each image, over all classes and cells.
 
     Args:
         peaks: (N, C, H, W) probability of the local maxima, 0 everywhere else.
-        topk: K, the most that are kept.
+        topk: K.
 
     Returns:
-        K peaks of each image, K at most the number of cells times classes, best first.
+        K peaks of each image, best first; K is at most H * W * C.
     """
     num_images, num_classes, height, width = peaks.shape
     num_cells = height * width
     peaks = peaks.permute(0, 2, 3, 1).reshape(num_images, num_cells, num_classes)
-    # The best K lie in the K cells with the best maxima, which are quicker to find.
+    # The top K are all in the K cells with the highest maxima, which are cheaper to find.
     _, cells = peaks.amax(dim=2).topk(min(topk, num_cells), dim=1)
     peaks = peaks.gather(1, cells[:, :, None].expand(-1, -1, num_classes)).flatten(1)
     score, index = peaks.topk(min(topk, peaks.shape[1]), dim=1)
@@ -129,7 +129,7 @@ def best_peaks(peaks: Tensor, topk: int) -> Peaks:
 
 
 def _as_xy(size: Tuple[int, int], like: Tensor) -> Tensor:
-    """(height, width) as a tensor (width, height), in which an export follows both."""
+    """(height, width) as a tensor (width, height), so that an export keeps both dynamic."""
     height, width = size
     return torch.stack((like.new_full((), width), like.new_full((), height)))
 
@@ -142,7 +142,7 @@ def locate_corners(
     map_size: Tuple[int, int],
     canvas_size: Tuple[int, int],
 ) -> Corners:
-    """Where corners of one kind are, and the centres they point to.
+    """Decodes positions of corners of one kind and the centres that they point to.
 
     Args:
         peaks: K of each image.
@@ -155,7 +155,7 @@ def locate_corners(
     Returns:
         The corners, in the order of the peaks.
 
-    Source: section 3.1, the definition of the centripetal shift turned round.
+    Source: section 3.1, inverse of the definition of the centripetal shift.
     """
     height, width = map_size
     row = torch.div(peaks.cell, width, rounding_mode="floor") % height
@@ -167,11 +167,11 @@ def locate_corners(
 
 
 def corner_pairs(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> CornerPairs:
-    """Every top-left with every bottom-right corner as a box with a central region.
+    """Forms all top-left x bottom-right pairs, each a box with a central region.
 
     Args:
         tl, br: the best corners of both kinds.
-        border: (N, 2) left and top border of the canvas in pixels, which is subtracted.
+        border: (N, 2) left and top border of the canvas in pixels; it is subtracted.
         options: see :class:`MatchingOptions`.
 
     Returns:
@@ -180,7 +180,7 @@ def corner_pairs(tl: Corners, br: Corners, border: Tensor, options: MatchingOpti
     Source: section 3.1, "Corner Matching".
     """
     border = border[:, None].to(tl.position)
-    # Negative coordinates become 0 before any area is taken, as the released model does.
+    # As in the released model, negative coordinates become 0 before areas are computed.
     x0y0 = (tl.position - border).clamp(min=0)[:, :, None]
     x1y1 = (br.position - border).clamp(min=0)[:, None]
     tl_center = (tl.center - border).clamp(min=0)[:, :, None]
@@ -206,7 +206,7 @@ def corner_pairs(tl: Corners, br: Corners, border: Tensor, options: MatchingOpti
 def pair_conditions(
     tl_class: Tensor, br_class: Tensor, pairs: CornerPairs, options: MatchingOptions
 ) -> PairConditions:
-    """What each pair fulfils of that which makes it a box.
+    """Evaluates the conditions under which a pair is a box.
 
     Args:
         tl_class, br_class: (N, K) integers in [0, C).
@@ -214,7 +214,7 @@ def pair_conditions(
         options: see :class:`MatchingOptions`.
 
     Returns:
-        (N, K, K) bool for each condition; a pair that fulfils all of them is a box.
+        (N, K, K) bool for each condition; a pair is a box if all hold.
 
     Source: section 3.1, "Corner Matching".
     """
@@ -234,7 +234,7 @@ def pair_conditions(
 def pair_scores(
     tl_score: Tensor, br_score: Tensor, spread: Tensor, options: MatchingOptions
 ) -> Tensor:
-    """The score that each pair has as a box, also where it is none.
+    """Scores of all pairs, whether they are boxes or not.
 
     Args:
         tl_score, br_score: (N, K) in (0, 1).
@@ -255,7 +255,8 @@ def pair_scores(
 def pairs_to_candidates(
     pairs: CornerPairs, scores: Tensor, classes: Tensor, conditions: PairConditions
 ) -> Candidates:
-    """
+    """Flattens pairs to candidates and sets the score of invalid pairs to -1.
+
     Args:
         pairs: from :func:`corner_pairs`.
         scores: (N, K, K), from :func:`pair_scores`.
@@ -263,7 +264,7 @@ def pairs_to_candidates(
         conditions: from :func:`pair_conditions`.
 
     Returns:
-        K * K candidates of each image, those of the first top-left corner first.
+        K * K candidates of each image, ordered by top-left corner, then bottom-right corner.
     """
     scores = scores.masked_fill(~reduce(torch.logical_and, conditions), -1)
     shape = scores.shape
@@ -276,14 +277,14 @@ def pairs_to_candidates(
 
 
 def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> Candidates:
-    """Pairs every top-left with every bottom-right corner and tells which pairs are boxes.
+    """Pairs every top-left with every bottom-right corner and marks the pairs that are boxes.
 
-    A pair is a box if its corners are of one class, the box has extent, both corners point into the
-    box's central region, and the two centres lie close together for the size of that region.
+    A pair is a box if its corners have the same class, its width and height are positive, both
+    predicted centres are inside its central region, and its spread is at most ``max_center_area``.
 
     Args:
         tl, br: the best corners of both kinds.
-        border: (N, 2) left and top border of the canvas in pixels, which is subtracted.
+        border: (N, 2) left and top border of the canvas in pixels; it is subtracted.
         options: see :class:`MatchingOptions`.
 
     Returns:
@@ -302,7 +303,7 @@ def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:
 
     Args:
         candidates: P of each image.
-        max_candidates: at most so many are kept.
+        max_candidates: upper limit of candidates per image.
 
     Returns:
         min(P, max_candidates) of each image.
@@ -312,12 +313,12 @@ def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:
 
 
 def _best(candidates: Candidates, max_candidates: int) -> Tuple[Tensor, Tensor]:
-    """Scores and indices of the best."""
+    """Scores and indices of the best candidates, each (N, min(P, max_candidates))."""
     return candidates.scores.topk(min(max_candidates, candidates.scores.shape[1]), dim=1)
 
 
 def _taken(candidates: Candidates, index: Tensor, scores: Tensor) -> Candidates:
-    """Some of the candidates, with scores of their own."""
+    """Candidates at (N, Q) indices, with new scores."""
     return Candidates(
         boxes=candidates.boxes.gather(1, index[..., None].expand(-1, -1, 4)),
         scores=scores,
@@ -326,10 +327,10 @@ def _taken(candidates: Candidates, index: Tensor, scores: Tensor) -> Candidates:
 
 
 def stack_candidates(candidates: List[Candidates]) -> Candidates:
-    """Candidates of several images to one batch, padded where there are fewer.
+    """Stacks the candidates of several images to one batch, with padding.
 
     Args:
-        candidates: of each image, (1, P, ...) with its own P.
+        candidates: (1, P, ...) per image; P may differ.
 
     Returns:
         (N, largest P, ...); padding has score -1.
@@ -348,15 +349,15 @@ def stack_candidates(candidates: List[Candidates]) -> Candidates:
 
 
 def select_detections(candidates: Candidates, options: SelectionOptions) -> Candidates:
-    """Candidates to final boxes: the best of them, then soft-NMS class by class.
+    """Final boxes: the best candidates, then soft-NMS per class.
 
     Args:
         candidates: P of each image.
         options: see :class:`SelectionOptions`.
 
     Returns:
-        At most ``max_detections`` of each image in the order in which soft-NMS takes them, with
-        lowered scores; -1 marks places that no box took.
+        At most ``max_detections`` of each image in the order of soft-NMS, with decayed scores;
+        padding has score -1.
     """
     best = best_candidates(candidates, options.max_candidates)
     keep, scores = _soft_nms(best, options)
@@ -366,7 +367,7 @@ def select_detections(candidates: Candidates, options: SelectionOptions) -> Cand
 def select_indices(
     candidates: Candidates, options: SelectionOptions
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """Which candidates :func:`select_detections` takes, to tell what became of each.
+    """Indices of the candidates that :func:`select_detections` selects.
 
     Args:
         candidates: P of each image.
@@ -374,8 +375,8 @@ def select_indices(
 
     Returns:
         Indices (N, min(P, ``max_candidates``)) of the candidates that enter soft-NMS, indices (N,
-        D) of those that it takes, in their order, and their lowered scores (N, D), -1 for places
-        that none took.
+        D) of those that it selects, in the order of soft-NMS, and their decayed scores (N, D), -1
+        for padding.
     """
     entered_scores, entered = _best(candidates, options.max_candidates)
     keep, scores = _soft_nms(_taken(candidates, entered, entered_scores), options)

@@ -1,8 +1,7 @@
-"""Boxes to training targets: heat maps and shifts of both corners (pure functions).
+"""Training targets from boxes: heatmaps and shifts of both corners (pure functions).
 
-Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch. No
-dense map is made: of the shift maps only the M corner cells are ever read, and a heat map is zero
-but for M bumps.
+Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the whole batch. Targets
+are sparse: shifts at the M corner cells, and heatmaps as at most M Gaussian bumps.
 """
 
 from typing import Tuple
@@ -14,7 +13,7 @@ from ..structures import BoxTargets, CornerTargets, HeatmapBumps
 
 
 def gaussian_radii(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
-    """How far both corners may move while the box keeps ``min_overlap`` IoU with the true one.
+    """How far both corners may move while the IoU with the true box is at least ``min_overlap``.
 
     Args:
         height, width: (M,) size of the boxes in cells.
@@ -22,9 +21,9 @@ def gaussian_radii(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
 
     Returns:
         (3, M) radii in cells, float64: both corners moved in the same direction, both inwards, both
-        outwards. The smallest counts.
+        outwards. The bump's radius is the smallest.
 
-    Source: arXiv 1808.01244, section 3.2, with the roots as corrected since its first code.
+    Source: arXiv 1808.01244, section 3.2, with the roots as corrected after the first code release.
     """
     height, width = height.double(), width.double()
     total, area = height + width, height * width
@@ -44,18 +43,18 @@ def heatmap_bumps(
     num_planes: int,
     map_size: Tuple[int, int],
 ) -> HeatmapBumps:
-    """The bumps of one corner's heat maps, in the order that the heat-map loss wants.
+    """Gaussian bumps of one corner's heatmaps, sorted as :func:`gaussian_focal_loss` expects.
 
     Args:
         plane: (M,) integers, image * C + class.
         cell_xy: (M, 2) integers, x then y.
         radius: (M,) cells.
-        usable: (M,) False for boxes that make no bump.
+        usable: (M,) False for boxes without target.
         num_planes: N * C.
         map_size: (H, W) cells.
 
     Returns:
-        The bumps, those that are not usable first.
+        The bumps; those of boxes without target come first, with radius -1.
 
     Source: arXiv 1808.01244, section 3.2.
     """
@@ -69,7 +68,7 @@ def heatmap_bumps(
     plane_start = torch.searchsorted(
         bumps[:, 0].contiguous(), torch.arange(num_planes + 1, device=plane.device)
     )
-    # Several boxes of one class on one cell are one positive cell.
+    # Several boxes of one class with the same corner cell count once.
     num_positive = (peak.diff(prepend=peak.new_full((1,), -1)) > 0).sum()
     return HeatmapBumps(bumps.int(), plane_start.int(), num_positive)
 
@@ -86,17 +85,17 @@ def _corner_targets(
     num_classes: int,
     map_size: Tuple[int, int],
 ) -> CornerTargets:
-    """Targets of one corner; ``inwards`` is +1 where the centre has larger coordinates, else -1."""
+    """Targets of one corner; ``inwards`` is +1 for top-left, -1 for bottom-right corners."""
     height, width = map_size
     last_cell = corner.new_tensor((width - 1, height - 1))
     cell_xy = torch.minimum(corner, last_cell).clamp(min=0).floor()
     cell_x, cell_y = cell_xy.long().unbind(dim=1)
     cell = (image_index * height + cell_y) * width + cell_x
-    # Position 0 stands for "no box", so an unusable box never wins a cell.
+    # 0 means "no box", so that an unusable box never wins a cell.
     order = torch.arange(1, len(cell) + 1, device=cell.device) * usable
     winner = order.new_zeros(num_images * height * width).scatter_reduce_(0, cell, order, "amax")
 
-    # A box without extent has no logarithm; it does not count, but must not spread NaN either.
+    # Unusable boxes have no weight in the loss, but log(0) would still make it NaN.
     to_center = torch.where(usable[:, None], (center - corner) * inwards, torch.ones_like(center))
     return CornerTargets(
         heatmap=heatmap_bumps(
@@ -129,26 +128,26 @@ def corner_targets(
 
     Args:
         boxes: (M, 4) x0, y0, x1, y1 in pixels of the canvas, inside it. Boxes without positive
-            width and height give no target.
+            width and height have no target.
         classes: (M,) integers in [0, C).
-        image_index: (M,) integers in [0, N): the image that each box belongs to.
+        image_index: (M,) integers in [0, N), the image of each box.
         num_images: N.
         num_classes: C.
         canvas_size: (h, w) pixels.
         map_size: (H, W) cells.
-        min_overlap: IoU that sets the radius of the Gaussian bumps.
+        min_overlap: IoU that sets the radius of the Gaussian bumps, see :func:`gaussian_radii`.
 
     Returns:
         Targets of both corners, on the device of ``boxes``.
 
-    Source: arXiv 2003.09119, sections 3.1 (centripetal shift) and 3.2 (guiding shift); heat map
+    Source: arXiv 2003.09119, sections 3.1 (centripetal shift) and 3.2 (guiding shift); heatmap
     and offset arXiv 1808.01244, section 3.2.
     """
     scale = boxes.new_tensor((map_size[1] / canvas_size[1], map_size[0] / canvas_size[0]))
     tl, br = boxes[:, :2] * scale, boxes[:, 2:] * scale
     center = (boxes[:, :2] + boxes[:, 2:]) / 2 * scale
     width, height = (br - tl).ceil().unbind(dim=1)
-    # Stricter than positive width and height: the half of 1e-45 pixels has no logarithm.
+    # Stricter than positive width and height: half of 1e-45 pixels rounds to 0, whose log is -inf.
     usable = ((tl < center) & (center < br)).all(dim=1)
     radius = gaussian_radii(height, width, min_overlap).amin(dim=0).clamp(min=0).floor()
     radius = radius.to(boxes.dtype)

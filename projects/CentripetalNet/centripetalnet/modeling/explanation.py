@@ -1,7 +1,7 @@
-"""What the detector saw in an image, and what became of every pair of corners.
+"""Explains a detection: corners, their shifts, and the outcome of every pair of corners.
 
-Nothing is computed here that detection does not compute: the conditions are those of
-``corner_matching``. Shapes: K corners kept of each kind, H x W the feature map, h x w the canvas.
+The conditions are those of ``corner_matching``, so explanation and detection agree. Shapes: K
+corners kept of each kind, H x W the feature map, h x w the canvas.
 """
 
 import math
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 def pair_outcomes(conditions: PairConditions, entered: Tensor, taken: Tensor) -> Tensor:
-    """What became of each pair: exactly one of :class:`PairOutcome`.
+    """The :class:`PairOutcome` of each pair.
 
     Args:
         conditions: any shape, the same for all.
         entered: bool of that shape, whether the pair entered soft-NMS.
-        taken: bool of that shape, whether soft-NMS took it.
+        taken: bool of that shape, whether soft-NMS selected it.
 
     Returns:
-        int64 of that shape: how many conditions hold before the first that does not.
+        int64 of that shape: the number of conditions that hold before the first that fails.
     """
     fulfilled = torch.stack((*conditions, entered, taken)).long()
     return fulfilled.cumprod(dim=0).sum(dim=0)
@@ -52,24 +52,24 @@ def choose_pair(
     near: Optional[Tuple[float, float]] = None,
     cls: Optional[int] = None,
 ) -> Tuple[int, int]:
-    """The pair that is worth a look.
+    """Chooses the most informative pair.
 
-    Without a point it is the best rejected one, that is, the one with the highest score of those
-    that could be a box, having one class and extent; where all of these are boxes, the best of all
-    that are rejected; where none is rejected, the best. With a point it is the best whose central
-    region has the point inside, accepted or not; where there is none, the one whose middle is
-    nearest.
+    A pair could be a box if its corners have the same class and its width and height are positive.
+    Without ``near``: the rejected pair with the highest score among those that could be boxes; if
+    there is none, the best rejected pair; if no pair is rejected, the best pair. With ``near``: the
+    pair with the highest score among those that could be boxes and whose central region contains
+    the point; if there is none, the one whose region's middle is nearest.
 
     Args:
         explanation: from :func:`explain`.
         near: x, y in pixels of the image.
-        cls: in [0, C): only pairs of this class are looked at.
+        cls: in [0, C), restricts the choice to pairs of this class that could be boxes.
 
     Returns:
-        Which top-left and which bottom-right corner, both in [0, K).
+        Indices of the top-left and the bottom-right corner, both in [0, K).
 
     Raises:
-        ValueError: if there is no pair with extent, where a point or a class is asked for.
+        ValueError: if ``near`` or ``cls`` is given and no pair could be a box.
     """
     outcome, scores = explanation.outcome, explanation.scores
     could_be = outcome > PairOutcome.NO_EXTENT
@@ -81,8 +81,8 @@ def choose_pair(
         return _highest(scores, next(x for x in choices if x.any()))
     if not could_be.any():
         raise ValueError(
-            "of the corners that were kept, no top-left one lies above and to the left of a "
-            "bottom-right one of the same class" + ("" if cls is None else f", {cls}")
+            "none of the kept top-left corners is above and to the left of a kept bottom-right "
+            "corner of the same class" + ("" if cls is None else f" ({cls})")
         )
     if near is None:
         return _highest(scores, could_be & rejected if (could_be & rejected).any() else could_be)
@@ -103,12 +103,12 @@ def _highest(values: Tensor, allowed: Tensor) -> Tuple[int, int]:
 def explain(
     model: "CentripetalNet", image: Tensor, output_size: Optional[Tuple[int, int]] = None
 ) -> Explanation:
-    """Detects in one image, plainly and without masks, and keeps what is otherwise thrown away.
+    """Detects in one image and returns all intermediate results. No masks, no TTA.
 
     Args:
         model: in evaluation mode.
         image: (3, h0, w0) in [0, 255].
-        output_size: (height, width) that all positions should refer to, such as that of the image
+        output_size: (height, width) to which positions are scaled, such as the size of the image
             before it was resized; by default (h0, w0).
 
     Returns:
@@ -159,7 +159,7 @@ def explain(
 
 
 def _scaled(explanation: Explanation, scale: Tuple[float, float]) -> Explanation:
-    """The same with x and y multiplied by the two factors."""
+    """Scales all positions by (x, y) factors."""
     factor = explanation.boxes.new_tensor(scale)
 
     def scaled(seen: SeenCorners) -> SeenCorners:
@@ -179,7 +179,7 @@ def _scaled(explanation: Explanation, scale: Tuple[float, float]) -> Explanation
 
 
 def _marked(index: Tensor, like: Tensor) -> Tensor:
-    """(P,) True at the indices, of as many as one row of candidates has."""
+    """(P,) bool, True at the indices; ``like`` is (1, P)."""
     return torch.zeros_like(like[0]).index_fill_(0, index, True)
 
 
@@ -191,7 +191,7 @@ def _see(
     canvas_size: Tuple[int, int],
     origin: Tensor,
 ) -> Tuple[SeenCorners, Corners]:
-    """Corners of one kind, with what they look at."""
+    """Corners of one kind for display (pixels of the image) and for matching (of the canvas)."""
     pooled = branch.pooling(feature)
     heatmap = branch.heatmap(pooled)
     map_size = tuple(heatmap.shape[-2:])
@@ -217,7 +217,7 @@ def _see(
         cls=corners.cls[0],
         position=corners.position[0] - origin,
         center=corners.center[0] - origin,
-        # A cell's value stands for its middle.
+        # Integer coordinates are centres of cells.
         sampling_points=(points + 0.5) * pixels_per_cell - origin,
     )
     return seen, corners

@@ -75,13 +75,13 @@ def _enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
 class Hourglass(nn.Module):
     """One hourglass: a path at full resolution beside a smaller hourglass at half of it."""
 
-    # An export that cannot write this down sets another on its copy.
+    # Replaced by the exporter where the format cannot express it.
     enlarge = staticmethod(_enlarge)
 
     def __init__(self, channels: Sequence[int], blocks: Sequence[int], norm: str = "BN"):
         """
         Args:
-            channels: width at each resolution, the input's first; one more than the depth.
+            channels: channels at each resolution, highest resolution first; depth + 1 entries.
             blocks: number of residual blocks at each resolution.
             norm: of every convolution, as in ``detectron2.layers.get_norm``.
         """
@@ -93,7 +93,7 @@ class Hourglass(nn.Module):
             self.inner = Hourglass(channels[1:], blocks[1:], norm)
         else:
             self.inner = _residual_path(inner, inner, blocks[1], norm)
-        # On the way up the last block narrows, so that the others work at the inner width.
+        # In the ascending path the last block reduces the channels.
         self.up = nn.Sequential(
             *(ResidualBlock(inner, inner, 1, norm) for _ in range(blocks[0] - 1)),
             ResidualBlock(inner, outer, 1, norm),
@@ -107,9 +107,9 @@ class Hourglass(nn.Module):
 
 
 class StackedHourglass(Backbone):
-    """A stem at a quarter of the resolution, then hourglasses one after the other.
+    """A stem of stride 4, then a stack of hourglasses.
 
-    Every hourglass gives one feature map; between two of them its input and output are merged.
+    Each hourglass gives one feature map. Its input and output are merged to the next one's input.
     """
 
     @configurable
@@ -129,18 +129,18 @@ class StackedHourglass(Backbone):
         """
         Args:
             num_stacks: number of hourglasses; Hourglass-104 has two, Hourglass-52 one.
-            channels: width at each resolution of an hourglass; one more than its depth.
+            channels: channels at each resolution of an hourglass; depth + 1 entries.
             blocks: number of residual blocks at each of these resolutions.
-            stem_channels: width of the stem's 7 x 7 convolution.
-            out_channels: width of the feature maps that come out.
+            stem_channels: channels of the stem's 7 x 7 convolution.
+            out_channels: channels of the output feature maps.
             in_channels: channels of the image.
             norm: of every convolution, as in ``detectron2.layers.get_norm``.
-            freeze_at: stages that are not trained, see :meth:`freeze`.
-            checkpoint_activations: whether training keeps only what comes into the stem and into
-                each residual block, and computes the rest a second time.
+            freeze_at: number of frozen stages, see :meth:`freeze`.
+            checkpoint_activations: whether training keeps only the inputs of the stem and of each
+                residual block, and recomputes the other activations in the backward pass.
 
         Raises:
-            ValueError: if the numbers of an hourglass do not fit together.
+            ValueError: if ``channels`` and ``blocks`` do not match, or a number is too small.
         """
         super().__init__()
         if len(channels) != len(blocks) or len(channels) < 2:
@@ -201,11 +201,11 @@ class StackedHourglass(Backbone):
         """Freezes the first stages: their weights are not trained, their norms become FrozenBN.
 
         Args:
-            freeze_at: number of stages. The first is the stem. Each further one is an hourglass
-                with its closing convolution and what merges the map before it into its input.
+            freeze_at: number of stages. The first is the stem. Each further one is an hourglass,
+                its output convolution and the layers that merge its input.
 
         Raises:
-            ValueError: if there are not so many stages.
+            ValueError: if there are fewer stages.
         """
         stages = [[self.stem]]
         for i, hourglass in enumerate(self.hourglasses):
@@ -243,5 +243,5 @@ class StackedHourglass(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_hourglass_backbone(cfg, input_shape: ShapeSpec) -> StackedHourglass:
-    """The backbone that ``MODEL.BACKBONE.NAME: build_hourglass_backbone`` asks for."""
+    """Builder for ``MODEL.BACKBONE.NAME: build_hourglass_backbone``."""
     return StackedHourglass(cfg, input_shape)

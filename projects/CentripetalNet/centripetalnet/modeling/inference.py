@@ -1,4 +1,4 @@
-"""A detector in training to one that only detects."""
+"""Optimizes a detector for inference."""
 
 import copy
 import logging
@@ -22,29 +22,30 @@ class _ToFloat32(nn.Module):
 
 
 def optimize_for_inference(model: nn.Module, precision: str = "float32") -> CentripetalNet:
-    """A copy of a detector that detects the same, faster and in less memory.
+    """Copies a detector for faster inference in less memory; same results up to rounding.
 
-    Batch norm is folded into the convolutions, feature maps have their channels last, and heads
-    that only training reads are left out. In a lower precision the backbone, corner pooling, the
-    hidden convolution of the heat maps and the mask head, nearly all of the arithmetic, are
-    computed in it; scores, shifts, matching and soft-NMS, which need the digits, stay in float32.
+    Batch norms are folded into the convolutions, the memory format is channels-last, and heads that
+    only training uses are removed. In bfloat16 or float16, the backbone, corner pooling, the hidden
+    convolution of the heatmaps and the mask head use it, which are nearly all FLOPs. Scores,
+    shifts, matching and soft-NMS stay in float32 for accuracy.
 
     Args:
-        model: a CentripetalNet, possibly wrapped for distributed training. It is left as it is, and
-            what happens to it later does not reach the copy.
+        model: a CentripetalNet, or one in DistributedDataParallel. It is not modified.
         precision: "float32", "bfloat16" or "float16".
 
     Returns:
-        The copy, in evaluation mode and without gradients.
+        The copy, in evaluation mode and without gradients. It shares no memory with ``model``.
 
     Raises:
-        TypeError: if the model is another one.
-        ValueError: if there is no such precision, or the model's device cannot convolve in it.
+        TypeError: if the model is not a CentripetalNet.
+        ValueError: if the precision is unknown or the model's device does not support it.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     if not isinstance(model, CentripetalNet):
-        raise TypeError(f"this is for CentripetalNet, got a {type(model).__name__}")
+        raise TypeError(
+            f"optimize_for_inference expects CentripetalNet, got a {type(model).__name__}"
+        )
     dtype = dtype_of(precision, model.device)
     if dtype == torch.bfloat16 and model.device.type == "cpu" and not cpu_has_bfloat16():
         logger.warning("This CPU has no bfloat16 arithmetic: TEST.PRECISION float32 is faster.")

@@ -1,7 +1,7 @@
-"""Instance masks on the detections: what RoIAlign cuts out of a feature map to 28 x 28 pixels.
+"""Instance masks of 28 x 28 pixels for detected boxes, from RoIAlign and a mask head.
 
-Shapes: N images, H x W the feature map, h x w the canvas, P boxes of an image. Boxes are pixels of
-the canvas here. Source: arXiv 2003.09119, section 3.3, with the mask branch of arXiv 1703.06870.
+Shapes: N images, H x W the feature map, h x w the canvas, P boxes of an image. Boxes are in pixels
+of the canvas. Source: arXiv 2003.09119, section 3.3, with the mask branch of arXiv 1703.06870.
 """
 
 from typing import List, Tuple
@@ -36,12 +36,12 @@ class InstanceMaskHead(nn.Module):
     ):
         """
         Args:
-            pooler: of scale 1, since it is given boxes in cells.
-            layers: a mask head of Detectron2, for one class or for each.
-            num_proposals: decoded boxes of an image that training takes, the best by score.
-            iou_threshold: of a proposal with an object, below which it is none of that object.
-            start_iter: before this iteration of a training there are no masks in it.
-            loss_weight: of the mask loss in the total.
+            pooler: of scale 1, as its boxes are in cells.
+            layers: a mask head of Detectron2, class-agnostic or not.
+            num_proposals: decoded boxes per image used in training, the best by score.
+            iou_threshold: least IoU of a decoded box with its object.
+            start_iter: first iteration that trains masks.
+            loss_weight: weight of the mask loss.
         """
         super().__init__()
         self.pooler = pooler
@@ -55,7 +55,7 @@ class InstanceMaskHead(nn.Module):
     def from_config(cls, cfg, channels: int):
         net, head = cfg.MODEL.CENTRIPETALNET, cfg.MODEL.ROI_MASK_HEAD
         resolution = head.POOLER_RESOLUTION
-        # Detectron2's mask heads look for the number of classes where R-CNNs have it.
+        # Detectron2's mask heads read the number of classes from this key.
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = net.NUM_CLASSES
@@ -76,16 +76,16 @@ class InstanceMaskHead(nn.Module):
         }
 
     def is_trained(self) -> bool:
-        """Whether masks are part of the training by now."""
+        """Whether the current iteration trains masks."""
         return self.start_iter == 0 or get_event_storage().iter >= self.start_iter
 
     def proposals(
         self, corners: List[Corners], instances: List[Instances], options: MatchingOptions
     ) -> List[Instances]:
-        """What masks are trained on: see :func:`matched_proposals`; without corners nothing.
+        """Training samples of each image, see :func:`matched_proposals`; empty without corners.
 
         Args:
-            corners: top-left and bottom-right ones that the last stack finds, or none.
+            corners: top-left and bottom-right corners from the last stack, or an empty list.
             instances: ``gt_boxes``, ``gt_classes`` and ``gt_masks`` of each image.
             options: of corner matching.
         """
@@ -108,11 +108,11 @@ class InstanceMaskHead(nn.Module):
         Args:
             feature: (N, C, H, W) of the last stack.
             canvas_size: (h, w) pixels.
-            proposals: of each image, from :meth:`proposals`; there may be none.
+            proposals: of each image, from :meth:`proposals`; may be empty.
 
         Returns:
-            The weighted mask loss, a scalar: the mean over the proposals of all processes, or 0
-            where there is none.
+            The weighted mask loss, a scalar. Averaged over processes, it is the mean over the
+            proposals of all processes; 0 without proposals.
         """
         pooled = self._pool(feature, canvas_size, [x.proposal_boxes for x in proposals])
         mean_here = self.layers(pooled, proposals)["loss_mask"]
@@ -124,7 +124,7 @@ class InstanceMaskHead(nn.Module):
     ) -> Tensor:
         """
         Args:
-            feature: (1, C, H, W) of the last stack, of one image.
+            feature: (1, C, H, W) of the last stack.
             canvas_size: (h, w) pixels.
             boxes: (P, 4).
             classes: (P,) integers in [0, C).
@@ -139,12 +139,12 @@ class InstanceMaskHead(nn.Module):
         return detections.pred_masks.float()
 
     def _pool(self, feature: Tensor, canvas_size: Tuple[int, int], boxes: List[Boxes]) -> Tensor:
-        """(sum of P, C, 14, 14). A cell is canvas / map wide, 511 / 128 pixels and not 4."""
+        """(sum of P, C, 14, 14). The exact stride is canvas / map: 511 / 128 pixels, not 4."""
         height, width = feature.shape[-2:]
         cells_per_pixel = (width / canvas_size[1], height / canvas_size[0])
         scale = boxes[0].tensor.new_tensor(cells_per_pixel * 2)
         scaled = [Boxes(x.tensor * scale) for x in boxes]
-        # Positions in half precision would be wrong by whole cells.
+        # RoIAlign coordinates in half precision would be wrong by whole cells.
         with torch.autocast(feature.device.type, enabled=False):
             return self.pooler([feature.float()], scaled)
 
@@ -152,13 +152,13 @@ class InstanceMaskHead(nn.Module):
 def matched_proposals(
     boxes: Tensor, scores: Tensor, targets: Instances, iou_threshold: float
 ) -> Instances:
-    """Boxes to train masks on, each with its object: decoded boxes that hit one, and the objects'.
+    """Training samples of one image: decoded boxes matched to objects, and the ground-truth boxes.
 
     Args:
-        boxes: (P, 4) decoded boxes of one image.
-        scores: (P,) negative where there is no box.
+        boxes: (P, 4) decoded boxes.
+        scores: (P,) negative for padding and invalid pairs.
         targets: ``gt_boxes``, ``gt_classes`` and ``gt_masks`` of the image's G objects.
-        iou_threshold: decoded boxes with less IoU with every object are left out.
+        iou_threshold: least IoU of a decoded box with its nearest object; others are dropped.
 
     Returns:
         ``proposal_boxes``, ``gt_classes`` and ``gt_masks`` of at most P + G proposals.

@@ -1,4 +1,4 @@
-"""The detector: images to losses in training, to boxes in inference.
+"""The detector: losses in training, boxes in inference.
 
 Shapes: N images, h x w the canvas, H x W the feature map, P candidate boxes of an image.
 """
@@ -34,7 +34,7 @@ from .mask_head import InstanceMaskHead
 def scaled_to_output(
     results: List[Instances], batched_inputs: List[dict]
 ) -> List[Dict[str, Instances]]:
-    """Boxes in the frame that each input asks for by ``height`` and ``width``, clipped to it."""
+    """Scales results to the ``height`` and ``width`` of each input and clips them."""
     return [
         {
             "instances": detector_postprocess(
@@ -49,7 +49,7 @@ def scaled_to_output(
 
 @META_ARCH_REGISTRY.register()
 class CentripetalNet(nn.Module):
-    """CentripetalNet (arXiv 2003.09119): pairs corners by the centres that they point to."""
+    """CentripetalNet (arXiv 2003.09119): matches corners by the centres that they point to."""
 
     @configurable
     def __init__(
@@ -72,28 +72,27 @@ class CentripetalNet(nn.Module):
     ):
         """
         Args:
-            backbone: gives one feature map per stack, the best last.
-            heads: one for each of these maps.
+            backbone: returns one feature map per stack; inference uses the last.
+            heads: one per feature map.
             num_classes: C.
-            losses, matching, selection: their numbers.
-            mask_head: what gives each detection a mask, if anything.
+            losses, matching, selection: hyperparameters.
+            mask_head: predicts a mask for each detection; None for no masks.
             canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits).
-            pixel_mean, pixel_std: for each channel, in the order of ``input_format``.
+            pixel_mean, pixel_std: per channel, in the order of ``input_format``.
             input_format: channel order of the images, "RGB" or "BGR".
-            channels_last: whether feature maps are laid out with their channels last.
-            checkpoint_activations: whether training keeps nothing of the heads but the feature maps
-                that come into them, and computes the rest a second time.
-            vis_period: iterations between two pictures of predictions in the event storage; 0 for
-                none.
+            channels_last: whether to use the channels-last memory format.
+            checkpoint_activations: whether training keeps only the input feature maps of the heads
+                and recomputes their activations in the backward pass.
+            vis_period: iterations between two visualizations in the event storage; 0 for none.
 
         Raises:
-            ValueError: if the number of heads is not that of the backbone's feature maps, or
+            ValueError: if the numbers of heads and feature maps differ, or
                 ``canvas_bits`` is not one less than a power of two.
         """
         super().__init__()
         names = list(backbone.output_shape())
         if len(names) != len(heads):
-            raise ValueError(f"one head for each of the feature maps {names}, got {len(heads)}")
+            raise ValueError(f"heads must have one entry per feature map {names}, got {len(heads)}")
         if canvas_bits < 0 or canvas_bits & (canvas_bits + 1):
             raise ValueError(
                 "MODEL.CENTRIPETALNET.TEST_CANVAS_BITS must be one less than a power of two "
@@ -180,7 +179,7 @@ class CentripetalNet(nn.Module):
         return self.pixel_mean.device
 
     def untrained_parameters(self) -> List[nn.Parameter]:
-        """Parameters that the current iteration of a training does not train yet."""
+        """Parameters that the current iteration does not train yet."""
         if self.mask_head is None or self.mask_head.is_trained():
             return []
         return list(self.mask_head.parameters())
@@ -189,9 +188,8 @@ class CentripetalNet(nn.Module):
         """
         Args:
             batched_inputs: one dict for each image, as in Detectron2's models: ``image``
-                (3, h0, w0) in [0, 255], in training ``instances`` with ``gt_boxes`` and
-                ``gt_classes``, in inference optionally the ``height`` and ``width`` that the boxes
-                should refer to.
+                (3, h0, w0) in [0, 255]; in training ``instances`` with ``gt_boxes`` and
+                ``gt_classes``; in inference optionally the ``height`` and ``width`` of the output.
 
         Returns:
             In training the losses ``loss_heatmap``, ``loss_offset``, ``loss_guiding_shift`` and
@@ -244,7 +242,7 @@ class CentripetalNet(nn.Module):
         losses = dict.fromkeys(weights, 0.0)
         counts = [corner_counts(target) for target in targets]
         masks_are_trained = self.mask_head is not None and self.mask_head.is_trained()
-        # Masks are trained on what the last head finds.
+        # Masks are trained on boxes decoded from the last head.
         find_with = self.heads[-1] if masks_are_trained else None
         found = []
         for name, head in zip(self.feature_names, self.heads):
@@ -278,10 +276,7 @@ class CentripetalNet(nn.Module):
         inwards: int = 0,
         canvas_size: Optional[Tuple[int, int]] = None,
     ) -> Tuple[Dict[str, Tensor], Optional[Corners]]:
-        """The losses of one corner of one stack, not yet weighted, and the corners it finds.
-
-        They are looked for where ``inwards`` is given.
-        """
+        """Unweighted losses of one corner of one stack; with ``inwards`` also decoded corners."""
         pooled = branch.pooling(feature)
         heatmap = branch.heatmap(pooled)
         losses = corner_losses(
@@ -302,8 +297,7 @@ class CentripetalNet(nn.Module):
             batched_inputs: see :meth:`forward`.
 
         Returns:
-            A list of ``{"instances": Instances}``, in the order of the images, scaled to ``height``
-            and ``width`` and clipped to them.
+            ``{"instances": Instances}`` per image, scaled to ``height`` and ``width`` and clipped.
         """
         images = [x["image"] for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
@@ -316,10 +310,10 @@ class CentripetalNet(nn.Module):
         return scaled_to_output(results, batched_inputs)
 
     def find(self, images: List[Tensor]) -> List[Findings]:
-        """What the network says of each image, before soft-NMS.
+        """Candidates of each image before soft-NMS.
 
-        Images whose canvases are equal go through the network together, others on their own, so
-        that no image's result depends on its neighbours.
+        Only images with the same canvas size share a batch, so that padding does not depend on the
+        other images.
 
         Args:
             images: (3, h0, w0) each, in [0, 255].
@@ -356,7 +350,7 @@ class CentripetalNet(nn.Module):
 
     @staticmethod
     def boxes_for_masks(result: Instances) -> Tuple[Tensor, Tensor]:
-        """Clips the boxes of an image to it, since a mask has to fill just what is seen of a box.
+        """Clips the boxes to the image, in place: masks cover the visible part of a box.
 
         Returns:
             (P, 4) the boxes in pixels of the image, and their (P,) classes.
@@ -389,7 +383,7 @@ class CentripetalNet(nn.Module):
         inwards: int,
         canvas_size: Tuple[int, int],
     ) -> Corners:
-        """The best corners of one kind; shifts are computed at them alone."""
+        """The best corners of one kind; shifts are computed only there."""
         peaks = find_peaks(heatmap, self.matching)
         shifts = branch.shifts_at(pooled, peaks.cell.flatten())
         return locate_corners(
@@ -402,10 +396,10 @@ class CentripetalNet(nn.Module):
         )
 
     def select(self, candidates: List[Candidates], sizes: List[Tuple[int, int]]) -> List[Instances]:
-        """Final boxes of each image from its candidates.
+        """Final boxes of each image, from its candidates.
 
         Args:
-            candidates: of each image, one row each.
+            candidates: per image, (1, P, ...).
             sizes: (h0, w0) pixels of each image.
 
         Returns:
@@ -429,11 +423,11 @@ class CentripetalNet(nn.Module):
         """The input of the backbone in inference.
 
         Args:
-            images: (3, h0, w0) each, in [0, 255], with canvases of one size.
+            images: (3, h0, w0) each, in [0, 255], with the same canvas size.
 
         Returns:
-            (N, 3, h, w) normalised images, 0 around them, and of each the pixels of the canvas to
-            its left and above it.
+            (N, 3, h, w) normalised images padded with 0, and for each image the width of the
+            padding (left, top) in pixels.
         """
         height, width = self._canvas_size(images[0])
         canvas = torch.zeros(
@@ -443,7 +437,7 @@ class CentripetalNet(nn.Module):
         )
         border = []
         for row, image in enumerate(images):
-            # The image's centre lies on the canvas's, both rounded down.
+            # The centres of image and canvas coincide, both rounded down.
             top, left = height // 2 - image.shape[-2] // 2, width // 2 - image.shape[-1] // 2
             border.append((left, top))
             inside = canvas[row, :, top : top + image.shape[-2], left : left + image.shape[-1]]

@@ -1,4 +1,4 @@
-"""What losses are divided by when several processes share a batch."""
+"""Loss normalizers in distributed training."""
 
 import torch
 import torch.distributed as dist
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def count_per_process(count: Tensor) -> Tensor:
-    """Counts of the whole batch, shared out evenly.
+    """Mean count per process.
 
-    Processes average their gradients. A sum that each divides by this, not by its own count,
-    becomes the gradient that one process with the whole batch would have.
+    DistributedDataParallel averages gradients. If each process divides its loss sum by this count,
+    they equal those of one process with the whole batch, given frozen or synchronised norms.
 
     Args:
         count: any shape, of this process's part of the batch.
 
     Returns:
-        The sum over all processes, at least 1, divided by their number; float32.
+        The sum over all processes, at least 1, divided by the number of processes; float32.
     """
     count, num_processes = count.to(torch.float32, copy=True), comm.get_world_size()
     if num_processes > 1:

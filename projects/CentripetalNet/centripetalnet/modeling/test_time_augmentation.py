@@ -1,4 +1,4 @@
-"""Test-time augmentation: mirror images and several scales of an image, one soft-NMS over all."""
+"""Test-time augmentation: horizontal flips and several scales, merged by one soft-NMS."""
 
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
@@ -16,22 +16,21 @@ from .meta_arch import CentripetalNet, scaled_to_output
 
 
 class View(NamedTuple):
-    """One way to look at an image."""
+    """One augmented version of an image."""
 
     image: Tensor
-    """(3, h, w) what the detector sees."""
+    """(3, h, w) in [0, 255]."""
     scale_x: float
     scale_y: float
-    """Size of the view over that of the image."""
+    """Size of the view over size of the image."""
     mirrored: bool
 
 
 class CentripetalNetWithTTA(nn.Module):
     """CentripetalNet with test-time augmentation; called like the model itself.
 
-    The candidate boxes of all views of an image are put together in the image's own frame and go
-    through soft-NMS once; masks are the mean of what the views say.
-    Source: arXiv 2003.09119, section 4.
+    The candidates of all views of an image are mapped to the image and go through one soft-NMS.
+    Masks are the mean over the views. Source: arXiv 2003.09119, section 4.
     """
 
     @configurable
@@ -45,22 +44,21 @@ class CentripetalNetWithTTA(nn.Module):
     ):
         """
         Args:
-            model: a CentripetalNet, possibly wrapped for distributed training.
-            flip: whether each view is accompanied by its mirror image.
-            scales: sizes of the views over that of the input image. Views are made from the input,
-                also where it was resized before.
-            mapper: reads and resizes the image of an input without ``image``; by default the size
-                is kept.
+            model: a CentripetalNet, or one in DistributedDataParallel.
+            flip: whether to add the horizontal flip of each view.
+            scales: sizes of the views over the size of ``image``, which may be resized already.
+            mapper: reads and resizes the image of an input without ``image``; by default it keeps
+                the size.
 
         Raises:
-            TypeError: if the model is another one.
-            ValueError: if a scale is not positive, or there is none.
+            TypeError: if the model is not a CentripetalNet.
+            ValueError: if ``scales`` is empty or a scale is not positive.
         """
         super().__init__()
         if isinstance(model, DistributedDataParallel):
             model = model.module
         if not isinstance(model, CentripetalNet):
-            raise TypeError(f"TTA here is for CentripetalNet, got a {type(model).__name__}")
+            raise TypeError(f"this TTA expects CentripetalNet, got a {type(model).__name__}")
         if not scales or min(scales) <= 0:
             raise ValueError(f"TEST.AUG.SCALES must be positive numbers, got {list(scales)}")
         self.model = model
@@ -82,7 +80,7 @@ class CentripetalNetWithTTA(nn.Module):
     def forward(self, batched_inputs: List[dict]) -> List[dict]:
         """
         Args:
-            batched_inputs: as for the model; ``file_name`` may stand in for ``image``.
+            batched_inputs: as for the model; ``file_name`` may replace ``image``.
 
         Returns:
             As the model's inference.
@@ -92,13 +90,14 @@ class CentripetalNetWithTTA(nn.Module):
         return scaled_to_output(results, batched_inputs)
 
     def detect(self, image: Tensor) -> Instances:
-        """The final boxes of one image, not yet clipped.
+        """Final boxes of one image, with masks if the model has a mask head.
 
         Args:
             image: (3, h0, w0) in [0, 255].
 
         Returns:
-            Boxes in pixels of the image, best first; with masks these are the mean of the views'.
+            Boxes in pixels of the image, best first, clipped only with masks. Masks are the mean
+            over the views.
         """
         views = self.views(image)
         found = self.model.find([view.image for view in views])
@@ -128,7 +127,7 @@ class CentripetalNetWithTTA(nn.Module):
             image: (3, h0, w0) in [0, 255].
 
         Returns:
-            The image at each scale, each followed by its mirror image if ``flip`` is on.
+            The image at each scale, each followed by its horizontal flip if ``flip`` is on.
         """
         height, width = image.shape[-2:]
         views = []

@@ -66,7 +66,7 @@ int wrong_elements(int64_t outer, int64_t length, int64_t inner, bool reverse) {
 int main() {
   int wrong = 0;
   for (const bool reverse : {false, true}) {
-    // A part of a tile, a whole one, three; lines that fill a block, and that do not.
+    // A part of a tile, one tile, three tiles; lines that fill a thread block or do not.
     wrong += wrong_elements<true>(5, 17, 1, reverse);
     wrong += wrong_elements<true>(64, 128, 1, reverse);
     wrong += wrong_elements<true>(33, 300, 1, reverse);

@@ -1,5 +1,5 @@
-// What CUDA kernels need of the language, on the CPU: one thread for every thread of a block. Under
-// ThreadSanitizer a missing barrier is found even where the numbers happen to be right.
+// Emulates the CUDA features of the kernels on the CPU, with one CPU thread per thread of a block.
+// ThreadSanitizer finds a missing barrier even if the results happen to be right.
 #pragma once
 
 #include <barrier>
@@ -17,7 +17,7 @@ static std::barrier<>* block_barrier = nullptr;
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
-// Blocks run one after the other, so one copy for all of them is one for each.
+// Blocks run one after the other, so they can share one copy.
 #define __shared__ static
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 

@@ -83,7 +83,7 @@ bool is_right(bool channels_last, unsigned blocks, FocalExponents<double> expone
 int main() {
   bool right = true;
   for (const bool channels_last : {false, true}) {
-    // A block walks on where there are fewer blocks than cells, and idles where there are more.
+    // 1 block: threads stride over several cells. 4 blocks: some threads are idle.
     for (const unsigned blocks : {1u, 4u}) {
       right = is_right(channels_last, blocks, {2, 4}) && right;
       right = is_right(channels_last, blocks, {1.5, 3.5}) && right;

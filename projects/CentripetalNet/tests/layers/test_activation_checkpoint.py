@@ -30,7 +30,7 @@ def test_results_gradients_and_statistics_are_those_of_a_plain_call():
         assert torch.equal(a, b), name
 
 
-def test_only_what_comes_in_is_kept():
+def test_only_the_inputs_are_kept():
     module, kept = block(), []
     x = torch.randn(2, 3, 9, 9)
 
@@ -40,7 +40,7 @@ def test_only_what_comes_in_is_kept():
     assert sum(t.numel() for t in kept) <= x.numel()
 
 
-def test_statistics_are_collected_again_after_an_error_in_the_backward_pass():
+def test_norms_are_restored_after_an_error_in_the_backward_pass():
     module = block()
     x = torch.randn(2, 3, 9, 9)
 

@@ -44,7 +44,7 @@ def test_matches_the_reference_implementation(case, direction, device):
 
 
 def arrange(values, layout):
-    """The same values with the strides that the name stands for."""
+    """The same values in another memory layout."""
     if layout == "channels_last":
         return values.contiguous(memory_format=torch.channels_last)
     if layout == "sliced":
@@ -80,7 +80,7 @@ LAYOUTS = (
     specials=st.sampled_from([0, 0.05, 0.5]),
     seed=st.integers(0, 2**32 - 1),
 )
-# More positions than a thread block's tile.
+# Lines longer than a CUDA thread block's tile.
 @example((1, 3, 2, 300), torch.float32, "left", "contiguous", "contiguous", 9, 0.05, 0)
 @example((1, 3, 300, 2), torch.float64, "top", "contiguous", "contiguous", 9, 0.05, 1)
 @example((1, 3, 300, 2), torch.bfloat16, "bottom", "channels_last", "contiguous", 9, 0.05, 2)
@@ -93,7 +93,7 @@ def test_agrees_with_cummax_in_value_and_gradient(
     def integers(low, high):
         return torch.randint(low, high + 1, shape, generator=generator).double()
 
-    # In few integers there are ties, and sums of them are exact in every order.
+    # Small integers give ties, and sums that are exact in any order.
     values = integers(-spread, spread).to(dtype).double()
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0]).double()
     chosen = torch.rand(shape, generator=generator) < specials
@@ -117,7 +117,7 @@ def test_agrees_with_cummax_in_value_and_gradient(
 
 @pytest.fixture(scope="module")
 def cases_for_vectors():
-    """Inputs of the two operators with the outputs expected, around the sizes of vectors."""
+    """Inputs of both operators with expected outputs, in sizes around those of vectors."""
     generator = torch.Generator().manual_seed(0)
     special = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0, 0.0])
 
@@ -152,7 +152,7 @@ def cases_for_vectors():
 
 
 def run_with_capability(capability, arguments, folder):
-    """What the operators return in a new process, which holds them to an instruction set."""
+    """Outputs of the operators in a new process that is limited to an instruction set."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("kernels are compiled for several instruction sets on x86 only")
     library = importlib.import_module("centripetalnet._C").__file__
@@ -217,7 +217,7 @@ def test_reference_takes_the_maximum_up_to_the_named_border(direction):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_of_gradients_in_16_bit_are_rounded_once(dtype, device):
-    # One element gets all gradients. Added up in bfloat16, ones end at 256.
+    # One element gets all gradients. In bfloat16 a running sum of ones stops at 256.
     input = torch.zeros(1, 1, 8, 1000, dtype=dtype, device=device)
     input[..., -1] = 1
 
@@ -229,14 +229,14 @@ def test_sums_of_gradients_in_16_bit_are_rounded_once(dtype, device):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_gradcheck(direction, device):
-    # Apart by more than gradcheck's step.
+    # Values differ by more than gradcheck's step.
     input = torch.randperm(2 * 3 * 5 * 4).double().view(2, 3, 5, 4).to(device).requires_grad_()
 
     assert torch.autograd.gradcheck(lambda x: corner_pool(x, direction), input)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_operators_are_registered_soundly(layout, opcheck, device):
+def test_operators_pass_opcheck(layout, opcheck, device):
     input = arrange(torch.randn(2, 3, 5, 4, device=device), layout)
     operators = torch.ops.centripetalnet
 
@@ -254,7 +254,7 @@ def test_second_derivative_is_an_error():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_backward_keeps_the_input_alone(layout):
+def test_backward_keeps_only_the_input(layout):
     input = arrange(torch.randn(2, 3, 5, 4), layout).requires_grad_()
     saved = []
 
@@ -278,7 +278,7 @@ def test_compiles_into_one_graph(dynamic, device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_memory_format_is_kept_and_foreseen_without_data(layout, device):
+def test_memory_format_is_kept_also_on_meta_tensors(layout, device):
     input = arrange(torch.randn(2, 3, 5, 4, device=device), layout).requires_grad_()
     meta = torch.empty_strided(input.shape, input.stride(), device="meta").requires_grad_()
 
@@ -323,7 +323,7 @@ def test_empty_input_gives_empty_output_and_gradient(empty_axis, direction, devi
         ([[1.0]], "top", TypeError, "got list"),
     ],
 )
-def test_bad_arguments_are_named(pool, input, direction, error, message):
+def test_invalid_arguments_are_errors(pool, input, direction, error, message):
     with pytest.raises(error, match=message):
         pool(input, direction)
 
@@ -350,7 +350,7 @@ def test_operator_checks_its_own_arguments(input, direction, error, message, dev
         (torch.zeros(1, 1, 2, 2).double(), TypeError, "one dtype"),
     ],
 )
-def test_backward_operator_wants_a_gradient_like_the_input(grad_output, error, message, device):
+def test_backward_operator_refuses_a_gradient_unlike_the_input(grad_output, error, message, device):
     input = torch.zeros(1, 1, 2, 2, device=device)
 
     with pytest.raises(error, match=message):

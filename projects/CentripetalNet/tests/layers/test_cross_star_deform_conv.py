@@ -46,7 +46,7 @@ def test_autocast_keeps_positions_exact():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
-def test_the_gpu_computes_what_the_cpu_does():
+def test_gpu_and_cpu_agree():
     torch.manual_seed(0)
     layer = CrossStarDeformConv(4)
     feature, shift = torch.randn(1, 4, 9, 7), torch.randn(1, 2, 9, 7)

@@ -1,4 +1,4 @@
-"""The CUDA kernels where there is no GPU: compiled, and run by threads of the CPU."""
+"""CUDA kernels without a GPU: compiled with nvcc, and emulated by CPU threads."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ import centripetalnet.layers
 
 CSRC = Path(centripetalnet.layers.__file__).parent / "csrc"
 KERNELS = ("corner_pool", "gaussian_focal_loss")
-# How the .cu files instantiate them.
+# Instantiations as in the .cu files.
 INSTANCES = {
     "corner_pool": """
         template __global__ void centripetalnet::gpu::corner_pool_kernel<float, float, true>(
@@ -61,7 +61,7 @@ def test_every_architecture_that_nvcc_lists_is_compiled_for(kernel, tmp_path):
 
 @pytest.fixture(scope="module")
 def run_on_cpu(tmp_path_factory):
-    """Compiles kernels for the CPU, a thread of it for every CUDA thread, and runs them."""
+    """Compiles kernels for the CPU and runs them, with one CPU thread per CUDA thread."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs g++ or clang++ on Linux")
@@ -90,7 +90,7 @@ def test_kernels_are_right_and_free_of_races_on_the_cpu(kernel, run_on_cpu):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_missing_barrier_would_be_found(kernel, run_on_cpu):
+def test_a_missing_barrier_is_detected(kernel, run_on_cpu):
     source = (CSRC / f"{kernel}_kernel.cuh").read_text()
     barriers = [match.span() for match in re.finditer(r"__syncthreads\(\);", source)]
 

@@ -1,8 +1,8 @@
-"""Compiled operators and their Python functions, given whatever somebody may give them.
+"""Fuzz tests of the compiled operators and their Python functions.
 
-A call returns what the reference returns, or raises an error that says what is wrong. An operator
-that read or wrote outside its tensors would end the whole test run, and `make sanitize` would say
-where. The hypothesis statistics (--hypothesis-show-statistics) count what was tried.
+A call returns the result of the reference, or raises an error that names the operator or the cause.
+An operator that reads or writes outside its tensors may crash the test run; `make sanitize` locates
+it. Hypothesis statistics (--hypothesis-show-statistics) count the cases.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from centripetalnet.layers import (
 OPERATORS = torch.ops.centripetalnet
 DIRECTIONS = ("top", "bottom", "left", "right")
 REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError)
-# Whose fault it is, or that the memory does not suffice.
+# An error must name the operator, or be about memory.
 CLEAR = re.compile(
     "corner_pool|gaussian_focal_loss|soft_nms|soft-NMS|render_bumps|not implemented for|"
     "can't allocate|Storage size calculation overflowed|overflow",
@@ -40,16 +40,16 @@ NAMES_OF_DTYPES = (
     "complex32 complex64 complex128 float8_e4m3fn float8_e5m2"
 ).split()
 DTYPES = [getattr(torch, name) for name in NAMES_OF_DTYPES if hasattr(torch, name)]
-# PyTorch itself copies and joins these in part.
+# PyTorch itself supports only some copies and joins of these.
 RARE_DTYPES = [x for x in DTYPES if re.search("float8|complex32|uint(16|32|64)", str(x))]
 WITH_KERNEL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SPECIAL_FLOATS = (math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-45, -0.0)
-# What an exponent, a sigma or a threshold may be given as.
+# Values of an exponent, a sigma or a threshold.
 OPTIONS = st.sampled_from(
     (0.0, 0.5, 1.0, 2.0, 3.5, 4.0, 1e3, 1e-300, 1e300, -1.0, math.nan, math.inf, -math.inf)
 )
 EXTREME_INTS = (-(2**31), -1, 0, 1, 2, 5, 2**31 - 1)
-# More bytes than any machine can address, in each of the shapes that are asked for.
+# Shapes of 0 to 6 dimensions with more bytes than any machine can address.
 HUGE = {
     0: (),
     1: (2**50,),
@@ -62,7 +62,7 @@ HUGE = {
 
 
 def filled(shape, dtype, seed, special=False):
-    """Small numbers of any dtype; special floats among them."""
+    """Small numbers of any dtype, optionally with special floats among them."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(-4, 5, shape, generator=generator).double()
     if special:
@@ -99,7 +99,7 @@ def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-# The same or fewer values, in another arrangement that kernels must read.
+# Memory layouts that kernels must support; `expanded` repeats values.
 ARRANGEMENTS = (torch.Tensor.contiguous, transposed, sliced, with_offset, expanded, channels_last)
 
 
@@ -119,7 +119,7 @@ def quantized(x):
     return torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8)
 
 
-# What they may not be able to take.
+# Tensors that kernels may refuse.
 ODDITIES = {
     "negated": negated_view,
     "with gradient": with_gradient,
@@ -133,7 +133,7 @@ ODDITIES = {
 
 @st.composite
 def odd_tensors(draw, near):
-    """A tensor like ``near``, but for dtype, shape or arrangement."""
+    """A tensor like ``near`` with another dtype, shape or layout."""
     kind = draw(st.sampled_from(("dtype", "shape", "any", "arranged", *ODDITIES)))
     event(f"argument: {kind}")
     seed = draw(st.integers(0, 2**16))
@@ -154,7 +154,7 @@ def odd_tensors(draw, near):
 
 
 def odd(draw, arguments):
-    """The arguments by name, some of the tensors replaced."""
+    """The arguments, up to two of the tensors replaced by odd ones."""
     names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
     for name in draw(st.sets(st.sampled_from(names), max_size=2)):
         arguments[name] = draw(odd_tensors(arguments[name]))
@@ -219,7 +219,7 @@ def suppression_arguments(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     boxes = torch.rand(images, count, 4, generator=generator) * 20
     boxes[..., 2:] += boxes[..., :2] * draw(st.sampled_from((0, 1)))
-    # All different, as the order among equal scores is nobody's business.
+    # All different, as the order of equal scores is undefined.
     order = torch.rand(images, count, generator=generator).argsort(dim=1)
     scores = (order + 1) / (count + 1)
     special = draw(st.sampled_from(SPECIAL_FLOATS))
@@ -236,7 +236,7 @@ def suppression_arguments(draw):
     if draw(st.booleans()):
         arguments = odd(draw, arguments)
     is_meta = any(x.is_meta for x in arguments.values())
-    # Without data there is no last box: so many rounds would be gone through.
+    # On meta tensors the number of rounds is the limit itself, so it has to be small.
     limits = (0, 1, 3, 100) if is_meta else (0, 1, 3, 100, 2**62, -1)
     options = {"sigma": 0.5, "iou_threshold": 0.5, "min_score": 0.001}
     if draw(st.booleans()):
@@ -250,7 +250,7 @@ def suppression_arguments(draw):
 
 
 def outcome(what, call, *arguments):
-    """The result, or None for a refusal that is clear."""
+    """The result, or None if the call raises a clear error."""
     try:
         result = call(*arguments)
     except REFUSALS as error:
@@ -262,7 +262,7 @@ def outcome(what, call, *arguments):
 
 
 def is_plain(*tensors):
-    """Whether the reference can be asked."""
+    """Whether the reference supports the tensors."""
     return all(x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
 
 
@@ -310,13 +310,13 @@ def check_pooling(arguments):
 
 
 def adds_up(numbers):
-    """Whether no sum of them depends on their order."""
+    """Whether sums of the numbers are independent of the order."""
     numbers = numbers.detach().double()
     return not (numbers.isfinite() & (numbers.abs() > 1e30)).any()
 
 
 def loss_and_gradient_expected(logits, bumps, alpha, beta, grad_loss):
-    """In double precision, but with the float target that kernels for lesser dtypes see."""
+    """In double precision, but with a float32 target unless the logits are float64."""
     precision = torch.double if logits.dtype == torch.double else torch.float
     targets = render_bumps(bumps, tuple(logits.shape), precision).double()
     logits = logits.detach().double().requires_grad_()
@@ -421,27 +421,27 @@ def test_soft_nms_gives_the_right_result_or_a_clear_error(arguments):
 @pytest.mark.slow
 @MANY
 @given(pooling_arguments())
-def test_corner_pooling_stands_many_more_arguments(arguments):
+def test_corner_pooling_with_many_more_arguments(arguments):
     check_pooling(arguments)
 
 
 @pytest.mark.slow
 @MANY
 @given(loss_arguments())
-def test_heatmap_loss_stands_many_more_arguments(arguments):
+def test_heatmap_loss_with_many_more_arguments(arguments):
     check_loss(arguments)
 
 
 @pytest.mark.slow
 @MANY
 @given(suppression_arguments())
-def test_soft_nms_stands_many_more_arguments(arguments):
+def test_soft_nms_with_many_more_arguments(arguments):
     check_suppression(arguments)
 
 
 @FEW
 @given(pooling_arguments(), loss_arguments(), suppression_arguments())
-def test_where_there_is_no_kernel_errors_are_of_the_same_kinds(pooling, loss, suppression):
+def test_without_kernels_errors_are_of_the_same_kinds(pooling, loss, suppression):
     with pytest.MonkeyPatch.context() as patch:
         without_kernels(patch)
         calls = (
@@ -459,7 +459,7 @@ def test_where_there_is_no_kernel_errors_are_of_the_same_kinds(pooling, loss, su
                 event(f"{call.__name__} without a kernel: result")
 
 
-def test_no_boxes_of_many_images_take_no_time():
+def test_many_images_without_boxes_take_no_time():
     scores = torch.zeros(1, 0).expand(2**40, 0)
 
     keep, lowered = batched_soft_nms(

@@ -14,7 +14,7 @@ from centripetalnet.layers import (
 )
 
 SHAPE = (2, 3, 9, 21)
-# Two that overlap, one cut off by the border, one that is a single cell, one that is none.
+# A single cell, one to ignore (radius -1), two that overlap, one cut off by the border.
 BUMPS = torch.tensor(
     [[0, 3, 3, 0], [0, 1, 1, -1], [1, 4, 10, 3], [1, 5, 13, 2], [5, 0, 20, 4]], dtype=torch.int32
 )
@@ -35,7 +35,7 @@ def loss_and_gradient(logits, alpha=2.0, beta=4.0):
 
 
 def expected_loss_and_gradient(logits, alpha=2.0, beta=4.0):
-    """The formula as it is written in the paper, in double precision."""
+    """The paper's formula in double precision."""
     logits = logits.detach().cpu().double().requires_grad_()
     p, t = logits.sigmoid(), render_bumps(BUMPS, SHAPE, torch.double)
     positive = -p.log() * (1 - p) ** alpha
@@ -58,7 +58,7 @@ def test_equals_the_formula_in_double_precision(alpha, beta, dtype, memory_forma
     torch.testing.assert_close(loss.cpu().double(), expected_loss, rtol=2e-6, atol=0)
     assert gradient.dtype == dtype
     assert gradient.is_contiguous(memory_format=memory_format)
-    # One rounding to the dtype, where a gradient is not smaller than the dtype can say.
+    # One rounding to the dtype, unless the gradient is below the dtype's smallest normal number.
     precision = max(torch.finfo(dtype).eps, 2e-6)
     smallest = torch.finfo(dtype).tiny if dtype != torch.float32 else 1e-12
     torch.testing.assert_close(
@@ -66,7 +66,7 @@ def test_equals_the_formula_in_double_precision(alpha, beta, dtype, memory_forma
     )
 
 
-def test_where_there_is_no_kernel_the_reference_gives_the_same(monkeypatch):
+def test_without_a_kernel_the_reference_is_used(monkeypatch):
     logits = logits_of()
     expected = loss_and_gradient(logits)
     module = importlib.import_module("centripetalnet.layers.gaussian_focal_loss")
@@ -87,12 +87,12 @@ def test_extreme_logits_give_finite_losses_and_gradients(device):
     loss.backward()
 
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
-    # A corner that the detector is sure is none, and sure confidence where there is no corner.
+    # A confident false negative, and a confident false positive.
     assert logits.grad[0, 0, 0, 0] == -1
     assert loss > 1e4
 
 
-def test_a_logit_that_is_no_number_is_not_hidden(device):
+def test_a_nan_logit_gives_a_nan_loss_and_gradient(device):
     logits = logits_of(device=device).detach()
     logits[1, 1, 4, 5] = float("nan")
 
@@ -102,7 +102,7 @@ def test_a_logit_that_is_no_number_is_not_hidden(device):
     assert gradient.isnan().sum() == 1
 
 
-def test_gradient_is_right(device):
+def test_gradcheck(device):
     logits = torch.randn(1, 2, 3, 4, dtype=torch.double, device=device, requires_grad=True)
     bumps = torch.tensor([[1, 1, 1, 1]], dtype=torch.int32, device=device)
     plane_start = torch.tensor([0, 0, 1], dtype=torch.int32, device=device)
@@ -121,7 +121,7 @@ def test_second_derivative_is_an_error(device):
         gradient.sum().backward()
 
 
-def test_operators_are_registered_soundly(opcheck, device):
+def test_operators_pass_opcheck(opcheck, device):
     op = torch.ops.centripetalnet
     logits, bumps, plane_start = logits_of(device=device), BUMPS.to(device), PLANE_START.to(device)
     grad = torch.ones((), device=device)
@@ -130,7 +130,7 @@ def test_operators_are_registered_soundly(opcheck, device):
     opcheck(op.gaussian_focal_loss_backward, (grad, logits.detach(), bumps, plane_start, 2.0, 4.0))
 
 
-def test_for_the_gradient_nothing_of_the_size_of_the_logits_is_kept_beside_them():
+def test_backward_keeps_no_map_but_the_logits():
     kept = []
     logits = torch.randn(1, 2, 64, 64, requires_grad=True)
     bumps = torch.tensor([[1, 30, 30, 9]], dtype=torch.int32)
@@ -144,7 +144,7 @@ def test_for_the_gradient_nothing_of_the_size_of_the_logits_is_kept_beside_them(
     assert sum(x.numel() for x in others) < 10
 
 
-def test_no_images_have_no_loss(device):
+def test_an_empty_batch_has_zero_loss(device):
     logits = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
     none = torch.zeros(0, 4, dtype=torch.int32, device=device)
     loss = gaussian_focal_loss(logits, none, torch.zeros(1, dtype=torch.int32, device=device))
@@ -187,7 +187,7 @@ def test_rendered_bumps_are_gaussians_merged_by_their_maximum():
     heatmap = render_bumps(BUMPS, SHAPE).flatten(0, 1)
 
     assert heatmap[0].count_nonzero() == 1 and heatmap[0, 3, 3] == 1
-    # Two cells from one peak (sigma 7 / 6) and one row, and one cell from another (sigma 5 / 6).
+    # (2, 1) cells from a peak with sigma 7 / 6, one cell from a peak with sigma 5 / 6.
     from_peaks = math.exp(-5 / (2 * (7 / 6) ** 2)), math.exp(-1 / (2 * (5 / 6) ** 2))
     assert heatmap[1, 5, 12].item() == pytest.approx(max(from_peaks))
     assert heatmap[1, 4, 9].item() == pytest.approx(math.exp(-1 / (2 * (7 / 6) ** 2)))
@@ -198,14 +198,14 @@ def test_rendered_bumps_are_gaussians_merged_by_their_maximum():
 @pytest.mark.parametrize(
     "bumps, plane_start, message",
     [
-        ([[0, 9, 0, 1]], [0, 1, 1, 1, 1, 1, 1], "lie on the map of 9 x 21 cells, got one at y = 9"),
-        ([[0, 0, -1, 1]], [0, 1, 1, 1, 1, 1, 1], "lie on the map .* x = -1"),
-        ([[6, 0, 0, 1]], [0, 0, 0, 0, 0, 0, 1], r"under N \* C = 6, got 6"),
+        ([[0, 9, 0, 1]], [0, 1, 1, 1, 1, 1, 1], "are on the map of 9 x 21 cells, got one at y = 9"),
+        ([[0, 0, -1, 1]], [0, 1, 1, 1, 1, 1, 1], "are on the map .* x = -1"),
+        ([[6, 0, 0, 1]], [0, 0, 0, 0, 0, 0, 1], r"N \* C\) = \[0, 6\), got 6"),
         ([[0, 0, 0, 1]], [0, 9, 9, 9, 9, 9, 9], "rise from 0 to the number of bumps, 1"),
         ([[0, 0, 0, 1]], [0, 1, -5, 1, 1, 1, 1], "rise from 0"),
     ],
 )
-def test_numbers_that_would_lead_outside_the_tensors_are_errors(bumps, plane_start, message):
+def test_bumps_outside_the_maps_are_errors(bumps, plane_start, message):
     arguments = torch.tensor(bumps, dtype=torch.int32), torch.tensor(plane_start).int()
 
     with pytest.raises(ValueError, match=message):
@@ -213,7 +213,7 @@ def test_numbers_that_would_lead_outside_the_tensors_are_errors(bumps, plane_sta
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_bumps_that_are_not_where_plane_start_says_are_errors(memory_format):
+def test_bumps_that_disagree_with_plane_start_are_errors(memory_format):
     bumps = torch.tensor([[1, 0, 0, 1]], dtype=torch.int32)
     plane_start = torch.tensor([0, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
 
@@ -235,7 +235,7 @@ def test_exponents_must_be_finite_and_not_negative(compiled, name, exponent, mon
         gaussian_focal_loss(torch.zeros(SHAPE), BUMPS, PLANE_START, **{name: exponent})
 
 
-def test_without_quietening_near_corners_corners_still_count_once(device):
+def test_with_beta_zero_positive_cells_count_once(device):
     logits = logits_of(device=device)
 
     loss, _ = loss_and_gradient(logits, beta=0.0)
@@ -256,7 +256,7 @@ def test_the_gradient_of_a_huge_logit_is_that_of_a_large_one():
     assert logits.grad.flatten().tolist() == [1, 1]
 
 
-def test_the_gradient_wants_a_loss_on_its_own_device():
+def test_backward_refuses_a_gradient_on_another_device():
     grad = torch.ones((), device="meta")
 
     with pytest.raises(ValueError, match="one device, got meta and cpu"):
@@ -277,7 +277,7 @@ def test_a_bump_may_be_larger_than_the_map(radius):
 
 
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_kernels_for_lesser_instruction_sets_give_the_same(capability):
+def test_kernels_for_lower_instruction_sets_agree(capability):
     command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "equals_the_formula"]
     environment = {**os.environ, "CENTRIPETALNET_CPU_CAPABILITY": capability}
 

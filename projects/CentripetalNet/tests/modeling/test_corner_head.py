@@ -34,19 +34,19 @@ def test_no_gradient_flows_from_the_centripetal_shift_into_the_guiding_shift():
     assert head.tl.pooling.vertical.weight.grad.abs().sum() > 0
 
 
-def test_the_corners_look_in_opposite_directions():
+def test_corners_pool_in_opposite_directions():
     head = make_head().eval()
     head.br.load_state_dict(head.tl.state_dict())
-    # With weights that are symmetric a turned picture makes the corners change places.
+    # With symmetric weights, rotating the feature by 180 degrees swaps the corners.
     for branch in (head.tl, head.br):
         for name, weight in branch.named_parameters():
             if weight.dim() == 4 and "cross_star" not in name:
                 weight.data = weight.data + weight.data.flip(2, 3)
     feature = torch.randn(1, 8, 6, 6)
 
-    straight, turned = head(feature), head(feature.flip(2, 3))
+    straight, rotated = head(feature), head(feature.flip(2, 3))
 
-    torch.testing.assert_close(straight.br.heatmap, turned.tl.heatmap.flip(2, 3))
+    torch.testing.assert_close(straight.br.heatmap, rotated.tl.heatmap.flip(2, 3))
 
 
 def test_initialisation_is_the_released_one():
@@ -105,7 +105,7 @@ def test_predictions_can_be_trained_on_a_frozen_feature():
 def test_sampling_between_cells_has_the_right_gradients():
     torch.manual_seed(0)
     feature = torch.randn(2, 3, 4, 5, dtype=torch.double, requires_grad=True)
-    # Inside, across the edge, and outside; never on a cell, where the slope jumps.
+    # Inside, across the edge, and outside; never on a cell centre, where the gradient is undefined.
     y = torch.tensor([0.3, 2.7, -0.6, 3.4, 9.5], dtype=torch.double, requires_grad=True)
     x = torch.tensor([1.2, 3.6, 0.4, 4.7, -8.1], dtype=torch.double, requires_grad=True)
     image_index = torch.tensor([0, 1, 1, 0, 1])

@@ -14,7 +14,7 @@ from centripetalnet.structures import CornerShifts
 
 def test_heatmap_loss_is_divided_by_the_number_of_positive_cells():
     logits = torch.randn(2, 3, 4, 4)
-    # A box of one cell; twice the same corner of one class counts once.
+    # Two boxes of one class with the same corner cell count once.
     boxes = torch.tensor([[0.0, 0, 2, 2], [12.0, 12, 14, 14], [12.0, 12, 14, 14]])
     classes, image_index = torch.tensor([0, 2, 2]), torch.tensor([0, 1, 1])
 
@@ -43,18 +43,18 @@ def test_shift_loss_counts_winning_cells_only():
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
 
 
-def test_corners_on_one_cell_count_once_for_each_class_or_once():
+def test_heatmap_counts_are_per_class_and_shift_counts_are_not():
     boxes = torch.tensor([[8.0, 8, 40, 40], [9.0, 9, 60, 60], [8.0, 8, 62, 62], [30, 30, 50, 50]])
     classes = torch.tensor([0, 1, 0, 1])
 
     targets = corner_targets(boxes, classes, torch.zeros_like(classes), 1, 2, (64, 64), (16, 16))
 
-    # Three share the top-left cell, in two classes; two the bottom-right one, in two classes.
+    # Three boxes of two classes share the top-left cell, two boxes of two classes the bottom-right.
     assert corner_counts(targets.tl) == (3, 2)
     assert corner_counts(targets.br) == (4, 3)
 
 
-def test_a_batch_without_boxes_has_zero_shift_losses_that_reach_every_prediction():
+def test_without_boxes_shift_losses_are_zero_and_reach_every_prediction():
     heatmap = torch.randn(2, 3, 4, 4, requires_grad=True)
     shifts = CornerShifts(*(torch.zeros(0, 2, requires_grad=True) for _ in range(3)))
     none = torch.zeros(0, dtype=torch.long)

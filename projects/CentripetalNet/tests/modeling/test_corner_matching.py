@@ -31,7 +31,7 @@ def head_output(head):
 
 
 def decode(output, canvas_size, border, options):
-    """Candidates from whole maps."""
+    """Candidates from dense maps."""
     corners = []
     for maps, inwards in ((output.tl, +1), (output.br, -1)):
         peaks = find_peaks(maps.heatmap, options)
@@ -45,7 +45,7 @@ def decode(output, canvas_size, border, options):
 
 
 def planted(boxes, scores, size=64, num_classes=1):
-    """Head maps on a canvas of equal size that say exactly these boxes (cells are pixels)."""
+    """Head maps that decode to exactly these boxes; the canvas has the size of the map."""
     maps = []
     for corner, sign in ((slice(0, 2), 1), (slice(2, 4), -1)):
         heatmap = torch.full((1, num_classes, size, size), -20.0)
@@ -61,7 +61,7 @@ def planted(boxes, scores, size=64, num_classes=1):
 
 
 def pair(tl, br, tl_center, br_center, scores=(0.5, 0.5), classes=(0, 0)):
-    """One corner of each kind, matched: whether they are a box, and the candidates."""
+    """One corner of each kind."""
 
     def corners(position, center, score, cls):
         return Corners(
@@ -128,7 +128,7 @@ def test_both_centers_must_lie_strictly_inside_the_central_region(side, mu):
 def test_a_box_is_large_above_3500_pixels(area, mu):
     side = math.sqrt(area)
     middle = side / 2
-    # Between the edges of the two regions there are.
+    # Inside the region of a large box, outside that of a small one.
     between = side / 2 * (1 + (1 / 2.1 + 1 / 2.4) / 2)
     assert is_box((0, 0), (side, side), (between, middle), (middle, middle)) == (mu == 1 / 2.1)
 
@@ -180,7 +180,7 @@ def test_a_hundred_corners_of_each_kind_are_kept():
 
 
 @pytest.mark.parametrize("map_size", [(1, 1), (1, 3), (2, 2)])
-def test_a_map_with_fewer_cells_than_corners_wanted_works(map_size):
+def test_a_map_with_fewer_cells_than_topk_works(map_size):
     def maps():
         shift = torch.zeros(1, 2, *map_size)
         return CornerMaps(torch.zeros(1, 2, *map_size), shift, shift, shift)
@@ -207,7 +207,7 @@ def test_only_the_best_candidates_enter_soft_nms():
     assert torch.equal(final.boxes[0], boxes[0, :1000])
 
 
-def test_images_with_different_numbers_of_candidates_do_not_touch_each_other():
+def test_images_with_different_numbers_of_candidates_are_independent():
     few = decode(
         planted(torch.tensor([[4.0, 4, 30, 30]]), [0.9]),
         (64, 64),
@@ -252,6 +252,6 @@ def test_neighbourhoods_are_those_of_max_pooling(kernel, size):
 
 
 @pytest.mark.parametrize("sigma", [0.0, -0.5, float("nan")])
-def test_a_sigma_that_is_not_positive_is_named(sigma):
+def test_a_sigma_that_is_not_positive_is_an_error(sigma):
     with pytest.raises(ValueError, match=r"SOFT_NMS\.SIGMA must be positive"):
         SelectionOptions(sigma=sigma)

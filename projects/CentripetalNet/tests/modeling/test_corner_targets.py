@@ -39,14 +39,14 @@ def dense(heatmap, num_images=1, num_classes=1, map_size=(16, 16)):
 
 
 def as_map(target, values, num_images, map_size):
-    """Values of the boxes that win their cells, as the dense map that the reference makes."""
+    """Dense map, as in the reference, of the values of the boxes that win their cells."""
     height, width = map_size
     dense = torch.zeros(num_images * height * width, 2)
     dense[target.cell[target.wins]] = values[target.wins]
     return dense.view(num_images, height, width, 2).permute(0, 3, 1, 2)
 
 
-def test_matches_the_reference_on_boxes_that_pin_the_rules(golden):
+def test_matches_the_reference_on_edge_cases(golden):
     numbers = golden("targets_edge.pt")
     counts = [len(boxes) for boxes in numbers["gt_boxes"]]
     image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -123,7 +123,7 @@ def test_no_boxes_give_empty_targets():
     assert len(targets.br.cell) == 0
 
 
-def test_each_radius_keeps_just_the_overlap():
+def test_each_radius_gives_exactly_the_overlap():
     height, width = torch.tensor([10.0, 40, 7]), torch.tensor([10.0, 12, 90])
     h, w, area = height.double(), width.double(), (height * width).double()
 
@@ -152,7 +152,7 @@ def boxes_on_canvas(draw):
 
 @settings(deadline=None, max_examples=100)
 @given(boxes_on_canvas())
-def test_targets_are_finite_and_lead_back_to_the_box(canvas_and_boxes):
+def test_targets_are_finite_and_decode_to_the_box(canvas_and_boxes):
     canvas, boxes = canvas_and_boxes
     map_size = math.ceil(canvas[0] / 4), math.ceil(canvas[1] / 4)
 

@@ -30,7 +30,7 @@ NARROW = {
 
 @pytest.fixture(scope="module")
 def model():
-    """Finds boxes of two classes, about eight cells wide."""
+    """A narrow model that detects boxes of two classes, about eight cells wide."""
     torch.manual_seed(0)
     model = build_model(config(**NARROW)).eval()
     for branch in (model.heads[-1].tl, model.heads[-1].br):
@@ -56,7 +56,7 @@ def corners(position, center, cls, score=None):
 
 
 def outcome_of(tl, br, tl_center, br_center, classes=(0, 0)):
-    """Of a single pair, where nothing enters soft-NMS."""
+    """Outcome of a single pair that does not enter soft-NMS."""
     positions = [torch.tensor([x], dtype=torch.float) for x in (tl, tl_center, br, br_center)]
     tl = corners(positions[0], positions[1], classes[:1])
     br = corners(positions[2], positions[3], classes[1:])
@@ -76,7 +76,7 @@ def outcome_of(tl, br, tl_center, br_center, classes=(0, 0)):
         (((0, 0), (100, 100), (50, 50), (50, 20)), PairOutcome.BR_OUTSIDE),
         (((0, 0), (100, 100), (28, 28), (72, 72)), PairOutcome.FAR_APART),
         (((0, 0), (100, 100), (50, 50), (50, 50)), PairOutcome.SCORE_TOO_LOW),
-        # Of several reasons the first counts.
+        # If several conditions fail, the first counts.
         (((100, 0), (0, 100), (500, 50), (50, 500), (0, 1)), PairOutcome.OTHER_CLASS),
         (((0, 0), (100, 100), (80, 50), (20, 10)), PairOutcome.TL_OUTSIDE),
     ],
@@ -126,7 +126,7 @@ def test_outcomes_add_up_to_all_pairs(rows):
     assert outcome.bincount(minlength=len(PairOutcome)).sum() == len(rows)
 
 
-def test_what_is_explained_is_what_is_detected(model, image, explanation):
+def test_explanation_agrees_with_detection(model, image, explanation):
     with torch.no_grad():
         found = model([{"image": image}])[0]["instances"]
 
@@ -134,7 +134,7 @@ def test_what_is_explained_is_what_is_detected(model, image, explanation):
     boxes = explanation.boxes[tl, br]
     boxes[:, 0::2] = boxes[:, 0::2].clamp(max=117)
     boxes[:, 1::2] = boxes[:, 1::2].clamp(max=90)
-    # What is clipped away is no detection.
+    # Boxes outside the image are not detections.
     seen = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     assert len(found) > 10
     torch.testing.assert_close(boxes[seen], found.pred_boxes.tensor)
@@ -153,7 +153,7 @@ def test_counts_add_up_and_agree_with_the_detections(explanation):
     assert all(best[x] <= counts[x] for x in PairOutcome)
 
 
-def test_what_soft_nms_may_not_look_at_has_too_low_a_score(model, image, explanation):
+def test_boxes_beyond_max_candidates_have_too_low_a_score(model, image, explanation):
     object.__setattr__(model.selection, "max_candidates", 5)
     try:
         few = explain(model, image).count_outcomes()
@@ -166,14 +166,14 @@ def test_what_soft_nms_may_not_look_at_has_too_low_a_score(model, image, explana
 
 
 def test_positions_are_pixels_of_the_image(explanation):
-    # The canvas is 127 x 127, the image lies in its middle.
+    # The canvas is 127 x 127, with the image in the middle.
     assert explanation.map_extent == (-5, -18, 122, 109)
     for seen in (explanation.tl, explanation.br):
         assert (seen.position > -20).all() and (seen.position < 130).all()
         assert seen.heatmap.max() == seen.score[0]
 
 
-def test_the_best_pair_that_could_be_a_box_and_is_none_is_chosen(explanation):
+def test_the_best_rejected_pair_is_chosen_by_default(explanation):
     pair = choose_pair(explanation)
 
     could_be = explanation.outcome > PairOutcome.NO_EXTENT
@@ -207,7 +207,7 @@ def test_where_no_pair_is_around_a_point_the_nearest_is_chosen(explanation):
 
 
 def test_a_class_without_pairs_is_an_error(explanation):
-    with pytest.raises(ValueError, match="no top-left one lies above"):
+    with pytest.raises(ValueError, match=r"top-left corners is above .* same class \(7\)"):
         choose_pair(explanation, (5, 5), cls=7)
 
 

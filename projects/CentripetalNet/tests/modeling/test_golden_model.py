@@ -1,4 +1,4 @@
-"""The whole network against the reference's numbers."""
+"""The complete network against golden numbers of the reference."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from centripetalnet.modeling.corner_matching import (
     select_detections,
 )
 
-# Our field of CornerMaps and the reference's name of the map.
+# Field of CornerMaps: name of the map in the reference.
 MAPS = {
     "heatmap": "heat",
     "offset": "off",
@@ -19,7 +19,7 @@ MAPS = {
     "centripetal_shift": "centripetal_shift",
 }
 CORNERS = ("tl", "br")
-# Our loss and the reference's name of it.
+# Loss: its name in the reference.
 LOSSES = {
     "heatmap": "det_loss",
     "offset": "off_loss",
@@ -30,7 +30,7 @@ LOSSES = {
 
 def assert_close_to_largest(actual, expected, tolerance, scale=None):
     largest = expected.abs().max() if scale is None else scale
-    # Sums in another order move values near 1 by some units in the last place.
+    # Another order of summation changes values near 1 by some units in the last place.
     noise = 8 * torch.finfo(torch.float32).eps * expected.abs().max()
     assert (actual - expected).abs().max() <= max(tolerance * largest, noise)
 
@@ -42,7 +42,7 @@ def assert_head_matches(output, expected, spread, stride):
             target = expected[f"{corner}_{theirs}"]
             scale = None
             if spread is not None and ours != "heatmap":
-                # These maps hardly vary; measured by their size any error would pass.
+                # These maps hardly vary: relative to their magnitude any error would pass.
                 scale = spread[f"{corner}_{theirs}"]
             assert_close_to_largest(actual, target, 1e-4, scale)
 
@@ -132,7 +132,7 @@ def test_training_gives_the_reference_losses_and_gradients(golden_model):
 def test_each_stack_has_the_reference_losses(golden_model, stack):
     model, numbers = golden_model
     model.train()
-    # With one head left the sum over stacks is that stack's loss.
+    # With one head, the sum over stacks is that stack's loss.
     model.heads, model.feature_names = model.heads[stack : stack + 1], [f"stack{stack + 1}"]
 
     losses = model.losses(numbers["image"], instances_of(numbers))

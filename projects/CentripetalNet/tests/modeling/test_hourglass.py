@@ -27,7 +27,7 @@ def test_any_size_gives_one_map_of_a_quarter_per_stack(size):
     assert all(feature.shape == (1, 6, *quarter) for feature in features.values())
 
 
-def test_output_shape_tells_channels_and_stride():
+def test_output_shape_has_channels_and_stride():
     shape = make_backbone().output_shape()
 
     assert [(x.channels, x.stride) for x in shape.values()] == [(6, 4), (6, 4)]
@@ -44,7 +44,7 @@ def test_hourglass_52_is_built_from_its_config():
 @pytest.mark.parametrize(
     "changes", [{"channels": [8]}, {"blocks": [1, 1]}, {"num_stacks": 0}, {"blocks": [1, 0, 1]}]
 )
-def test_numbers_that_do_not_fit_together_are_named(changes):
+def test_invalid_numbers_of_stacks_channels_and_blocks_are_errors(changes):
     with pytest.raises(ValueError, match=r"MODEL\.HOURGLASS\."):
         make_backbone(**changes)
 

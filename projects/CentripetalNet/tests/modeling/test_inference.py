@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from centripetalnet.modeling import optimize_for_inference
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
@@ -18,7 +18,7 @@ def model(golden_model):
 
 @torch.no_grad()
 def test_detections_stay_the_same(model):
-    batch = [{"image": picture(100, 120)}, {"image": picture(90, 128, 1)}]
+    batch = [{"image": image(100, 120)}, {"image": image(90, 128, 1)}]
 
     optimized = optimize_for_inference(model)
 
@@ -32,7 +32,7 @@ def test_detections_stay_the_same(model):
         assert torch.equal(actual.pred_classes, expected.pred_classes)
 
 
-def test_no_norm_and_no_head_for_training_is_left_and_the_model_is_untouched(model):
+def test_norms_and_training_heads_are_removed_from_the_copy_only(model):
     before = {name: x.clone() for name, x in model.state_dict().items()}
     model.train()
 
@@ -56,20 +56,20 @@ def test_frozen_norms_are_folded_and_group_norms_stay():
 
 @torch.no_grad()
 def test_bfloat16_finds_the_same_objects_with_positions_in_float32(model):
-    batch = [{"image": picture(100, 120)}]
+    batch = [{"image": image(100, 120)}]
 
     (low,) = optimize_for_inference(model, "bfloat16")(batch)
     (full,) = optimize_for_inference(model)(batch)
 
     low, full = low["instances"], full["instances"]
     assert low.scores.dtype == low.pred_boxes.tensor.dtype == torch.float32
-    # bfloat16 has 8 bits, so the best boxes, not all, must be those of float32.
+    # bfloat16 has 8 bits of precision, so only the best boxes must be those of float32.
     best = full.pred_boxes.tensor[:5]
     distance = (low.pred_boxes.tensor[:, None] - best).abs().amax(dim=2).amin(dim=0)
     assert (distance < 2).sum() >= 4
 
 
-def test_what_convolves_is_in_the_precision_and_what_needs_digits_is_not(model):
+def test_logits_and_shifts_stay_in_float32(model):
     optimized = optimize_for_inference(model, "bfloat16")
 
     dtypes = {name: x.dtype for name, x in optimized.named_parameters()}
@@ -81,21 +81,23 @@ def test_what_convolves_is_in_the_precision_and_what_needs_digits_is_not(model):
 
 
 @pytest.mark.parametrize("precision", ["int8", "half"])
-def test_an_unknown_precision_is_named(model, precision):
+def test_an_unknown_precision_is_an_error(model, precision):
     with pytest.raises(ValueError, match=f"TEST.PRECISION.*float16.*{precision}"):
         optimize_for_inference(model, precision)
 
 
-def test_a_precision_that_the_device_lacks_is_told(model, monkeypatch):
+def test_a_precision_that_the_device_lacks_is_an_error(model, monkeypatch):
     def refuse(*args):
         raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", refuse)
 
-    with pytest.raises(ValueError, match="float16.*cannot convolve on 'cpu'.*not implemented"):
+    with pytest.raises(
+        ValueError, match="float16.*cannot convolve in it on 'cpu'.*not implemented"
+    ):
         optimize_for_inference(model, "float16")
 
 
-def test_another_model_is_named():
+def test_another_model_is_an_error():
     with pytest.raises(TypeError, match="CentripetalNet, got a Linear"):
         optimize_for_inference(torch.nn.Linear(1, 1))

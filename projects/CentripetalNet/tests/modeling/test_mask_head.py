@@ -30,7 +30,7 @@ def narrow_model(**changes):
     return build_model(config(**{**NARROW, **changes}))
 
 
-def picture(height, width):
+def image(height, width):
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
@@ -54,9 +54,9 @@ def objects(size, boxes, classes, polygons=False):
 
 
 @pytest.mark.parametrize("canvas_size", [(511, 511), (127, 255), (383, 639)])
-def test_boxes_and_features_line_up(canvas_size):
+def test_boxes_and_features_are_aligned(canvas_size):
     map_size = tuple((side + 1) // 4 for side in canvas_size)
-    # A feature map that says where each of its cells lies on the canvas.
+    # Each cell of the feature map contains its own position on the canvas.
     y, x = ((torch.arange(n) + 0.5) * (side / n) for n, side in zip(map_size, canvas_size))
     feature = torch.stack(torch.meshgrid(x, y, indexing="xy"))[None]
     height, width = canvas_size
@@ -80,8 +80,8 @@ def iou(a, b):
 
 @pytest.mark.parametrize("size", [(90, 120), (127, 127), (200, 333)])
 @pytest.mark.parametrize("output_scale", [1.0, 1.7])
-def test_perfect_boxes_and_logits_paste_to_the_true_masks(size, output_scale, monkeypatch):
-    """Plainly and as the mean of both mirror images."""
+def test_perfect_boxes_and_masks_are_pasted_to_the_true_masks(size, output_scale, monkeypatch):
+    """Without TTA, and as the mean over the image and its horizontal flip."""
     height, width = size
     boxes = [[3.0, 5, 19, 21], [40, 20, 80, 84], [7.3, 30.6, 36.1, 57.9]]
     truth = objects(size, boxes, [0, 2, 1])
@@ -91,7 +91,7 @@ def test_perfect_boxes_and_logits_paste_to_the_true_masks(size, output_scale, mo
     seen = {}
 
     def perfect(feature, canvas_size, boxes, classes):
-        """What a perfect head says of boxes on the canvas of the picture or of its mirror image."""
+        """True masks of boxes on the canvas of the image or of its horizontal flip."""
         left, top = canvas_size[1] // 2 - width // 2, canvas_size[0] // 2 - height // 2
         masks = torch.zeros(3, *canvas_size, dtype=torch.bool)
         masks[:, top : top + height, left : left + width] = (
@@ -103,7 +103,7 @@ def test_perfect_boxes_and_logits_paste_to_the_true_masks(size, output_scale, mo
     monkeypatch.setattr(model, "select", lambda *args: [detections])
     inputs = [
         {
-            "image": picture(*size),
+            "image": image(*size),
             "height": round(height * output_scale),
             "width": round(width * output_scale),
         }
@@ -128,7 +128,7 @@ def test_proposals_are_the_boxes_that_hit_an_object_and_the_objects_themselves()
 
     proposals = matched_proposals(boxes, torch.tensor([0.5, 0.4, -1, 0.3]), truth, 0.5)
 
-    # The third is no box, the fourth hits nothing, and the second is clipped to the canvas.
+    # The third is no box, the fourth matches no object, and the second is clipped to the canvas.
     assert proposals.proposal_boxes.tensor.tolist() == [
         [11, 11, 31, 31],
         [41, 41, 61, 64],
@@ -143,7 +143,7 @@ def test_proposals_are_the_boxes_that_hit_an_object_and_the_objects_themselves()
 def test_a_batch_with_and_without_objects_trains_every_weight(polygons):
     model = narrow_model().train()
     batch = [
-        {"image": picture(63, 63), "instances": objects((63, 63), boxes, classes, polygons)}
+        {"image": image(63, 63), "instances": objects((63, 63), boxes, classes, polygons)}
         for boxes, classes in (([[8, 9, 40, 50]], [1]), ([], []))
     ]
 
@@ -156,11 +156,11 @@ def test_a_batch_with_and_without_objects_trains_every_weight(polygons):
 
 
 @pytest.mark.parametrize("reason", ["no objects", "before its first iteration"])
-def test_where_there_is_nothing_to_train_on_the_mask_loss_is_zero_and_reaches_every_weight(reason):
+def test_without_samples_the_mask_loss_is_zero_and_reaches_every_weight(reason):
     start_iter = 10 if reason.startswith("before") else 0
     model = narrow_model(MODEL__CENTRIPETALNET__MASK__START_ITER=start_iter).train()
     boxes, classes = ([[8, 9, 40, 50]], [1]) if start_iter else ([], [])
-    batch = [{"image": picture(63, 63), "instances": objects((63, 63), boxes, classes)}] * 2
+    batch = [{"image": image(63, 63), "instances": objects((63, 63), boxes, classes)}] * 2
 
     with EventStorage(start_iter=9):
         losses = model(batch)
@@ -173,7 +173,7 @@ def test_where_there_is_nothing_to_train_on_the_mask_loss_is_zero_and_reaches_ev
 
 def test_masks_are_trained_from_their_first_iteration_on():
     model = narrow_model(MODEL__CENTRIPETALNET__MASK__START_ITER=10).train()
-    batch = [{"image": picture(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
+    batch = [{"image": image(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
 
     with EventStorage(start_iter=10):
         assert model(batch)["loss_mask"] > 0
@@ -183,7 +183,7 @@ def test_checkpointing_changes_no_gradient_with_masks():
     gradients = []
     for checkpoint in (False, True):
         model = narrow_model(MODEL__CENTRIPETALNET__CHECKPOINT_ACTIVATIONS=checkpoint).train()
-        batch = [{"image": picture(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
+        batch = [{"image": image(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
         with EventStorage():
             sum(model(batch).values()).backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -192,7 +192,7 @@ def test_checkpointing_changes_no_gradient_with_masks():
 
 
 def finding_model():
-    """Finds boxes of three classes, about eight cells wide."""
+    """A narrow model that detects boxes of three classes, about eight cells wide."""
     model = narrow_model().eval()
     for branch in (model.heads[-1].tl, model.heads[-1].br):
         branch.heatmap[-1].weight.data *= 20
@@ -202,11 +202,11 @@ def finding_model():
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_detection_has_a_mask_of_the_size_of_the_picture(precision):
+def test_masks_have_the_output_size(precision):
     model = optimize_for_inference(finding_model(), precision)
 
     for detector in (model, CentripetalNetWithTTA(model, flip=True, scales=[1.0, 1.5])):
-        (result,) = detector([{"image": picture(70, 90), "height": 140, "width": 180}])
+        (result,) = detector([{"image": image(70, 90), "height": 140, "width": 180}])
         masks = result["instances"].pred_masks
 
         assert len(result["instances"]) > 5
@@ -216,7 +216,7 @@ def test_a_detection_has_a_mask_of_the_size_of_the_picture(precision):
 @torch.no_grad()
 def test_masks_change_no_box():
     model = finding_model()
-    inputs = [{"image": picture(70, 90)}]
+    inputs = [{"image": image(70, 90)}]
     with_masks = model(inputs)[0]["instances"]
     model.mask_head = None
 
@@ -228,13 +228,13 @@ def test_masks_change_no_box():
 
 
 @torch.no_grad()
-def test_a_picture_without_detections_has_no_masks():
+def test_an_image_without_detections_has_no_masks():
     model = finding_model()
     for branch in (model.heads[-1].tl, model.heads[-1].br):
-        # Every centre lies far outside its box.
+        # Every predicted centre is far outside its box.
         branch.centripetal_shift[-1].bias.data[:] = math.log(1000)
 
-    result = model([{"image": picture(70, 90)}])[0]["instances"]
+    result = model([{"image": image(70, 90)}])[0]["instances"]
 
     assert len(result) == 0
     assert result.pred_masks.shape == (0, 70, 90)

@@ -27,7 +27,7 @@ NARROW = {
 
 @pytest.fixture(scope="module")
 def model():
-    """A narrow Hourglass-104 that finds boxes: of two classes, about eight cells wide."""
+    """A narrow Hourglass-104 that detects boxes of two classes, about eight cells wide."""
     torch.manual_seed(0)
     model = build_model(config(**NARROW, MODEL__CENTRIPETALNET__NUM_CLASSES=2)).eval()
     for branch in (model.heads[-1].tl, model.heads[-1].br):
@@ -84,7 +84,7 @@ def test_one_training_step_of_a_narrow_hourglass_104_changes_every_weight():
     assert unchanged == []
 
 
-def test_the_tiny_config_trains_in_float32_as_laid_out_there():
+def test_the_tiny_config_has_finite_gradients():
     model = build_model(config("quick_schedules/centripetal_tiny")).train()
     instances = Instances(
         (127, 127), gt_boxes=Boxes(torch.tensor([[10.0, 20, 50, 60]])), gt_classes=torch.tensor([3])
@@ -96,7 +96,7 @@ def test_the_tiny_config_trains_in_float32_as_laid_out_there():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_training_shows_ground_truth_prediction_and_heat_maps_when_asked():
+def test_vis_period_stores_ground_truth_prediction_and_heatmaps():
     torch.manual_seed(0)
     model = build_model(config(**NARROW, VIS_PERIOD=2)).train()
     instances = Instances(
@@ -109,8 +109,8 @@ def test_training_shows_ground_truth_prediction_and_heat_maps_when_asked():
             model(inputs)
             storage.step()
 
-    # At iterations 0 and 2, four pictures beside each other.
-    assert [(step, picture.shape) for _, picture, step in storage._vis_data] == [
+    # At iterations 0 and 2, four figures side by side.
+    assert [(step, figure.shape) for _, figure, step in storage._vis_data] == [
         (0, (3, 255, 800)),
         (2, (3, 255, 800)),
     ]
@@ -137,7 +137,7 @@ def test_guiding_shift_loss_has_its_weight():
 
 
 @torch.no_grad()
-def test_image_lies_where_the_reference_puts_it(model, golden, monkeypatch):
+def test_image_position_on_the_canvas_equals_the_reference(model, golden, monkeypatch):
     seen = {}
 
     def look(canvas):
@@ -167,7 +167,7 @@ def test_image_lies_where_the_reference_puts_it(model, golden, monkeypatch):
 
 
 @torch.no_grad()
-def test_images_of_one_batch_get_what_they_get_alone(model):
+def test_results_do_not_depend_on_the_other_images_of_a_batch(model):
     sizes = [(60, 90), (130, 40), (64, 100), (1, 1), (1, 4000)]
     inputs = [{"image": image(*size, seed=i)} for i, size in enumerate(sizes)]
 
@@ -211,7 +211,7 @@ def test_tta_of_a_mirror_image_is_the_mirror_image_of_tta(model):
 
 
 @torch.no_grad()
-def test_tta_equals_views_run_one_by_one_and_merged_by_hand(model):
+def test_tta_equals_views_run_one_by_one_and_merged(model):
     tta = CentripetalNetWithTTA(model, flip=True, scales=[1.0])
     pixels = image(70, 90)
 
@@ -307,7 +307,7 @@ def test_backbone_and_head_compile_into_one_graph():
             result += [head.tl.heatmap(pooled), *maps, *shifts]
         return result
 
-    # A graph break is an error here.
+    # With fullgraph a graph break is an error.
     compiled = torch.compile(outputs, fullgraph=True, backend="aot_eager")(x)
 
     for actual, expected in zip(compiled, outputs(x)):

@@ -1,8 +1,7 @@
-"""Boxes to targets and back: what the training asks for is what the decoder reads.
+"""Boxes to targets and back: decoding perfect predictions gives the ground-truth boxes.
 
-A network that gave exactly its targets would find every box. Needed are corners of their own (two
-corners of one kind on one cell of an image can give but one offset and shift), K corners of each
-kind, and boxes of more than ``SMALLEST`` pixels.
+Conditions: no two corners of one kind on one cell of an image (a cell has one offset and one
+shift), at most K corners of each kind, and boxes larger than ``SMALLEST`` pixels.
 """
 
 import torch
@@ -19,10 +18,10 @@ from centripetalnet.modeling.corner_matching import (
 )
 from centripetalnet.modeling.corner_targets import corner_targets
 
-# Pixels. A box is found from the size on at which float32 tells its corners from its centre: both
-# centres that the corners point to must lie within side / 4.8 of the box's own. Near 1400 pixels a
-# coordinate is rounded by 1e-4; there some boxes of 0.001 pixels are lost and none of 0.002. On a
-# canvas of 511 some of 0.0001 are, and none of 0.0003. The size of a cell plays no part.
+# Smallest side in pixels, limited by float32: both predicted centres must be within side / 4.8 of
+# the box's centre. Coordinates near 1400 pixels are rounded by 1e-4; some boxes of 0.001 pixels are
+# lost there, none of 0.002. On a canvas of 511 pixels some boxes of 0.0001 pixels are lost, none of
+# 0.0003. The size of a cell does not matter.
 SMALLEST = 0.01
 TOLERANCE = 0.01
 NUM_CLASSES = 2
@@ -30,12 +29,12 @@ SURE = 12.0
 
 
 def map_size_of(canvas):
-    """Cells of a canvas as the stem leaves them: a fourth, rounded up."""
+    """(H, W) of the feature map: a quarter of the canvas, rounded up."""
     return tuple(-(-size // 4) for size in canvas)
 
 
 def cells_of(boxes, canvas):
-    """(2M,) The cell of each corner with its kind, as numbers that are equal where both are."""
+    """(2, M) cell indices of the top-left and bottom-right corners."""
     height, width = map_size_of(canvas)
     targets = corner_targets(
         boxes,
@@ -50,7 +49,7 @@ def cells_of(boxes, canvas):
 
 
 def perfect_candidates(boxes, classes, image_index, num_images, canvas):
-    """What a network that gives the targets of these boxes makes of them, before soft-NMS."""
+    """Candidates before soft-NMS from predictions that equal the targets of these boxes."""
     map_size = map_size_of(canvas)
     height, width = map_size
     targets = corner_targets(boxes, classes, image_index, num_images, NUM_CLASSES, canvas, map_size)
@@ -62,8 +61,7 @@ def perfect_candidates(boxes, classes, image_index, num_images, canvas):
         heatmap[plane, target.cell % (height * width)] = SURE
         maps = torch.zeros(2, num_images * height * width, 2)
         maps[:, target.cell] = torch.stack((target.offset, target.centripetal_shift))
-        # Corners of other classes and boxes may lie on neighbouring cells: with a window of 3 x 3,
-        # equal maxima side by side all stay.
+        # Corners on neighbouring cells have equal scores, so all are local maxima.
         peaks = find_peaks(heatmap.view(num_images, NUM_CLASSES, height, width), options)
         offset, shift = maps[0][peaks.cell], maps[1][peaks.cell]
         corners.append(locate_corners(peaks, offset, shift, inwards, map_size, canvas))
@@ -71,7 +69,7 @@ def perfect_candidates(boxes, classes, image_index, num_images, canvas):
 
 
 def found(candidates, image, cls):
-    """(F, 4) boxes of one image and class that both corners are sure of."""
+    """(F, 4) boxes of one image and class with a score above 0.9."""
     sure = (candidates.scores[image] > 0.9) & (candidates.classes[image] == cls)
     return candidates.boxes[image][sure]
 
@@ -81,13 +79,13 @@ def distances(boxes, others):
     return (boxes[:, None] - others[None]).abs().amax(dim=-1)
 
 
-# Multiples of 128 less 1 are what inference makes; any size is what a user may set.
+# Inference has multiples of 128 minus 1; users may set any size.
 SIZES = st.one_of(st.sampled_from((127, 255, 511)), st.integers(16, 300), st.integers(300, 1407))
 
 
 @st.composite
 def scenes(draw, max_boxes=8):
-    """Canvas, boxes whose corners have cells of their own, classes and images."""
+    """Canvas, number of images, boxes without shared corner cells, classes, image indices."""
     canvas = draw(SIZES), draw(SIZES)
     limits = torch.tensor([canvas[1], canvas[0]] * 2, dtype=torch.float32)
     num_images = draw(st.integers(1, 2))
@@ -125,7 +123,7 @@ def scenes(draw, max_boxes=8):
     low, high = torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])
     boxes = torch.minimum(torch.cat((low, high), dim=1).clamp(min=0), limits)
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) > SMALLEST).all(dim=1)]
-    # No corner of one kind on the cell of another, in whichever image, nor once mirrored.
+    # No two corners of one kind on one cell, also after mirroring and across images.
     for view in (boxes, mirrored(boxes, canvas[1])):
         kept = []
         cells = cells_of(view, canvas)
@@ -189,8 +187,8 @@ def test_boxes_that_do_not_overlap_are_all_detected(scene):
 @given(scenes())
 def test_mirrored_boxes_are_decoded_to_mirrored_candidates(scene):
     canvas, num_images, boxes, classes, images = scene
-    # Corners of several boxes of a class make more pairs, and mirrored they are other corners: what
-    # was top right is top left. So one box of each class in an image.
+    # With several boxes of one class, corners of different boxes may match, and mirroring changes
+    # these pairs. So this test has one box per class and image.
     group = images * NUM_CLASSES + classes
     first = [i for i in range(len(group)) if group[i] not in group[:i]]
     boxes, classes, images = boxes[first], classes[first], images[first]

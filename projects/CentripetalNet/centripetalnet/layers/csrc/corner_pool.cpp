@@ -1,5 +1,5 @@
-// Schema, autograd and meta kernels of the corner pooling operator, and the Python module that
-// carries them. The CPU and CUDA kernels register themselves in their own files.
+// Schema, autograd and meta kernels of the corner pooling operator, and the Python module. The CPU
+// and CUDA kernels are registered in their own files.
 #include <Python.h>
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -35,8 +35,8 @@ class CornerPool : public torch::autograd::Function<CornerPool> {
   static Tensor forward(
       torch::autograd::AutogradContext* context, const Tensor& input, int64_t direction) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    // The input alone: the backward kernel scans again, which costs less memory traffic than
-    // keeping an index of 8 bytes per element would.
+    // Only the input: scanning again in the backward kernel costs less memory traffic than an
+    // int64 index per element.
     context->save_for_backward({input});
     context->saved_data["direction"] = direction;
     return call_corner_pool(input, direction);
@@ -76,7 +76,7 @@ TORCH_LIBRARY(centripetalnet, library) {
 
 TORCH_LIBRARY_IMPL(centripetalnet, Autograd, library) {
   library.impl("corner_pool", &corner_pool_autograd);
-  // Without this a second derivative would silently be zero instead of an error.
+  // Without this a second derivative would silently be zero.
   library.impl("corner_pool_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
@@ -87,8 +87,8 @@ TORCH_LIBRARY_IMPL(centripetalnet, Meta, library) {
 
 }  // namespace centripetalnet
 
-// Loading the library registers the operators; the module itself is empty and exists so that
-// `import centripetalnet._C` finds and loads it.
+// Loading the library registers the operators. The empty module makes `import centripetalnet._C`
+// load it.
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", "Compiled operators of centripetalnet.", -1, nullptr};

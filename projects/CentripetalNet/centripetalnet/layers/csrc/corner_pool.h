@@ -1,4 +1,4 @@
-// What the CPU, CUDA and meta kernels of corner pooling agree on.
+// Shared by the CPU, CUDA and meta kernels of corner pooling.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,11 +6,11 @@
 
 namespace centripetalnet {
 
-// The numbers are the op's `direction` argument; corner_pool.py maps the names to them.
+// Values of the operator's `direction` argument; corner_pool.py maps names to them.
 enum class Direction : int64_t { kTop = 0, kBottom = 1, kLeft = 2, kRight = 3 };
 
-// A dense 4-d tensor seen as (outer, length, inner): scans run over `length`, and the `inner`
-// elements of one row are adjacent in memory. This covers both axes of both memory formats.
+// A dense 4-d tensor viewed as (outer, length, inner): scans run over `length`; the `inner`
+// elements of one row are adjacent in memory. This covers both axes and both memory formats.
 struct ScanLayout {
   int64_t outer;
   int64_t length;

@@ -25,10 +25,10 @@
 namespace centripetalnet {
 namespace {
 
-// Memory that grows, for vectors of every instruction set.
+// Growing buffer, aligned for vectors of every instruction set.
 class AlignedBuffer {
  public:
-  // Room for `count` values, which is no longer there after the next call.
+  // Uninitialised array of `count` values; the next call invalidates it.
   template <typename Value>
   Value* array(int64_t count) {
     const size_t lines = count * sizeof(Value) / sizeof(Line) + 1;
@@ -45,7 +45,7 @@ class AlignedBuffer {
   std::vector<Line> lines_;
 };
 
-// What kernels keep between rows, and between the passes of backward.
+// State that kernels keep between rows, and between the two passes of backward.
 struct Scratch {
   AlignedBuffer state, marks;
 };
@@ -61,15 +61,15 @@ namespace {
 
 using at::Tensor;
 
-// The state of so many bytes of lanes stays in a first-level cache.
+// Upper limit of a block's row, so that the state of its lanes stays in the L1 cache.
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 14;
-// Shorter pieces of rows are slow to read.
+// Lower limit of a block's row: shorter pieces are slow to read.
 constexpr int64_t kMinBlockBytes = int64_t{1} << 10;
-// Elements below which another thread costs more than it saves.
+// With fewer elements per thread, another thread costs more than it saves.
 constexpr int64_t kGrainElements = int64_t{1} << 15;
 
-// Calls body(block, scratch) for `count` blocks of about `block_elements` each, in parallel; every
-// thread goes through its blocks from the last one where `backwards`.
+// Calls body(block, scratch) in parallel for `count` blocks of about `block_elements` each. With
+// `backwards`, every thread processes its blocks in reverse order.
 template <typename Body>
 void parallel_blocks(int64_t count, int64_t block_elements, bool backwards, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, kGrainElements / block_elements);
@@ -100,7 +100,7 @@ struct RowBlocks {
     return std::min(lanes, inner - block % per_row * lanes);
   }
 
-  // Long, but with a block for every thread.
+  // As many lanes as possible, but at least one block per thread.
   static int64_t block_lanes(const ScanLayout& layout, int64_t element_bytes) {
     const int64_t per_row = (at::get_num_threads() + layout.outer - 1) / layout.outer;
     const int64_t bytes = layout.inner * element_bytes / per_row;
@@ -111,7 +111,7 @@ struct RowBlocks {
   int64_t inner, length, lanes, per_row, count, first_row, step;
 };
 
-// Contiguous scan lines, in blocks that fill 16 bytes with an element of each.
+// Contiguous scan lines, in blocks of 16 / element_bytes lines: one element of each fills 16 bytes.
 struct LineBlocks {
   LineBlocks(const ScanLayout& layout, int64_t element_bytes)
       : length(layout.length),
@@ -135,7 +135,7 @@ void pool(const T* input, T* output, const ScanLayout& layout) {
           corner_pooling::pool_rows<T>, input + offset, output + offset, scratch, layout.length,
           blocks.lanes_of(block), blocks.step);
     };
-    // Blocks follow each other in memory as their rows do.
+    // Blocks are processed in the order in which the scan goes through memory.
     parallel_blocks(blocks.count, layout.length * blocks.lanes, layout.reverse, body);
   } else {
     const LineBlocks blocks(layout, sizeof(T));
@@ -159,7 +159,7 @@ void unpool(const T* grad_output, const T* input, T* grad_input, const ScanLayou
           corner_pooling::unpool_rows<T>, grad_output + offset, input + offset,
           grad_input + offset, scratch, layout.length, blocks.lanes_of(block), blocks.step);
     };
-    // The pass over two of the three tensors runs against the scan.
+    // The second pass, which reads grad_output and writes grad_input, runs against the scan.
     parallel_blocks(blocks.count, layout.length * blocks.lanes, !layout.reverse, body);
   } else {
     const LineBlocks blocks(layout, sizeof(T));

@@ -1,11 +1,11 @@
-// CPU kernels of corner pooling for one instruction set. corner_pool_cpu.cpp includes this once for
-// each, see cpu_capability.h, after what the kernels need.
+// CPU kernels of corner pooling for one instruction set. corner_pool_cpu.cpp includes this file
+// once for each, after the headers that the kernels need, see cpu_capability.h.
 //
-// A lane is one scan line. Kernels advance as many lanes at once as a vector has, with the vector
-// types of GCC and Clang. In rows of adjacent lanes these are plain loads (pool_rows); where a scan
-// line itself is contiguous, tiles of lines x columns are transposed in registers first
-// (pool_lines). What works on single vectors has to be inlined, as a vector that goes to a function
-// through memory costs more than what is done with it; so the kernels are flattened.
+// A lane is one scan line. Kernels process one vector of lanes at a time, with the vector types of
+// GCC and Clang. Rows of adjacent lanes are loaded directly (pool_rows). Contiguous scan lines are
+// loaded as tiles of lines x columns and transposed in registers (pool_lines). Functions on single
+// vectors must be inlined, as passing a vector through memory costs more than the arithmetic;
+// therefore the kernels have gnu::flatten.
 namespace centripetalnet::CENTRIPETALNET_CAPABILITY::corner_pooling {
 
 constexpr int kVectorBytes = CENTRIPETALNET_VECTOR_BYTES;
@@ -25,11 +25,12 @@ inline To bits_as(const From& from) {
   return to;
 }
 
-// Lanes<T> is how the lanes of one vector are compared and summed. The order is that of cummax: NaN
-// is above all numbers, and equal values replace each other. The forward pass compares ranks, which
-// can be turned back into values, the backward pass keys, which are equal where cummax finds values
-// equal. A `Mask` has all bits of a lane set where something holds. Gradients are summed in kParts
-// vectors of `Floats`: part() converts one of them from Data, join() all of them to Data.
+// Lanes<T> defines how the lanes of one vector are compared and summed. The order is that of
+// cummax: NaN is larger than any number, and a later equal value replaces an earlier one. The
+// forward pass compares ranks, which convert back to values. The backward pass compares keys, which
+// are equal exactly where cummax finds values equal. A `Mask` has all bits of a lane set for true.
+// Gradients are summed in kParts vectors of `Floats`: part() converts one of them from Data, join()
+// all of them to Data.
 template <typename T, typename Bits>
 struct FloatLanes {
   using Data = Vector<T>;
@@ -57,8 +58,8 @@ struct FloatLanes {
   static Data join(const Floats (&parts)[1]) { return parts[0]; }
 };
 
-// 16-bit floats are compared as integers, which needs no conversion to float and fits twice as many
-// lanes in a vector. Sums are in float, of the lower and of the upper lane of every word.
+// 16-bit floats are compared as integers: no conversion to float, and twice as many lanes per
+// vector. Sums are in float, separately for the lower and the upper lane of every 32-bit word.
 template <int16_t kInfinityBits>
 struct HalfLanes {
   using Data = Vector<int16_t>;
@@ -76,8 +77,8 @@ struct HalfLanes {
     return Data{} + static_cast<int16_t>(kInfinityBits - 0x8000);
   }
   static Key lowest() { return Key{} + std::numeric_limits<int16_t>::min(); }
-  // With the bits of negative numbers turned over, integers are in the order of the numbers. Only
-  // the NaNs with a sign are at the lower end: stepping back by their count wraps them to the top.
+  // With the magnitude bits of negative numbers flipped, integers are in the order of the floats.
+  // Only NaNs with a sign are at the lower end; subtracting their count wraps them to the top.
   static Key rank(Data data) {
     const Data ordered = data ^ ((data >> 15) & 0x7fff);
     return bits_as<Key>(bits_as<Unsigned>(ordered) - kSignedNans);
@@ -86,8 +87,8 @@ struct HalfLanes {
     const auto ordered = bits_as<Data>(bits_as<Unsigned>(rank) + kSignedNans);
     return ordered ^ ((ordered >> 15) & 0x7fff);
   }
-  // The magnitude with the sign applied, so that there is one zero. Then the NaNs with a sign wrap
-  // as in rank(), by one step more because a zero is gone, and all NaNs become the first of them.
+  // The magnitude with the sign applied, so that -0 and 0 are equal. Then NaNs with a sign wrap as
+  // in rank(), by one step more because one zero is gone. All NaNs are clamped to the smallest one.
   static Key key(Data data) {
     const auto sign = bits_as<Unsigned>(data >> 15);
     const Unsigned ordered = (bits_as<Unsigned>(data & 0x7fff) ^ sign) - sign;
@@ -113,8 +114,8 @@ struct BFloat16Lanes : HalfLanes<0x7f80> {
   }
 
  private:
-  // To the nearest bfloat16, ties to even, in the upper half. A sum that is NaN has the payload of
-  // a bfloat16 or the default one, no bits below, so that rounding cannot overflow it.
+  // Rounds to the nearest bfloat16, ties to even, in the upper half. A NaN sum has the payload of a
+  // bfloat16 or the default one. Its lower bits are 0, so that rounding cannot overflow it.
   static Words round(Floats value) {
     const auto bits = bits_as<Words>(value);
     return bits + (((bits >> 16) & 1) + 0x7fff);
@@ -180,7 +181,7 @@ struct LanesOf<c10::Half> {
 template <typename T>
 using Lanes = typename LanesOf<T>::Type;
 
-// `data` where `mask` is set, else zero.
+// `data` where `mask` is set, zero elsewhere.
 template <typename L>
 inline typename L::Data only(typename L::Data data, typename L::Mask mask) {
   return bits_as<typename L::Data>(bits_as<typename L::Mask>(data) & mask);
@@ -205,7 +206,7 @@ struct Sums {
     }
   }
 
-  // Adds `grad`; where `starts`, the sum is returned and begins again from zero.
+  // Adds `grad`. Where `starts` is set, returns the sum and resets it to zero; elsewhere returns 0.
   typename L::Data collect(typename L::Data grad, typename L::Mask starts) {
     add(grad);
     const auto total = L::join(parts);
@@ -221,7 +222,7 @@ struct Sums {
 inline __mmask64 first_bytes(int64_t count) { return (uint64_t{1} << count) - 1; }
 #endif
 
-// Loads `count` elements, or as many as a vector has; missing ones are `fill`.
+// Loads min(count, vector size) elements; the other lanes are `fill`.
 template <typename T>
 inline typename Lanes<T>::Data load(
     const T* from, int64_t count, typename Lanes<T>::Data fill = typename Lanes<T>::Data{}) {
@@ -253,8 +254,8 @@ inline void store(typename Lanes<T>::Data data, T* to, int64_t count) {
 #endif
 }
 
-// 64 is the common size of a cache line; any other is only slower. Addresses are numbers because
-// they may lie beyond the tensor's end.
+// Assumes cache lines of 64 bytes; others are only slower. Addresses are integers because they may
+// be outside the tensor.
 template <typename T>
 inline void prefetch(const T* base, int64_t first, int64_t count) {
   const auto address = reinterpret_cast<uintptr_t>(base) + first * sizeof(T);
@@ -265,13 +266,12 @@ inline void prefetch(const T* base, int64_t first, int64_t count) {
 
 // ---- Rows of adjacent lanes
 
-// So many rows are walked at once: one load and store of a lane's state for all of them, and still
-// few enough streams for hardware prefetchers, and for the ways of a first-level cache where rows
-// that are a power of two apart share a set.
+// Rows processed per load and store of a lane's state. Few enough streams for hardware prefetchers,
+// and for the ways of the L1 cache, as rows at power-of-two distances share a set.
 constexpr int kRowsAtOnce = 4;
 
-// Where to prefetch while an element is computed: about as far as memory is slow. Short rows are
-// walked towards the next ones, long rows along themselves.
+// Prefetch distance in elements, tuned to memory latency: across rows if rows are short, along the
+// row if it is long.
 template <typename T>
 inline int64_t prefetch_distance(int64_t lanes, int64_t step) {
   constexpr int64_t kAcross = 6144 / sizeof(T);
@@ -279,15 +279,15 @@ inline int64_t prefetch_distance(int64_t lanes, int64_t step) {
   return lanes < kAcross ? kAcross / lanes * step : kAlong;
 }
 
-// A slot is the state of one vector of lanes while rows are walked.
+// A slot is the state of one vector of lanes.
 template <typename T>
 constexpr int64_t slots_of(int64_t lanes) {
   return (lanes + Lanes<T>::kSize - 1) / Lanes<T>::kSize;
 }
 
-// Advances all slots by kRows rows from `row` on. Where vectors do not divide the lanes, the last
-// one overlaps the one before; as it has a slot of its own, its lanes are computed twice and not
-// advanced twice.
+// Advances all slots by kRows rows, starting at `row`. If the number of lanes is not a multiple of
+// the vector size, the last vector overlaps the one before. It has its own slot, so lanes in the
+// overlap are computed twice, with the same result.
 template <typename T, int kRows, typename Kernel>
 inline void advance_slots(Kernel& kernel, int64_t row, int64_t lanes) {
   constexpr int64_t kSize = Lanes<T>::kSize;
@@ -346,8 +346,8 @@ struct PoolRows {
   }
 };
 
-// The bits of every lane shifted up, and a bit below them where `mask` is set. Unsigned, because
-// the topmost bit falls out.
+// Shifts the bits of every lane left by one; the lowest bit is 1 where `mask` is set. Unsigned, as
+// the topmost bit overflows.
 template <typename Mask>
 inline Mask with_next_bit(Mask bits, Mask mask) {
   using Element = std::remove_reference_t<decltype(bits[0])>;
@@ -356,12 +356,12 @@ inline Mask with_next_bit(Mask bits, Mask mask) {
   return bits_as<Mask>(word + word - bits_as<Unsigned>(mask));
 }
 
-// Marks the elements that become the maximum: one bit for each, which shifts up from row to row.
+// Marks the elements that become the maximum, one bit per row.
 template <typename T>
 struct MarkRows {
   using L = Lanes<T>;
   static constexpr int kBits = 8 * sizeof(T);
-  static_assert(kBits % kRowsAtOnce == 0, "rows that are walked at once have marks in one vector");
+  static_assert(kBits % kRowsAtOnce == 0, "rows processed together have their marks in one vector");
   const T* input;
   typename L::Mask* marks;
   typename L::Key* best;
@@ -383,7 +383,7 @@ struct MarkRows {
   }
 };
 
-// Walks backwards and uses up the marks.
+// Goes backwards over the rows; sums gradients from mark to mark.
 template <typename T>
 struct CollectRows {
   using L = Lanes<T>;
@@ -410,8 +410,8 @@ struct CollectRows {
   }
 };
 
-// Pools `length` rows of `lanes` adjacent elements. `step` is the distance to the next row of the
-// scan, negative where it runs backwards.
+// Pools `length` rows of `lanes` adjacent elements. `step` is the distance in elements to the next
+// row of the scan; it is negative for a reverse scan.
 template <typename T>
 [[gnu::flatten]] void pool_rows(
     const T* input, T* output, Scratch& scratch, int64_t length, int64_t lanes, int64_t step) {
@@ -423,9 +423,9 @@ template <typename T>
       PoolRows<T>{input, output, best, step, prefetch_distance<T>(lanes, step)}, length, lanes);
 }
 
-// The gradient of pool_rows. An element that became the maximum gets the sum of the output
-// gradients from its row to the row before the next such element. So a first pass marks them, and a
-// second, backwards, sums up.
+// Gradient of pool_rows. An element that became the maximum gets the sum of the output gradients
+// from its row to the row before the next such element. The first pass marks these elements; the
+// second, backwards, sums.
 template <typename T>
 [[gnu::flatten]] void unpool_rows(
     const T* grad_output, const T* input, T* grad_input, Scratch& scratch, int64_t length,
@@ -449,10 +449,10 @@ template <typename T>
 
 // ---- Contiguous scan lines
 
-// A group is 16 bytes of a vector, the unit in which instruction sets shuffle cheaply. A tile is as
-// many lines as a group has elements, and as many columns as a vector has: transposed, vector i has
-// columns i, i + kLines, i + 2 kLines... of the tile in its groups, and in every group all lines.
-// So every group scans kLines adjacent columns, and then takes over what the groups before found.
+// A group is 16 bytes of a vector, the unit in which instruction sets shuffle cheaply. A tile has
+// as many lines as a group has elements, and as many columns as a vector has. Transposed, group g
+// of vector i holds column i + g kLines of all lines. So every group scans kLines adjacent columns,
+// and is then combined with the result of the groups before it.
 constexpr int kGroups = kVectorBytes / 16;
 
 template <typename Data, int... kIndex>
@@ -466,7 +466,7 @@ inline Data shuffle(Data a, Data b, std::integer_sequence<int, kIndex...>) {
 #endif
 }
 
-// Of every group the elements from kFirst on, in turn from the one and the other of two vectors.
+// Shuffle indices: of every group the elements from kFirst on, alternating between two vectors.
 template <int kGroup, int kFirst, int... kIndex>
 constexpr auto interleaved(std::integer_sequence<int, kIndex...>) {
   constexpr int kSize = sizeof...(kIndex);
@@ -479,8 +479,8 @@ constexpr auto from_offset(std::integer_sequence<int, kIndex...>) {
   return std::integer_sequence<int, (kIndex + kOffset)...>();
 }
 
-// Every round interleaves row i with row i + kRows / 2; log2(kRows) rounds transpose the squares
-// that the groups are.
+// Every round interleaves row i with row i + kRows / 2. After log2(kRows) rounds each group's
+// kRows x kRows square is transposed.
 template <int kRows, typename Data>
 inline void transpose(Data (&rows)[kRows]) {
   constexpr auto lanes = std::make_integer_sequence<int, kGroups * kRows>();
@@ -495,7 +495,7 @@ inline void transpose(Data (&rows)[kRows]) {
   }
 }
 
-// Moves what is in the groups kDistance further in the scan, and lets the end of `before` follow.
+// Shifts groups by kDistance in scan direction; the last groups of `before` fill the free places.
 template <int kDistance, bool kReverse, typename Data>
 inline Data shift_groups(Data data, Data before) {
   constexpr int kSize = sizeof(Data) / sizeof(data[0]);
@@ -517,7 +517,8 @@ inline Sums<T> shift_groups(Sums<T> sums, const Sums<T>& before) {
   return sums;
 }
 
-// The maxima before each group, from those of each group and of the groups of the tile before.
+// Maximum of everything before each group, from the maxima of this tile's groups and `before`, the
+// maxima up to each group of the previous tile.
 template <typename L, bool kReverse>
 inline typename L::Key maxima_before(typename L::Key maxima, typename L::Key before) {
   auto result = shift_groups<1, kReverse>(maxima, before);
@@ -530,8 +531,9 @@ inline typename L::Key maxima_before(typename L::Key maxima, typename L::Key bef
   return result;
 }
 
-// The sums that groups are given by those before them, from what each would pass on by itself and
-// what the tile before passes on. Where `passes`, it goes on through a group.
+// Sums that flow into each group from the groups before it. `sums` is each group's own outgoing
+// sum, `before` the final sums of the previous tile. Where `passes` is set, a group has no mark and
+// the incoming sum flows through it.
 template <typename T, bool kReverse>
 inline Sums<T> sums_before(
     const Sums<T>& sums, typename Lanes<T>::Mask passes, const Sums<T>& before) {
@@ -548,8 +550,7 @@ inline Sums<T> sums_before(
   return result;
 }
 
-// Up to kLines adjacent scan lines of `length` elements. Where there are fewer, the last one stands
-// in for the missing ones.
+// Up to kLines adjacent scan lines of `length` elements. Missing lines repeat the last one.
 template <typename T>
 struct Lines {
   using Data = typename Lanes<T>::Data;
@@ -565,14 +566,13 @@ struct Lines {
     }
   }
 
-  // Asks for as much as the i-th tile of the lines that come `blocks` times kLines later, in order
-  // of memory.
+  // Prefetches, in memory order, the i-th tile's share of the lines `blocks` * kLines further on.
   void prefetch_tile(const T* lines, int64_t i, int64_t blocks) const {
     prefetch(lines, (blocks * length + i * kColumns) * kLines, kColumns * kLines);
   }
 
-  // Columns beyond the lines' end are `fill`. Whole tiles have a loop of their own, because a
-  // length that may vary keeps vectors in memory.
+  // Columns beyond the lines' end are `fill`. Complete tiles have their own loop, because with a
+  // variable length the compiler keeps vectors in memory.
   void load_tile(const T* from, int64_t tile, Data fill, Data (&data)[kLines]) const {
     from += tile * kColumns;
     const int64_t columns = length - tile * kColumns;
@@ -602,13 +602,13 @@ struct Lines {
     }
   }
 
-  // About as far as memory is slow.
+  // Prefetch distance in elements of a line, tuned to memory latency.
   static constexpr int64_t kAhead = 8192 / sizeof(T) / kLines;
   int64_t length, tiles, ahead;
   int64_t first[kLines];
 };
 
-// The i-th of `count` in the order of the scan.
+// Index of the i-th of `count` elements in scan order.
 template <bool kReverse>
 constexpr int64_t in_order(int64_t i, int64_t count) {
   return kReverse ? count - 1 - i : i;
@@ -665,7 +665,7 @@ template <typename T, bool kReverse>
     }
     const auto before = maxima_before<L, kReverse>(top, best);
     best = L::maximum(top, before);
-    // An element became the maximum where the maximum up to it is the element itself.
+    // An element became the maximum if the maximum up to it equals the element.
     for (int k = 0; k < kLines; ++k) {
       marks[tile * kLines + k] =
           bits_as<Mask>(L::maximum(tops[k], before)) == bits_as<Mask>(data[k]);
@@ -679,7 +679,7 @@ template <typename T, bool kReverse>
     lines.load_tile(grad_output, tile, typename L::Data{}, data);
     const Mask* starts = marks + tile * kLines;
     if constexpr (kGroups > 1) {
-      // What a group passes on is what comes after its last mark in the order of this pass.
+      // A group's outgoing sum: the gradients after its last mark in the order of this pass.
       Sums<T> open{};
       Mask passes = ~Mask{};
       for (int j = 0; j < kLines; ++j) {
@@ -706,7 +706,7 @@ void pool_lines(
           : pool_lines_along<T, false>(input, output, lines);
 }
 
-// The gradient of pool_lines, see unpool_rows.
+// Gradient of pool_lines, see unpool_rows.
 template <typename T>
 void unpool_lines(
     const T* grad_output, const T* input, T* grad_input, Scratch& scratch, int64_t length,

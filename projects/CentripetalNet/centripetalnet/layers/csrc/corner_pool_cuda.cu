@@ -72,7 +72,7 @@ Tensor corner_pool_backward_cuda(
     return grad_input;
   }
   const LineLayout layout = line_layout(dense, format, direction);
-  // Marks are bits; int16 is the dtype of that size that every version of torch has.
+  // int16 stands for uint16, which older versions of torch lack.
   const Tensor marks = at::empty({mark_count(layout)}, dense.options().dtype(at::kShort));
   const dim3 block(kLines, kSegments);
   const auto stream = c10::cuda::getCurrentCUDAStream();

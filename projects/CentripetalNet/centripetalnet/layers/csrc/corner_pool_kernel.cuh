@@ -1,14 +1,13 @@
-// CUDA kernels of corner pooling, free of PyTorch: they need nothing but the CUDA language, and use
-// so little of it (shared memory and __syncthreads) that a CPU can run them thread by thread.
+// CUDA kernels of corner pooling, independent of PyTorch. Of CUDA they use only shared memory and
+// __syncthreads, so that tests can emulate them on the CPU.
 //
-// A line is one scan line. A thread block takes kLines lines and walks along them in tiles of
-// kTileLength positions, counted in the direction of the scan. In a tile every thread scans a
-// segment of kRows positions of one line in registers; what crosses segments goes through shared
-// memory, what crosses tiles is carried along.
+// A line is one scan line. A thread block processes kLines lines in tiles of kTileLength positions,
+// counted in scan direction. Every thread scans a segment of kRows positions of one line in
+// registers. Results are combined across segments in shared memory, across tiles in registers.
 //
 // threadIdx.x is the line, so that access is coalesced where lines are adjacent in memory. Where
-// the lines themselves are contiguous, a tile is read and written along the lines and turned over
-// in shared memory.
+// the lines themselves are contiguous, a tile is read and written along the lines and transposed in
+// shared memory.
 #pragma once
 
 #include <cmath>
@@ -21,11 +20,11 @@ constexpr int kSegments = 8;
 constexpr int kRows = 16;
 constexpr int kTileLength = kSegments * kRows;
 constexpr int kThreads = kLines * kSegments;
-// Keeps the compiler from spending registers on addresses until few blocks fit.
+// Limits registers per thread: the compiler would spend them on addresses, and fewer blocks fit.
 constexpr int kBlocksPerProcessor = 3;
 
 // Line i begins at element i / inner * length * inner + i % inner; its elements are `inner` apart.
-// A reverse scan starts at its end.
+// A reverse scan starts at the line's end.
 struct LineLayout {
   int64_t lines;
   int64_t length;
@@ -33,7 +32,7 @@ struct LineLayout {
   bool reverse;
 };
 
-// Which positions of a segment became the maximum, one bit each.
+// Bit i: position i of a segment became the maximum.
 using Marks = uint16_t;
 static_assert(kRows <= 8 * sizeof(Marks), "Marks holds a bit for every position of a segment");
 
@@ -45,13 +44,13 @@ __host__ __device__ inline int64_t tile_count(const LineLayout& layout) {
   return (layout.length + kTileLength - 1) / kTileLength;
 }
 
-// Marks that the backward kernel keeps in global memory. A single tile keeps them in registers.
+// Number of Marks that the backward kernel keeps in global memory. A single tile needs none.
 inline int64_t mark_count(const LineLayout& layout) {
   const int64_t tiles = tile_count(layout);
   return tiles > 1 ? tiles * kSegments * block_count(layout) * kLines : 0;
 }
 
-// The order of cummax: NaN is above all numbers, and equal values replace each other.
+// Order of cummax: NaN is larger than any number, a later equal value replaces an earlier one.
 template <typename Value>
 __device__ inline bool reaches(Value candidate, Value best) {
   return candidate >= best || candidate != candidate;
@@ -67,8 +66,8 @@ __device__ inline Value lowest() {
   return -static_cast<Value>(INFINITY);
 }
 
-// A tile on its way between global memory and registers. The padding keeps the threads of a warp,
-// which read down a column, on different banks of 4 bytes.
+// A tile between global memory and registers. The padding avoids bank conflicts (banks of 4 bytes)
+// when the threads of a warp read a column.
 template <typename T, bool kContiguous>
 struct Staging {
   static constexpr int kPadding = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
@@ -78,7 +77,7 @@ struct Staging {
 template <typename T>
 struct Staging<T, false> {};
 
-// The lines of one thread block, as one of its threads sees them.
+// The lines of one thread block, and the calling thread's position in them.
 template <typename T, bool kContiguous>
 struct Lines {
   const LineLayout& layout;
@@ -106,12 +105,12 @@ struct Lines {
     return layout.reverse ? layout.length - 1 - position : position;
   }
 
-  // Fills `values` where has(tile, row). All threads of the block call it together.
+  // Fills `values` where has(tile, row). Collective: all threads of the block must call it.
   template <typename Value>
   __device__ void load(
       const T* from, int64_t tile, Value (&values)[kRows], Staging<T, kContiguous>& staging) const {
     if constexpr (kContiguous) {
-      // Another thread may still be busy with what was staged before.
+      // Other threads may still read the previous contents.
       __syncthreads();
       for_each_staged(tile, [&](int64_t source, int staged_line, int column) {
         staging.tile[staged_line][column] = from[source];
@@ -130,7 +129,7 @@ struct Lines {
     }
   }
 
-  // The opposite of load.
+  // Inverse of load; collective, too.
   template <typename Value>
   __device__ void store(
       const Value (&values)[kRows], T* to, int64_t tile, Staging<T, kContiguous>& staging) const {
@@ -153,8 +152,8 @@ struct Lines {
     }
   }
 
-  // Calls visit(address, line of the block, column) for this thread's share of a tile of contiguous
-  // lines, so that the threads of a warp have adjacent addresses.
+  // Calls visit(address, line of the block, column) for this thread's part of a tile of contiguous
+  // lines. The threads of a warp get adjacent addresses.
   template <typename Visit>
   __device__ void for_each_staged(int64_t tile, const Visit& visit) const {
     for (int row = threadIdx.y; row < kLines; row += kSegments) {
@@ -168,8 +167,8 @@ struct Lines {
   }
 };
 
-// The maximum of all positions before the thread's segment. `carried` is the maximum of all tiles
-// before this one, and comes back with this one's. All threads of the block call it together.
+// Maximum of all positions before the thread's segment. `carried` is the maximum of all previous
+// tiles and is updated with this one's. Collective: all threads of the block must call it.
 template <typename Value>
 __device__ inline Value maximum_before(
     Value segment_maximum, Value (&maxima)[kSegments][kLines], Value& carried) {
@@ -183,13 +182,13 @@ __device__ inline Value maximum_before(
     }
     carried = later_maximum(carried, maxima[segment][threadIdx.x]);
   }
-  // `maxima` is written again for the next tile.
+  // The next tile overwrites `maxima`.
   __syncthreads();
   return before;
 }
 
-// The kernels take blocks of (kLines, kSegments) threads, block_count(layout) of them. kContiguous
-// needs layout.inner == 1. Sums and comparisons are done in `Value`, which holds every T exactly.
+// Launch with block_count(layout) blocks of (kLines, kSegments) threads. kContiguous requires
+// layout.inner == 1. Sums and comparisons are in `Value`, which represents every T exactly.
 
 template <typename T, typename Value, bool kContiguous>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
@@ -222,8 +221,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 }
 
 // An element that became the maximum gets the sum of the output gradients from its position to the
-// one before the next such element. The first walk marks them, the second, backwards, sums up.
-// `kept_marks` has mark_count(layout) elements.
+// one before the next such element. The first pass marks these elements; the second, backwards,
+// sums. `kept_marks` has mark_count(layout) elements.
 template <typename T, typename Value, bool kContiguous>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_backward_kernel(
     const T* grad_output, const T* input, T* grad_input, Marks* kept_marks, LineLayout layout) {
@@ -233,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
   const Lines<T, kContiguous> lines(layout);
   const int64_t tiles = tile_count(layout);
   const int64_t padded_lines = block_count(layout) * kLines;
-  // A thread reads only what it wrote itself, so this needs no barrier.
+  // A thread reads only its own marks, so this needs no barrier.
   const auto kept = [&](int64_t tile) -> Marks& {
     return kept_marks[(tile * kSegments + threadIdx.y) * padded_lines + lines.line];
   };
@@ -264,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
     }
   }
 
-  // The gradient that flows out of the front of a tile, to the last mark before it.
+  // Gradient that flows from the later tiles to the last mark before them.
   Value flowing = 0;
   for (int64_t tile = tiles - 1; tile >= 0; --tile) {
     lines.load(grad_output, tile, values, staging);

@@ -1,4 +1,4 @@
-// Which of the instruction sets that CPU kernels are compiled for this machine has.
+// Selects the instruction set of CPU kernels at run time.
 //
 // A kernel is written once, with vectors of CENTRIPETALNET_VECTOR_BYTES, in a header that
 // `foreach_cpu_capability.h` includes once for each instruction set:
@@ -9,11 +9,11 @@
 //     // in my_kernels.h, which has no include guard and includes nothing
 //     namespace centripetalnet::CENTRIPETALNET_CAPABILITY { void my_kernel(...) { ... } }
 //
-//     // the best one that this machine can run
+//     // calls the kernel for the best instruction set of this machine
 //     CENTRIPETALNET_DISPATCH(my_kernel, arguments...);
 //
-// The environment variable CENTRIPETALNET_CPU_CAPABILITY (baseline, avx2 or avx512) holds all of
-// them down to a lower one, for tests and measurements.
+// The environment variable CENTRIPETALNET_CPU_CAPABILITY (baseline, avx2 or avx512) is an upper
+// limit, for tests and benchmarks.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -34,7 +34,7 @@ namespace centripetalnet {
 enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
 #if CENTRIPETALNET_HAS_X86_CAPABILITIES
-// Compilers before GCC 11 do not know it in __builtin_cpu_supports.
+// __builtin_cpu_supports lacks it before GCC 11.
 inline bool has_f16c() {
   unsigned int a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);

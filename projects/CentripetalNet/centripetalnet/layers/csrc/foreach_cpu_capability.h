@@ -1,8 +1,8 @@
 // Includes CENTRIPETALNET_KERNELS once for each instruction set, see cpu_capability.h. No include
 // guard: a file may have several kernel headers.
 //
-// Everything that the kernels include has to be included before, or it would be compiled for an
-// instruction set that the machine may not have, and the linker could choose that copy for all.
+// Include all headers that the kernels need before this one. Otherwise their inline functions are
+// compiled for an instruction set that the machine may lack, and the linker may use these copies.
 #include "cpu_capability.h"
 
 #define CENTRIPETALNET_CAPABILITY baseline

@@ -40,7 +40,7 @@ class GaussianFocalLoss : public torch::autograd::Function<GaussianFocalLoss> {
       torch::autograd::AutogradContext* context, const Tensor& logits, const Tensor& bumps,
       const Tensor& plane_start, double alpha, double beta) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    // The logits, which the network keeps anyway, and nothing else of their size.
+    // Nothing of the size of the logits is kept but the logits themselves.
     context->save_for_backward({logits, bumps, plane_start});
     context->saved_data["alpha"] = alpha;
     context->saved_data["beta"] = beta;
@@ -92,7 +92,7 @@ TORCH_LIBRARY_FRAGMENT(centripetalnet, library) {
 
 TORCH_LIBRARY_IMPL(centripetalnet, Autograd, library) {
   library.impl("gaussian_focal_loss", &loss_autograd);
-  // Without this a second derivative would silently be zero instead of an error.
+  // Without this a second derivative would silently be zero.
   library.impl("gaussian_focal_loss_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

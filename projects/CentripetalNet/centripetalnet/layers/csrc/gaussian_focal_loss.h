@@ -1,4 +1,4 @@
-// What the kernels of the Gaussian focal loss agree on.
+// Shared by the kernels of the Gaussian focal loss.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@ namespace centripetalnet {
 // A bump is (plane, y, x, radius), plane = image * channels + channel.
 constexpr int64_t kBumpSize = 4;
 
-// Sums are in float or better.
+// dtype of the loss: double for double logits, else float.
 inline at::ScalarType loss_dtype(const at::Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -44,7 +44,7 @@ inline void check_loss_inputs(
         integers.device(), " and ", logits.device());
   }
   for (const double exponent : {alpha, beta}) {
-    // A negative one makes the loss grow without limit where a cell is right.
+    // With a negative exponent the loss of a correct cell is unbounded.
     TORCH_CHECK_VALUE(
         exponent >= 0 && exponent <= std::numeric_limits<float>::max(),
         "gaussian_focal_loss expects alpha and beta to be finite and not negative, got ", alpha,

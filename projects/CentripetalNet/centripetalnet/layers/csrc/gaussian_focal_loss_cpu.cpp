@@ -1,5 +1,5 @@
 // The Gaussian focal loss on the CPU. Targets are rendered row by row into a small buffer, and only
-// where a bump lies.
+// for rows that a bump covers.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -25,14 +25,14 @@ namespace {
 
 using at::Tensor;
 
-// Elements below which another thread costs more than it saves.
+// With fewer elements per thread, another thread costs more than it saves.
 constexpr int64_t kGrainElements = int64_t{1} << 15;
 
 struct Exponents {
   double alpha, beta;
 };
 
-// Double precision is for checking gradients, so it is written plainly.
+// Double precision is only for gradient checks, so it is not vectorised.
 double loss_of_row(
     const double* logits, const double* targets, int64_t count, const Exponents& exponents) {
   double sum = 0;
@@ -81,8 +81,8 @@ void gradient_of_row(
 template <typename T>
 using TargetOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// The logits as rows of adjacent elements. A unit is what is contiguous: a plane, or an image whose
-// channels come last; `height` rows make one.
+// The logits as rows of adjacent elements. A unit is `height` contiguous rows: a plane, or an image
+// in channels-last format.
 template <typename Target>
 class Rows {
  public:
@@ -98,7 +98,7 @@ class Rows {
         profile_start_(bumps.size(0) + 1) {
     check_numbers(bumps.size(0), plane_start.size(0) - 1);
     for (int64_t bump = 0; bump < bumps.size(0); ++bump) {
-      // No cell of the map lies farther away.
+      // No cell of the map is farther away.
       const int64_t radius = std::min<int64_t>(radius_of(bump), std::max(height_, width_));
       const Target sigma = (2 * static_cast<Target>(radius_of(bump)) + 1) / 6;
       for (int64_t distance = 0; distance <= radius; ++distance) {
@@ -111,7 +111,8 @@ class Rows {
 
   int64_t row_elements() const { return width_ * planes_per_unit_; }
 
-  // Calls visit(first element, count, targets or null) for runs that cover rows begin to end.
+  // Calls visit(first element, count, targets) for runs that cover rows [begin, end). `targets` is
+  // null for a run without bumps.
   template <typename Visit>
   void for_each_run(int64_t begin, int64_t end, const Visit& visit) const {
     std::vector<Target> targets(row_elements());
@@ -131,7 +132,7 @@ class Rows {
   }
 
  private:
-  // Wrong numbers would lead outside the tensors.
+  // Invalid indices would read outside the tensors.
   void check_numbers(int64_t num_bumps, int64_t num_planes) const {
     bool in_order = plane_start_[0] == 0 && plane_start_[num_planes] == num_bumps;
     for (int64_t plane = 0; plane < num_planes; ++plane) {
@@ -144,19 +145,19 @@ class Rows {
       TORCH_CHECK_VALUE(
           radius_of(bump) < 0 || (y_of(bump) >= 0 && y_of(bump) < height_ && x_of(bump) >= 0 &&
                                   x_of(bump) < width_),
-          "gaussian_focal_loss expects bumps whose peaks lie on the map of ", height_, " x ",
+          "gaussian_focal_loss expects bumps whose peaks are on the map of ", height_, " x ",
           width_, " cells, got one at y = ", y_of(bump), ", x = ", x_of(bump));
       TORCH_CHECK_VALUE(
           plane_of(bump) >= 0 && plane_of(bump) < num_planes,
-          "gaussian_focal_loss expects the planes of bumps to be under N * C = ", num_planes,
-          ", got ", plane_of(bump));
+          "gaussian_focal_loss expects the planes of bumps in [0, N * C) = [0, ", num_planes,
+          "), got ", plane_of(bump));
     }
-    // With the channels last a bump's plane would say one thing and its place another.
+    // Otherwise the channels-last layout would give another result: it also uses the bump's plane.
     for (int64_t plane = 0; plane < num_planes; ++plane) {
       for (int64_t bump = plane_start_[plane]; bump < plane_start_[plane + 1]; ++bump) {
         TORCH_CHECK_VALUE(
             plane_of(bump) == plane,
-            "gaussian_focal_loss expects bumps in the order of their planes, as plane_start says, "
+            "gaussian_focal_loss expects bumps sorted by plane, with plane_start to match, "
             "got bump ", bump, " of plane ", plane_of(bump), " among those of plane ", plane);
       }
     }
@@ -202,7 +203,7 @@ class Rows {
   int64_t channels_, height_, width_, planes_per_unit_;
   const int32_t* bumps_;
   const int32_t* plane_start_;
-  // The Gaussian of each bump at distances 0 to radius, one after the other.
+  // Concatenated for all bumps: the Gaussian at distances 0 to radius.
   std::vector<int64_t> profile_start_;
   std::vector<Target> profiles_;
 };

@@ -1,8 +1,8 @@
 // Rows of the Gaussian focal loss, see foreach_cpu_capability.h.
 //
-// With p = sigmoid(x), q = 1 - p and e = exp(-|x|), everything comes from e without cancellation:
-// log(1 + e) is the small part of both logarithms, 1 / (1 + e) and e / (1 + e) are p and q in the
-// order of the sign of x.
+// With p = sigmoid(x), q = 1 - p and e = exp(-|x|), all values are computed from e without
+// cancellation: 1 / (1 + e) is the larger of p and q, with -log = log(1 + e); e / (1 + e) is the
+// smaller, with -log = |x| + log(1 + e).
 namespace centripetalnet {
 namespace CENTRIPETALNET_CAPABILITY {
 namespace {
@@ -47,7 +47,7 @@ inline void store_floats(Floats values, float* to) { std::memcpy(to, &values, si
 
 inline void store_floats(Floats values, c10::BFloat16* to) {
   const Words bits = bits_of<Words>(values);
-  // To the nearest, ties to even; a NaN's payload must not carry into the exponent.
+  // Rounds to nearest, ties to even. NaN is set explicitly, as rounding could overflow its payload.
   const Words rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
   const Words nan = Words{} + 0x7fc0;
   const HalfWords words = __builtin_convertvector(values == values ? rounded : nan, HalfWords);
@@ -60,13 +60,13 @@ inline void store_floats(Floats values, c10::Half* to) {
   }
 }
 
-// exp(-a) for a >= 0, relative error 2e-7; 0 from 87 on, near where floats end.
+// exp(-a) for a >= 0, relative error 2e-7; 0 for a > 87, near the smallest normal float.
 inline Floats exp_of_minus(Floats a) {
   const Floats limited = a > 87.0f ? all(87.0f) : a;
-  // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
   const Floats shifted = limited * -1.44269504f + 12582912.0f;
   const Floats whole = shifted - 12582912.0f;
-  // ln 2 in two parts, the first of which times `whole` is exact.
+  // ln 2 in two parts; the product of the first and `whole` is exact.
   const Floats rest = -limited - whole * 0.693359375f + whole * 2.12194440e-4f;
   Floats power = all(1.3948590e-3f);
   power = power * rest + 8.3751352e-3f;
@@ -76,7 +76,7 @@ inline Floats exp_of_minus(Floats a) {
   power = power * rest + 1.0f;
   power = power * rest + 1.0f;
   const Floats result = power * bits_of<Floats>((bits_of<Words>(shifted) + 127) << 23);
-  // Whatever little were left would count where it is multiplied by a logit of 1e38.
+  // Exactly 0, as it may be multiplied by a logit of 1e38.
   return a > 87.0f ? Floats{} : result;
 }
 
@@ -94,7 +94,7 @@ inline Floats log_of_one_plus(Floats e) {
   return power * e;
 }
 
-// x^exponent from log x <= 0.
+// base^exponent; `minus_log` is -log(base) >= 0.
 inline Floats power_of(Floats base, Floats minus_log, float exponent) {
   return exponent == 2.0f ? base * base : exp_of_minus(minus_log * exponent);
 }
@@ -115,7 +115,7 @@ struct Sigmoid {
   Floats p, q, minus_log_p, minus_log_q;
 };
 
-// (1 - t)^beta of a cell that is not positive.
+// (1 - t)^beta, the weight of a negative cell.
 inline Floats quietened(Floats target, float beta) {
   const Floats rest = 1.0f - target;
   if (beta == 4.0f) {
@@ -154,7 +154,7 @@ inline Floats gradient_of(Floats x, Floats target, float alpha, float beta) {
   return target == 1.0f ? positive : negative;
 }
 
-// Sum of the loss over `count` logits; `targets` is null where all are zero.
+// Sum of the loss over `count` logits; `targets` is null if all are zero.
 template <typename T>
 double loss_of_row(
     const T* logits, const float* targets, int64_t count, float alpha, float beta) {
@@ -162,7 +162,7 @@ double loss_of_row(
     return target == nullptr ? loss_of_background(Sigmoid(load_floats(x)), alpha)
                              : loss_of(load_floats(x), load_floats(target), alpha, beta);
   };
-  // So few are summed in single precision that a sum over millions of cells loses nothing.
+  // Only short blocks are summed in float, so that sums over millions of cells stay accurate.
   constexpr int64_t kBlock = 64 * kFloats;
   double sum = 0;
   int64_t i = 0;
@@ -191,7 +191,7 @@ double loss_of_row(
   return sum;
 }
 
-// The gradient of loss_of_row times `scale`.
+// Gradient of loss_of_row times `scale`.
 template <typename T>
 void gradient_of_row(
     const T* logits, const float* targets, T* gradient, int64_t count, float scale, float alpha,

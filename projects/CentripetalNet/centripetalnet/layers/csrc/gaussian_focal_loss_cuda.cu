@@ -23,18 +23,18 @@ using at::Tensor;
 template <typename T>
 using ValueOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Enough blocks for any processor, few enough that their sums are quickly added up.
+// Enough blocks for any GPU, few enough for a fast sum of their partial sums.
 constexpr int64_t kMaxBlocks = 1024;
 constexpr int64_t kMaxImages = 65535;
 
-// Both formats are read in the order of memory.
+// Both memory formats are read in memory order.
 struct Launch {
   Launch(const Tensor& logits, at::MemoryFormat format)
       : layout{
             static_cast<uint32_t>(logits.size(1)), static_cast<uint32_t>(logits.size(2)),
             static_cast<uint32_t>(logits.size(3)), format == at::MemoryFormat::ChannelsLast} {
     const int64_t images = logits.size(0), cells = logits.numel() / images;
-    // A thread's next cell may lie a whole grid beyond the last one.
+    // int32, as a thread's uint32 index may exceed the number of cells by a whole grid.
     TORCH_CHECK_VALUE(
         cells <= std::numeric_limits<int32_t>::max() && images <= kMaxImages,
         "gaussian_focal_loss takes at most ", kMaxImages, " images of ",

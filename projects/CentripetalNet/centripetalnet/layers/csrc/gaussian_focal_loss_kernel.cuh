@@ -1,8 +1,8 @@
-// CUDA kernels of the Gaussian focal loss, free of PyTorch: they need nothing but the CUDA language,
-// and use so little of it that a CPU can run them thread by thread.
+// CUDA kernels of the Gaussian focal loss, independent of PyTorch. Of CUDA they use only shared
+// memory and __syncthreads, so that tests can emulate them on the CPU.
 //
-// A thread takes every so many cells of one image, in the order of memory, and looks for the bumps
-// of a cell's plane that reach it. The formulas are those of gaussian_focal_loss_cpu_kernels.h.
+// Threads stride over the cells of one image in memory order. For each cell, a thread checks all
+// bumps of the cell's plane. The formulas are those of gaussian_focal_loss_cpu_kernels.h.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ struct HeatmapLayout {
   bool channels_last;
 };
 
-// A bump is (plane, y, x, radius); those of a plane are plane_start[plane] to plane_start[plane + 1].
+// A bump is (plane, y, x, radius). Rows plane_start[i] to plane_start[i + 1] - 1 belong to plane i.
 struct Bumps {
   const int32_t* rows;
   const int32_t* plane_start;
@@ -104,7 +104,7 @@ __device__ inline Value focal_gradient(
          (cell.p - exponents.alpha * cell.log_q * cell.q) * quietening(target, exponents.beta);
 }
 
-// blockIdx.y is the image. `partial_sums` has a place for every block.
+// blockIdx.y is the image. `partial_sums` has one entry per block.
 template <typename T, typename Value>
 __global__ void __launch_bounds__(kLossThreads) gaussian_focal_loss_kernel(
     const T* logits, Bumps bumps, HeatmapLayout layout, FocalExponents<Value> exponents,
