@@ -37,8 +37,8 @@ class Predictor:
 
         Raises:
             FileNotFoundError, ValueError: if the weights are missing or do not fit.
-            ValueError: if ``MODEL.DEVICE`` is a GPU and there is none, or ``INPUT.MIN_SIZE_TEST``
-                or ``MAX_SIZE_TEST`` is invalid.
+            ValueError: if ``MODEL.DEVICE`` is a GPU and there is none, or a size of ``INPUT`` is
+                invalid.
         """
         check_device(cfg.MODEL.DEVICE)
         if not cfg.MODEL.WEIGHTS:
