@@ -234,7 +234,7 @@ def heatmap_loss() -> Iterator[Row]:
     """Targets and heatmap loss, forward and backward."""
     case = HeatmapLossCase()
     seconds = median_seconds(5, ours=case.ours, plain=case.plain)
-    part = "targets and heat-map loss, forward and backward"
+    part = "targets and heatmap loss, forward and backward"
     yield Row(part, seconds["ours"] * 1e3, "ms")
     ratio = seconds["plain"] / seconds["ours"]
     yield Row(part, ratio, "x as fast as dense targets", ">= 5", ratio >= 5)
@@ -450,7 +450,7 @@ def growth() -> Iterator[Row]:
         seconds = median_seconds(5, targets=case.targets, ours=case.ours)
         part = f"{count} boxes per image, 6 images"
         yield Row(f"targets, {part}", seconds["targets"] * 1e3, "ms")
-        yield Row(f"targets and heat-map loss, {part}", seconds["ours"] * 1e3, "ms")
+        yield Row(f"targets and heatmap loss, {part}", seconds["ours"] * 1e3, "ms")
 
 
 MEMORY_CASES: Dict[str, Callable[[], Callable]] = {
