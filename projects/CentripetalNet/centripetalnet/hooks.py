@@ -23,7 +23,7 @@ class TrainingPlotter(HookBase):
         if self.trainer.iter + 1 < self.trainer.max_iter:
             return
         try:
-            # It imports matplotlib, which only drawing needs.
+            # Here, so that a training without it does not load matplotlib.
             from .visualization import plot_training
 
             logger.info("Curves of the training: %s", plot_training(self.output_dir))

@@ -59,7 +59,7 @@ PathManager.register_handler(_STORE)
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-    """The folder behind ``test-store://``; where nothing else may be written, the test runs."""
+    """The folder behind ``test-store://``. The test must not write to its working directory."""
     for name in ("folder", "copies", "here"):
         (tmp_path / name).mkdir()
     _STORE.folder, _STORE.copies = tmp_path / "folder", tmp_path / "copies"
@@ -87,7 +87,7 @@ def _logs_reach_caplog():
     ],
 )
 def device(request):
-    """Every device that there is."""
+    """Every available device."""
     return request.param
 
 

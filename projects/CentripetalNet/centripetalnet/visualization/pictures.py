@@ -95,15 +95,15 @@ def draw_training_sample(
 def training_picture(
     model: CentripetalNet, batched_inputs: List[dict], max_images: int = 3
 ) -> Tuple[str, Tensor]:
-    """Ground truth, prediction and heat maps of some training samples, for the event storage.
+    """Draws ground truth, prediction and heatmaps of some training samples, for TensorBoard.
 
     Args:
-        model: in training mode, in which it stays.
+        model: in training mode, also afterwards.
         batched_inputs: see ``CentripetalNet.forward``.
-        max_images: the first so many are drawn.
+        max_images: number of samples that are drawn, from the first.
 
     Returns:
-        Name of the picture, and the picture: (3, height, width) uint8, RGB.
+        Name of the figure, and the figure (3, height, width) uint8, RGB.
     """
     samples = batched_inputs[:max_images]
     model.eval()
