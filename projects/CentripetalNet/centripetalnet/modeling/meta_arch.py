@@ -203,7 +203,7 @@ class CentripetalNet(nn.Module):
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         losses = self.losses(images.tensor, instances)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            # What draws imports this module, and matplotlib, which only drawing needs.
+            # Here, since it imports this module and matplotlib.
             from ..visualization import training_picture
 
             get_event_storage().put_image(*training_picture(self, batched_inputs))
