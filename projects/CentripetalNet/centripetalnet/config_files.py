@@ -1,4 +1,4 @@
-"""The config files that come with the package, and finding one by its name."""
+"""The config files of the package, found by path or name."""
 
 import os
 from contextlib import suppress
@@ -9,12 +9,12 @@ from detectron2.utils.file_io import PathManager
 
 _PACKAGE = Path(__file__).resolve().parent
 _BASE = "Base-CentripetalNet.yaml"
-# Where a wheel was installed they lie in the package, in the repository beside it.
+# In an installed wheel they are inside the package, in the repository next to it.
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def packaged_configs() -> Dict[str, str]:
-    """Paths of the config files that come with the package, by name, "centripetal_hg104" say."""
+    """Paths of the package's config files by name, such as "centripetal_hg104"."""
     folder = next((x for x in _FOLDERS if (x / _BASE).is_file()), None)
     if folder is None:
         return {}
@@ -23,17 +23,17 @@ def packaged_configs() -> Dict[str, str]:
 
 
 def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
-    """The path of a config file.
+    """Returns the path of a config file.
 
     Args:
-        config: the path itself, also a remote one that Detectron2's PathManager knows, or the name
-            of a file that comes with the package; where there are both, it is the path.
+        config: a path, also a remote one that Detectron2's PathManager handles, or the name of a
+            config of the package. An existing path comes first.
 
     Raises:
         FileNotFoundError: if it is neither; the message lists the names.
     """
     config = os.fspath(config)
-    # Of addresses such as https:// a handler cannot tell.
+    # The handler of https:// addresses has no isfile.
     with suppress(NotImplementedError):
         if PathManager.isfile(config):
             return config
@@ -41,7 +41,7 @@ def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
     if config in packaged:
         return packaged[config]
     raise FileNotFoundError(
-        f"there is no config file {config!r} (seen from {os.getcwd()}), and none of that name "
-        f"comes with the package; give the path of a yaml file or one of these names: "
+        f"there is no config file {config!r} (seen from {os.getcwd()}), and the package has none "
+        "of that name. Give the path of a yaml file or one of these names: "
         f"{', '.join(packaged) or '(none: the installation lacks its configs, install it again)'}"
     )
