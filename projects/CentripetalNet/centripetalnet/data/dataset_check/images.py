@@ -196,8 +196,7 @@ def _missing(images: List[dict], image_root: str) -> Set[int]:
     """Positions of the images whose file is missing."""
     folders: Dict[str, List[int]] = {}
     for position, image in enumerate(images):
-        # Remote files are fetched when they are read.
-        if _has_name(image) and "://" not in _path(image, image_root):
+        if _has_name(image):
             folder = os.path.dirname(_path(image, image_root))
             folders.setdefault(folder, []).append(position)
     missing = set()
