@@ -16,7 +16,7 @@ import torch
 from setuptools import find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
-# Paths of sources must be relative to this file, or setuptools writes objects beside the sources.
+# Paths of sources must be relative to this file, or setuptools writes objects next to the sources.
 CSRC = Path("centripetalnet/layers/csrc")
 # Undefined behaviour ends the process, as a wrong address does, so that tests fail.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -223,9 +223,7 @@ def test_if_one_process_hangs_the_others_end_within_the_timeout(datasets, tmp_pa
 
 
 @pytest.mark.parametrize("num_workers, start", [(4, 300), (2, 600), (16, 75)])
-def test_masks_start_after_the_same_number_of_images_for_any_number_of_processes(
-    num_workers, start
-):
+def test_the_start_of_mask_training_is_scaled_to_the_number_of_workers(num_workers, start):
     opts = ["SOLVER.REFERENCE_WORLD_SIZE", 4, "MODEL.CENTRIPETALNET.MASK.START_ITER", 300]
     cfg = load_config(str(TINY_MASK), [*opts, "SOLVER.IMS_PER_BATCH", 16])
     cfg.freeze()

@@ -99,7 +99,7 @@ def weights_in(content: Mapping) -> Dict[str, Tensor]:
 
 
 def check_plain(weights: Mapping) -> None:
-    """Raises unless all items are real dense tensors with a string as name."""
+    """Raises unless all items are real-valued tensors with a string as name."""
     for name, x in weights.items():
         if not isinstance(name, str):
             raise ValueError(

@@ -270,9 +270,7 @@ def test_a_failed_save_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_of_mmdetection_in_the_model_are_refused_with_the_command_to_convert_them(
-    cfg, save
-):
+def test_weights_of_mmdetection_are_refused_with_the_conversion_command(cfg, save):
     path = save({"state_dict": random_weights(cfg, "mmdet")})
 
     with pytest.raises(ValueError, match=r"centripetalnet-convert .*theirs\.pth"):

@@ -160,7 +160,10 @@ class Report:
         for problem in self.problems:
             groups[problem.kind].append(problem)
         lines = []
-        titles = {ERROR: "errors (invalid entries)", NOTE: "notes (used, converted by Detectron2)"}
+        titles = {
+            ERROR: "errors (invalid entries)",
+            NOTE: "notes (accepted or converted by Detectron2)",
+        }
         for severity, title in titles.items():
             kinds = [x for x in SEVERITIES if x in groups and SEVERITIES[x] == severity]
             lines += ["", f"{title}:" if kinds else f"{title}: none"]
