@@ -1,6 +1,6 @@
-"""Says what the interpreter that runs it lacks for `make demo`, `make test` or `make lint`.
+"""Prints what the current interpreter lacks for `make demo`, `make test` or `make lint`.
 
-Imports neither PyTorch nor Detectron2, since every `make ENV=current` waits for it.
+Imports neither PyTorch nor Detectron2, to be fast.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from typing import Dict, List, Optional, Tuple
 
 MIN_TORCH = (2, 1)
 
-# Names to import, and what to tell pip where they are missing.
+# Modules and the arguments of pip that install them.
 BUILD = {
     "pkg_resources": "'setuptools<81'",  # Detectron2's model_zoo imports it.
     "safetensors": "safetensors",
@@ -37,7 +37,7 @@ EXTRAS: Dict[str, Dict[str, str]] = {
     "test": {**BUILD, **TEST},
     "lint": LINT,
 }
-# Their pictures alone are used, which need neither their dependencies nor Python 3.10.
+# Only their image files are used, without their dependencies.
 PICTURES_ONLY = {"animal-mnist==0.4"}
 
 
@@ -49,7 +49,7 @@ def is_importable(module: str) -> bool:
 
 
 def torch_version() -> Optional[Tuple[int, ...]]:
-    """The major and minor number of the installed PyTorch, None where there is none."""
+    """Major and minor version of the installed PyTorch, or None."""
     try:
         found = re.match(r"(\d+)\.(\d+)", version("torch"))
     except PackageNotFoundError:
@@ -62,9 +62,9 @@ def missing_frameworks() -> List[str]:
     wanted = ".".join(map(str, MIN_TORCH))
     torch = torch_version()
     if torch is None:
-        problems.append(f"PyTorch is missing: install {wanted} or newer, as pytorch.org says.")
+        problems.append(f"PyTorch is missing. Install {wanted} or newer (see pytorch.org).")
     elif torch < MIN_TORCH:
-        problems.append(f"PyTorch is {version('torch')}, and {wanted} or newer is needed.")
+        problems.append(f"PyTorch is {version('torch')}, expected {wanted} or newer.")
     if not is_importable("detectron2"):
         state = "is missing"
     elif not is_importable("detectron2._C"):
@@ -72,7 +72,7 @@ def missing_frameworks() -> List[str]:
     else:
         return problems
     problems.append(
-        f"Detectron2 {state}. Once PyTorch is there, build its main branch (see its INSTALL.md):"
+        f"Detectron2 {state}. Install PyTorch first, then build its main branch (see INSTALL.md):"
         "\n    python -m pip install --no-build-isolation"
         " 'git+https://github.com/facebookresearch/detectron2.git'"
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/config.md, every config key with its default and what it does, from config.py.
+"""Generates docs/config.md, all config keys with defaults and meanings, from config.py.
 
 dev/config_page.py           writes the page
 dev/config_page.py --check   exits with an error if the page is not up to date
@@ -27,7 +27,7 @@ The defaults are those of the released Hourglass-104 model. `configs/*.yaml` cha
 
 
 class Key(NamedTuple):
-    """A key of the config, or a group of keys, which has no default."""
+    """A config key, or a group of keys, which has no default."""
 
     section: str
     name: str
@@ -39,7 +39,7 @@ def keys_of(source: str) -> List[Key]:
     """The keys that ``add_centripetalnet_config`` adds, in its order.
 
     Args:
-        source: text of config.py, whose comments stand above the keys.
+        source: text of config.py, with comments above the keys.
 
     Raises:
         ValueError: if a key has no comment.
@@ -70,7 +70,7 @@ def keys_of(source: str) -> List[Key]:
                 keys.append(Key(section, path, None, comment))
             meaning = ""
             continue
-        # Keys that stand together share the comment of the first.
+        # Adjacent keys share the comment of the first one.
         if not comment and _comes_right_after_a_key(lines, statement.lineno):
             comment = meaning
         if not comment:
@@ -130,12 +130,12 @@ def _section_lines(keys: List[Key]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    parser.add_argument("--check", action="store_true", help="only check the page")
     args = parser.parse_args()
     text = page(keys_of(Path(config.__file__).read_text(encoding="utf-8")))
     if args.check:
         if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
-            print(f"error: {PAGE} is not what config.py says; run `make docs`", file=sys.stderr)
+            print(f"error: {PAGE} does not match config.py. Run `make docs`.", file=sys.stderr)
             return 1
         return 0
     PAGE.write_text(text, encoding="utf-8")

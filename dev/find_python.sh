@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Prints the path of a CPython 3.10, or nothing and exits with 1.
+# Prints the path of a CPython 3.10, or exits with 1.
 #
-# $PYTHON, where set, is the only candidate. Otherwise what is on the PATH comes before pyenv's versions.
+# $PYTHON, if set, is the only candidate. Otherwise the PATH comes before pyenv's versions.
 set -euo pipefail
 
-# A pyenv shim exists for every version that any project of the machine uses, and refuses to run where
-# this directory has not chosen it: a candidate counts only once it has answered. What it answers is the
-# interpreter behind it, so that a virtual environment, ours among them, is not built upon.
+# A pyenv shim exists for each installed version but only runs where it is selected, so each candidate is
+# run. It prints its base interpreter, so that .venv is not based on another virtual environment.
 interpreter_behind() {
     "$1" - 2>/dev/null <<'PYTHON'
 import os, platform, sys

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Tests the operators with AddressSanitizer and UndefinedBehaviorSanitizer, which end the run where a
-# kernel reads or writes outside its memory or does what C++ leaves undefined.
+# Tests the operators with AddressSanitizer and UndefinedBehaviorSanitizer, which end the run at an access
+# outside a kernel's memory or at undefined behaviour.
 #
 #     dev/sanitize.sh PYTHON [PYTEST_ARG...]
 #
-# The library for it lies in output/sanitize beside a copy of the package; the one among the sources stays
-# as it is.
+# The library is built in output/sanitize with a copy of the package; the one next to the sources is kept.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,13 +25,13 @@ runtimes=()
 for name in libasan.so libubsan.so libstdc++.so; do
     # shellcheck disable=SC2086
     path=$(${CXX:-c++} "-print-file-name=$name")
-    # What the compiler does not have it names without a folder.
+    # For a missing library the compiler prints the name without a folder.
     [[ $path == */* ]] || die "\"${CXX:-c++}\" has no $name" \
-        "The sanitizers take GCC on Linux and its runtimes (apt install g++), or name one with CXX=..."
+        "The sanitizers need GCC on Linux and its runtimes (apt install g++). CXX=... selects a compiler."
     runtimes+=("$path")
 done
 
-# The objects stay for the next time; what is no longer among the sources must not.
+# Objects are reused; the copy of the package is not, since it may have files that were deleted.
 rm -rf "$built/lib"
 mkdir -p "$built"
 printf 'Building the extension with sanitizers ... '
@@ -41,20 +40,20 @@ started=$SECONDS
     "$python" setup.py -q build --build-base "$built/build" --build-lib "$built/lib") \
     >"$built/build.log" 2>&1 || {
     tail -n 30 "$built/build.log" >&2
-    die "the build failed; above is the end of its log, $built/build.log"
+    die "the build failed; the end of its log, $built/build.log, is above"
 }
 printf '%d s\n' $((SECONDS - started))
 
 sanitized() {
-    # Python's own leaks are not what is looked for; PyTorch answers for memory that there is not.
-    # The runtimes and C++'s exceptions have to be there before PyTorch.
+    # Python's own leaks are ignored, and PyTorch handles failed allocations. The runtimes and libstdc++
+    # have to be loaded before PyTorch.
     env LD_PRELOAD="${runtimes[*]}" PYTHONPATH="$built/lib${PYTHONPATH:+:$PYTHONPATH}" \
         ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
         CUDA_VISIBLE_DEVICES= "$@"
 }
 
-# A run in which nothing is watched would find nothing.
-printf 'Reading memory that is marked as no one'\''s ... '
+# Checks that the sanitizers are active.
+printf 'Reading poisoned memory ... '
 if sanitized "$python" - "$built" >"$built/live.log" 2>&1 <<'PYTHON'
 import ctypes
 import importlib
@@ -74,29 +73,29 @@ runtime.__asan_poison_memory_region(ctypes.c_void_p(values.data_ptr()), ctypes.c
 corner_pool(values, "top")
 PYTHON
 then
-    die "the kernel read it and was not stopped, so the sanitizers do not watch it; see $built/live.log"
+    die "the sanitizers did not stop the kernel, so they are not active; see $built/live.log"
 fi
 if ! grep -q '^marked' "$built/live.log" || ! grep -q 'use-after-poison' "$built/live.log"; then
     cat "$built/live.log" >&2
-    die "the check ended for another reason than the one it is for; above is what it said"
+    die "the check failed for another reason; its output is above"
 fi
 printf 'found\n'
 
 run_tests() {
     local status=0
-    # What pytest had caught on its way to the terminal would be lost where the process ends.
+    # With pytest's default capture the output would be lost when the process ends.
     sanitized "$python" -m pytest -m "not slow" --timeout 900 --capture=sys -p no:cacheprovider "$@" ||
         status=$?
-    # 5: the arguments that came with the target choose none of these tests.
-    ((status == 0 || status == 5)) || die "a test failed, or above is what the sanitizers found"
+    # 5: PYTEST_ARGS selects none of these tests.
+    ((status == 0 || status == 5)) || die "a test or a sanitizer failed; the output is above"
 }
 
-# Left out: what compiles and runs programs of its own, which do not bear other runtimes preloaded
-# (test_cuda_source.py, with nvcc and ThreadSanitizer); it does not run the library either.
+# test_cuda_source.py compiles and runs programs of its own, which do not work with preloaded runtimes, and
+# does not use the library.
 readonly tests=$project/tests/layers
 run_tests "$tests" --ignore "$tests/test_cuda_source.py" "$@"
 
-# The kernels of lesser instruction sets, with the arguments that are made up.
+# The kernels for older instruction sets, with generated arguments.
 for capability in baseline avx2; do
     export CENTRIPETALNET_CPU_CAPABILITY=$capability
     run_tests -q "$tests/test_fuzzed_arguments.py" "$@"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes ready what a Makefile target needs, or sees that it still is.
+# Sets up what a Makefile target needs, or checks that it is up to date.
 #
 #     dev/setup.sh demo|test|lint|env
 #
-# .tools holds uv and ruff, .venv everything else, both as locked beside this file. ENV=current uses the
-# active Python (or $PYTHON) as it is instead. Either way the project is installed from where it lies.
+# .tools has uv and ruff, .venv everything else, both locked by dev/*.txt. ENV=current uses the active
+# Python (or $PYTHON) as it is instead. The project is installed in place.
 set -euo pipefail
 
 purpose=$1
@@ -12,14 +12,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
 
 readonly venv=.venv tools=.tools project=projects/CentripetalNet
-# The environment's 5.5 GB, and what its packages need while they are unpacked.
+# 5.5 GB for the environment, and room to unpack its packages.
 readonly needed_megabytes=6500
-# A stamp is removed before the first change to what it vouches for and written after the last one, so
-# that what an interrupted run leaves behind is never taken for whole.
+# A stamp is removed before a set-up step and written after it, so that the result of an interrupted run
+# does not count as complete.
 readonly tools_stamp=$tools/stamp venv_stamp=$venv/stamp extension_stamp=$project/build/stamp
 log=/dev/null
-# Installers catch the interrupt and end with an error like any other, to which the answer would be
-# another try.
+# Installers turn an interrupt into an ordinary error, after which the fallback would be tried.
 trap 'exit 130' INT
 
 die() {
@@ -27,7 +26,7 @@ die() {
     exit 1
 }
 
-# step MESSAGE COMMAND...: one line on the terminal, what the command says in the log.
+# step MESSAGE COMMAND...: prints one line; the command's output goes to the log.
 step() {
     local message=$1 started=$SECONDS
     shift
@@ -44,7 +43,7 @@ step() {
 must() {
     step "$@" || {
         tail -n 30 "$log" >&2
-        die "the step \"$1\" failed; above is the end of its log, $root/$log"
+        die "the step \"$1\" failed; the end of its log, $root/$log, is above"
     }
 }
 
@@ -74,7 +73,7 @@ install_tools() {
     if is_current "$tools_stamp" "$wanted" && "$tools/bin/ruff" --version &>/dev/null; then
         return
     fi
-    # Neither tool is a Python program, so that any Python will do.
+    # Neither tool is a Python program, so any Python works.
     for python in "$(dev/find_python.sh || true)" python3 python; do
         if can_make_venv "$python"; then
             rm -rf "$tools"
@@ -85,11 +84,11 @@ install_tools() {
             return
         fi
     done
-    echo "No Python 3.8 or newer here can make a virtual environment (apt install python3-venv)."
+    echo "No Python from 3.8 can create a virtual environment (apt install python3-venv)."
     return 1
 }
 
-# The locked uv, or else the one that the machine has.
+# The locked uv, otherwise the one on the PATH.
 find_uv() {
     if [[ -x $tools/bin/uv ]]; then
         echo "$tools/bin/uv"
@@ -104,38 +103,38 @@ find_python() {
     local uv
     dev/find_python.sh && return
     if [[ -n ${PYTHON:-} ]]; then
-        die "PYTHON=$PYTHON is not a CPython 3.10 that runs" \
-            "Name one, or leave PYTHON unset to have one looked for."
+        die "PYTHON=$PYTHON is not a working CPython 3.10" \
+            "Set PYTHON to one, or leave it unset to search for one."
     fi
     if uv=$(find_uv) && "$uv" python install --quiet --no-bin 3.10 &>/dev/null </dev/null; then
         "$uv" python find --managed-python 3.10 && return
     fi
     die "there is no CPython 3.10 on the PATH or under pyenv, and uv could not get one" \
         "Install it (apt install python3.10-dev python3.10-venv, pyenv install 3.10, or uv python install" \
-        "3.10) or name it with PYTHON=/path/to/python3.10. The environment that is made with it takes" \
-        "5.5 GB of disk. Where PyTorch and Detectron2 are installed already, ENV=current uses those instead."
+        "3.10) or set PYTHON=/path/to/python3.10. The environment takes 5.5 GB of disk. If PyTorch and" \
+        "Detectron2 are already installed, ENV=current uses those instead."
 }
 
 check_machine() {
     local free_megabytes
     if [[ $(uname -sm) != "Linux x86_64" ]]; then
-        die "the locked environment is for Linux on x86-64, and this is $(uname -sm)" \
+        die "the locked environment is for Linux on x86-64, this is $(uname -sm)" \
             "Install PyTorch and Detectron2 yourself and use ENV=current."
     fi
     free_megabytes=$(df -Pm . | awk 'NR == 2 { print $4 }')
     if ((free_megabytes < needed_megabytes)); then
-        die "$free_megabytes MB of disk are free under $root, and the environment needs $needed_megabytes MB"
+        die "$free_megabytes MB of disk are free in $root, the environment needs $needed_megabytes MB"
     fi
 }
 
-# Asked before anything large is downloaded, since the extension is the last thing to be made.
+# Checked before the downloads, since the extension is built last.
 check_compiler() {
     local python=$1 compiler=${CXX:-c++}
-    # Unquoted, as CXX may well be "ccache g++".
+    # Unquoted, since CXX may be "ccache g++".
     # shellcheck disable=SC2086
     if ! $compiler -std=c++17 -x c++ -fsyntax-only - <<<'#include <optional>' &>/dev/null; then
-        die "\"$compiler\" does not compile C++17, which the extension is written in" \
-            "Install a compiler (apt install g++) or name one with CXX=..."
+        die "\"$compiler\" does not compile C++17, which the extension needs" \
+            "Install a compiler (apt install g++) or select one with CXX=..."
     fi
     "$python" - <<'PYTHON' || die "$python has no C headers to compile against (apt install python3-dev)"
 import os, sys, sysconfig
@@ -152,14 +151,13 @@ make_venv() {
     fi
 }
 
-# lock_entries NAME...: the part of the lock that is about these packages.
+# lock_entries NAME...: the lines of these packages in the lock file.
 lock_entries() {
     awk -v names=" $* " '/^[a-z0-9]/ { split($1, head, "=="); keep = index(names, " " head[1] " ") } keep' \
         dev/requirements.txt
 }
 
-# Some packages come as source only. The locked setuptools builds them, not whichever is newest today,
-# and so has to be there first.
+# Some packages are source only. The locked setuptools builds them, so it is installed first.
 fill_venv_with_uv() {
     local uv
     uv=$(find_uv) &&
@@ -175,13 +173,13 @@ fill_venv_with_pip() {
         "${pip_install[@]}" --no-build-isolation -r dev/requirements.txt
 }
 
-# Uncompiled, the imports take 10 s longer, and every time so where PYTHONDONTWRITEBYTECODE is set. Some
-# packages carry files for other Pythons that do not compile here: hence no failure.
+# Without bytecode imports take 10 s longer, each time if PYTHONDONTWRITEBYTECODE is set. Files of packages
+# for other Python versions fail to compile, which is ignored.
 compile_bytecode() {
     "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" || true
 }
 
-# What a virtual environment is bound to: where it lies and which interpreter it was made from.
+# What a virtual environment depends on: its location and its base interpreter.
 identity() {
     echo "$root"
     "$1" -c 'import os, sys; print(os.path.realpath(sys._base_executable), *sys.version_info[:3])' 2>/dev/null
@@ -195,28 +193,28 @@ install_dependencies() {
         return
     fi
 
-    # Without uv there is still pip.
+    # pip is the fallback without uv.
     install_tools || true
     if [[ -f $venv_stamp && $(head -n 2 "$venv_stamp") == "$bound_to" ]]; then
         log=$venv/setup.log
     else
         python=$(find_python)
         if [[ -d $venv && ! -f $venv/setup.log ]]; then
-            die "$root/$venv is not of this Makefile's making: move it out of the way"
+            die "$root/$venv was not created by this Makefile: move or remove it"
         fi
         if ! can_make_venv "$python" && ! find_uv >/dev/null; then
-            die "$python lacks ensurepip and cannot make a virtual environment" \
-                "Install what it lacks (apt install python3.10-venv), or uv, which can."
+            die "$python lacks ensurepip and cannot create a virtual environment" \
+                "Install it (apt install python3.10-venv), or install uv."
         fi
         check_compiler "$python"
         rm -rf "$venv"
         check_machine
         mkdir "$venv"
         log=$venv/setup.log
-        must "Making $venv with $python" make_venv "$python"
+        must "Creating $venv with $python" make_venv "$python"
     fi
     rm -f "$venv_stamp" "$extension_stamp"
-    # Where only pip knows of a mirror, uv fails and pip does not.
+    # If a mirror is only configured for pip, uv fails and pip works.
     if ! find_uv >/dev/null || ! step "Installing the locked packages with uv" fill_venv_with_uv; then
         must "Installing the locked packages with pip" fill_venv_with_pip
     fi
@@ -242,8 +240,7 @@ PYTHON
     } | digest
 }
 
-# With -v: where the operators do not compile, the package is installed without them, and only the
-# build's own output says why.
+# -v shows the build's output: if the operators do not compile, the package is installed without them.
 build_extension() {
     local python=$1 uv
     local options=(-v --no-build-isolation --no-deps --editable "$project")
@@ -258,7 +255,7 @@ has_library() {
     compgen -G "$project/centripetalnet/_C*.so" >/dev/null
 }
 
-# One stamp for all environments, as they share the library that lies among the sources.
+# One stamp for all environments, since they share the library next to the sources.
 install_project() {
     local python=$1 state
     state=$(extension_state "$python")
@@ -268,12 +265,12 @@ install_project() {
     check_compiler "$python"
     mkdir -p "$(dirname "$extension_stamp")"
     rm -f "$extension_stamp" "$project"/centripetalnet/_C*.so
-    # PyTorch compiles on all cores only where it finds ninja on the PATH.
+    # PyTorch compiles on all cores only if ninja is on the PATH.
     PATH=$("$python" -c 'import os, sys; print(os.path.dirname(sys.executable))'):$PATH \
         must "Building the extension" build_extension "$python"
     has_library || {
         grep -B 30 'The operators were not compiled' "$log" | tail -n 30 >&2
-        die "the operators were not compiled; above is why, from $root/$log"
+        die "the operators were not compiled; the reason, from $root/$log, is above"
     }
     echo "$state" >"$extension_stamp"
 }
@@ -283,8 +280,8 @@ install_project() {
 use_current() {
     local python=${PYTHON:-python}
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' &>/dev/null </dev/null; then
-        die "ENV=current: \"$python\" is not a Python 3.8 or newer that runs" \
-            "Activate the environment to use, or name its interpreter with PYTHON=..."
+        die "ENV=current: \"$python\" is not a working Python from 3.8" \
+            "Activate an environment, or set PYTHON to its interpreter."
     fi
     "$python" dev/check_environment.py "$purpose" >&2 || exit 1
     if [[ $purpose != lint ]]; then
@@ -294,7 +291,7 @@ use_current() {
     fi
 }
 
-# Two targets at once, in two terminals or with make -j, must not fill one environment.
+# Parallel targets must not set up the same environment at the same time.
 if type flock &>/dev/null; then
     exec 9<dev
     flock 9 || true

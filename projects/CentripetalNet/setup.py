@@ -1,10 +1,9 @@
 """Build and install centripetalnet with its compiled operators.
 
-The CUDA kernels are built where a GPU and the CUDA toolkit are found; FORCE_CUDA=1 builds them
-without a GPU, for a machine that only compiles. Where no operator can be compiled, the build says
-why and the package is installed without them; with FORCE_CUDA=1 that is an error.
-CENTRIPETALNET_SANITIZE=1 makes a library that
-finds wrong addresses and undefined operations, which `make sanitize` tests with.
+The CUDA kernels are built if a GPU and the CUDA toolkit are found, or with FORCE_CUDA=1 without a
+GPU. If the operators cannot be compiled, the build prints the reason and installs the package
+without them; with FORCE_CUDA=1 that is an error. CENTRIPETALNET_SANITIZE=1 builds with
+AddressSanitizer and UndefinedBehaviorSanitizer, for `make sanitize`.
 """
 
 import os
@@ -17,32 +16,32 @@ import torch
 from setuptools import find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
-# Paths of sources must be relative to this file, or setuptools writes objects beside the sources.
+# Paths of sources must be relative to this file, or setuptools writes objects next to the sources.
 CSRC = Path("centripetalnet/layers/csrc")
-# An undefined operation ends the process as a wrong address does, or nobody would see it in a test.
+# Undefined behaviour ends the process, as a wrong address does, so that tests fail.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-# Compute capabilities to compile for where no GPU says which: Turing, Ampere, Hopper.
+# Compute capabilities to compile for without a GPU: Turing, Ampere, Hopper.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0")
 
 
 def cuda_architectures(nvcc):
-    """TORCH_CUDA_ARCH_LIST for GPUs that are not there: what nvcc knows, and PTX for newer ones."""
+    """TORCH_CUDA_ARCH_LIST without a GPU: what nvcc supports, and PTX for newer GPUs."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = re.findall(r"compute_(\d+)(\d)$", listed.stdout, re.MULTILINE)
     architectures = [x for x in CUDA_ARCHITECTURES if tuple(x.split(".")) in known]
     if not architectures:
         raise RuntimeError(
-            f"{nvcc} compiles for none of the architectures {', '.join(CUDA_ARCHITECTURES)}; set "
-            "TORCH_CUDA_ARCH_LIST"
+            f"{nvcc} supports none of the architectures {', '.join(CUDA_ARCHITECTURES)}. Set "
+            "TORCH_CUDA_ARCH_LIST."
         )
     return ";".join(architectures) + "+PTX"
 
 
 class BuildKernels(BuildExtension):
-    """PyTorch's build, whose failure is the end of the installation only if so asked."""
+    """PyTorch's build; a failure is an error only if the extension is not optional."""
 
     def run(self):
-        # What an earlier build left would be taken for this one's.
+        # After a failure the library of an earlier build would be installed.
         for extension in self.extensions:
             name = self.get_ext_filename(extension.name)
             for path in [os.path.join(self.build_lib, name), *([name] if self.inplace else [])]:
@@ -54,20 +53,20 @@ class BuildKernels(BuildExtension):
         (extension,) = self.extensions
         has_cuda = any(x.endswith(".cu") for x in extension.sources)
         try:
-            # PyTorch asks the GPUs.
+            # PyTorch reads the architectures from visible GPUs only.
             if has_cuda and not torch.cuda.device_count():
                 if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
                     architectures = cuda_architectures(os.path.join(CUDA_HOME, "bin", "nvcc"))
                     os.environ["TORCH_CUDA_ARCH_LIST"] = architectures
                     print(f"No GPU is visible: TORCH_CUDA_ARCH_LIST is {architectures}")
             super().build_extensions()
-        # Every compiler and build tool fails in its own way.
+        # Compilers and build tools raise many types of errors.
         except Exception as error:
             if not extension.optional:
                 raise
             print(
                 f"The operators were not compiled: {type(error).__name__}: {error}\n"
-                "centripetalnet is installed without them and runs in PyTorch's own operators."
+                "centripetalnet is installed without them and runs in plain PyTorch, slower."
             )
 
 
@@ -77,16 +76,15 @@ def get_extension():
     compile_args = {"cxx": ["-O3", "-g0"]}
     sanitized = os.environ.get("CENTRIPETALNET_SANITIZE") == "1"
     if sanitized:
-        # Python's own flags define what an overflow does, so that none would be found.
+        # Python's own -fwrapv would hide signed overflows.
         checked = ["-fno-omit-frame-pointer", "-fno-wrapv", *SANITIZERS]
         compile_args["cxx"] = ["-O1", "-g", *checked]
     if sys.platform.startswith("linux"):
-        # For at::parallel_for. Compiling only: linking would bring a second OpenMP runtime beside
-        # the one that torch has loaded.
+        # For at::parallel_for. Not for linking, which would load a second OpenMP runtime.
         compile_args["cxx"].append("-fopenmp")
     forced = os.environ.get("FORCE_CUDA") == "1"
     with_cuda = (torch.cuda.is_available() and CUDA_HOME is not None) or forced
-    # The sanitizers see the CPU's memory alone.
+    # The sanitizers check the CPU's memory only.
     with_cuda = with_cuda and not sanitized
     if with_cuda:
         sources += sorted(str(path) for path in CSRC.glob("*.cu"))
@@ -97,7 +95,7 @@ def get_extension():
         sources,
         extra_compile_args=compile_args,
         extra_link_args=SANITIZERS if sanitized else [],
-        # Who asks for these has no use for an installation without them.
+        # Explicitly requested builds must not be skipped.
         optional=not (forced or sanitized),
     )
 
@@ -114,7 +112,7 @@ setup(
         *find_packages(include=["centripetalnet", "centripetalnet.*"]),
         "centripetalnet.configs",
     ],
-    # In the repository the configs lie beside the package, as in Detectron2's other projects.
+    # In the repository the configs are next to the package, as in Detectron2's other projects.
     package_dir={"centripetalnet.configs": "configs"},
     package_data={"centripetalnet.configs": ["*.yaml", "*/*.yaml"]},
     entry_points={
@@ -126,9 +124,8 @@ setup(
             "centripetalnet-train = centripetalnet.commands.train:main",
         ]
     },
-    # Detectron2 and OpenCV are needed too, but each is distributed under several names (its own
-    # main branch or a rebuilt wheel; opencv-python, -headless, -contrib), and naming one here would
-    # install it over the one that is already there.
+    # Detectron2 and OpenCV are needed, too. Each is distributed under several names (main branch or
+    # rebuilt wheel; opencv-python, -headless, -contrib); naming one would install it over another.
     install_requires=[
         "torch>=2.1",
         "fvcore",
@@ -140,7 +137,7 @@ setup(
         "tqdm",
     ],
     ext_modules=[get_extension()],
-    # It takes ninja where that is installed.
+    # Uses ninja if it is installed.
     cmdclass={"build_ext": BuildKernels},
     zip_safe=False,
 )

@@ -1,4 +1,4 @@
-"""The config files that come with the package, and finding one by its name."""
+"""The config files of the package, found by path or name."""
 
 import os
 from contextlib import suppress
@@ -23,17 +23,17 @@ def packaged_configs() -> Dict[str, str]:
 
 
 def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
-    """The path of a config file.
+    """Returns the path of a config file.
 
     Args:
-        config: the path itself, also a remote one that Detectron2's PathManager knows, or the name
-            of a file that comes with the package; where there are both, it is the path.
+        config: a path, also a remote one that Detectron2's PathManager handles, or the name of a
+            config of the package. An existing path comes first.
 
     Raises:
         FileNotFoundError: if it is neither; the message lists the names.
     """
     config = os.fspath(config)
-    # Of addresses such as https:// a handler cannot tell.
+    # The handler of https:// addresses has no isfile.
     with suppress(NotImplementedError):
         if PathManager.isfile(config):
             return config

@@ -1,4 +1,4 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, local and remote."""
 
 import os
 import shutil
@@ -9,23 +9,23 @@ from typing import IO, Iterator
 from detectron2.utils.file_io import PathManager
 
 UNFINISHED = ".part"
-"""Suffix of the name of an incomplete file."""
+"""Suffix of a file that is not complete yet."""
 
 
 @contextmanager
-def complete_path(path: str, ending: str = "", durable: bool = False) -> Iterator[str]:
-    """A name to write to; the file gets its own once the block has ended without an error.
+def atomic_path(path: str, ending: str = "", durable: bool = False) -> Iterator[str]:
+    """Yields a temporary path that is renamed to ``path`` when the block ends without an error.
 
-    An existing file remains until then, and after an error or Ctrl-C.
+    After an error, Ctrl-C included, the previous file stays and the temporary one is removed.
 
     Args:
-        path: its name in the end, also an address of iopath's, such as "s3://...": the file is then
-            written to a temporary folder, and from there as a whole.
-        ending: of the name until then, for what looks at it.
-        durable: whether the name is on the disk at the end, and not only on its way there.
+        path: the final path, also a remote one of iopath's, such as "s3://...": the file is then
+            written to a local temporary folder and copied when the block ends.
+        ending: extension of the temporary path, for writers that check it.
+        durable: whether to fsync the folder after the rename.
 
     Yields:
-        The name until then.
+        The temporary path.
     """
     if "://" in path:
         with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def complete_path(path: str, ending: str = "", durable: bool = False) -> Iterato
             os.remove(unfinished)
         raise
     if durable:
-        # Not every system can do that with a folder.
+        # Some systems cannot sync a folder.
         with suppress(OSError):
             _sync_folder(os.path.dirname(path) or os.curdir)
 
@@ -57,13 +57,13 @@ def _sync_folder(path: str) -> None:
 
 
 @contextmanager
-def complete_file(path: str, mode: str = "w", durable: bool = False) -> Iterator[IO]:
-    """Opens a file to write under :func:`complete_path`.
+def atomic_file(path: str, mode: str = "w", durable: bool = False) -> Iterator[IO]:
+    """Opens a file to write, atomically as :func:`atomic_path`.
 
     Args:
-        path: its name in the end.
+        path: the final path.
         mode: "w" for text, in UTF-8, or "wb".
-        durable: whether it is on the disk before it has its name, and its name at the end.
+        durable: whether to fsync the file before the rename and the folder after it.
 
     Yields:
         The open file.
@@ -71,7 +71,7 @@ def complete_file(path: str, mode: str = "w", durable: bool = False) -> Iterator
     Raises:
         OSError: if it cannot be written.
     """
-    with complete_path(path, durable=durable) as unfinished:
+    with atomic_path(path, durable=durable) as unfinished:
         with open(unfinished, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             if durable:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
-from .files import complete_file
+from .files import atomic_file
 
 # Extensions of images in a folder.
 READ_EXTENSIONS = (
@@ -128,7 +128,7 @@ def write_picture(picture: np.ndarray, path: str) -> None:
         height, width = picture.shape[:2]
         raise OSError(f"{path}: OpenCV cannot write an image of {width} x {height} as {extension}")
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
-    with complete_file(path, "wb") as file:
+    with atomic_file(path, "wb") as file:
         file.write(content.tobytes())
 
 

@@ -175,7 +175,7 @@ class StepTrainer(SimpleTrainer):
             logger.warning("The order of images restarts: the checkpoint does not have it.")
             return
         self.seed, self.num_samples = state_dict["seed"], state_dict["num_samples"]
-        self._stream.go_on(self.seed, self.num_samples)
+        self._stream.resume(self.seed, self.num_samples)
         # An existing iterator is at another position.
         self._data_loader_iter_obj = None
 

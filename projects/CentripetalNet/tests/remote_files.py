@@ -1,4 +1,4 @@
-"""A remote store for tests: addresses that only Detectron2's PathManager understands."""
+"""A remote store for tests, whose paths only Detectron2's PathManager can open."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ PREFIX = "test-store://"
 
 
 class FolderAsStore(PathHandler):
-    """Keeps what is written to ``test-store://`` in a folder, and hands out copies of it."""
+    """Stores files of ``test-store://`` in a folder and returns copies of them."""
 
     folder: Path
     copies: Path

@@ -1,4 +1,4 @@
-"""Processes that the command line asks for, and how a command ends."""
+"""Processes and exit status of the commands."""
 
 import sys
 
@@ -14,7 +14,7 @@ FEW_STEPS = [
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"),
     *("DATALOADER.NUM_WORKERS", "1"),
 ]
-# Run at the start of each Python process that has its folder on the path.
+# Runs at the start of each Python process with its folder on the path.
 A_GPU = """
 import os, torch
 torch.cuda.is_available = lambda: os.environ.get("CUDA_VISIBLE_DEVICES") != ""
@@ -41,7 +41,7 @@ def launch(*args):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU on this machine")
-def test_without_a_gpu_a_config_for_gpus_is_refused_and_names_the_key():
+def test_without_a_gpu_a_config_for_gpus_is_refused_with_the_key():
     result = train_net("--config-file", "centripetal_hg104", "--num-gpus", "8")
 
     assert result.returncode == 1
@@ -73,7 +73,7 @@ def test_two_processes_train_on_the_cpu_of_a_machine_with_gpus(datasets, tmp_pat
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_an_image_that_cannot_be_read_is_told_in_one_line(datasets, tmp_path, processes):
+def test_an_image_that_cannot_be_read_is_an_error_in_one_line(datasets, tmp_path, processes):
     image = tmp_path / "cut.png"
     image.write_bytes(b"")
     (tmp_path / "train.json").write_text(
@@ -94,7 +94,7 @@ def test_an_image_that_cannot_be_read_is_told_in_one_line(datasets, tmp_path, pr
     assert f"cannot read the image {image}" in (tmp_path / "output" / "log.txt").read_text()
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+def test_a_programming_error_keeps_its_traceback(monkeypatch):
     def fault(args):
         return {}["missing"]
 

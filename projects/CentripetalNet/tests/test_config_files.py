@@ -1,4 +1,4 @@
-"""Configs are found by path and by name."""
+"""Configs are found by path and by name, and checked."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ NAMES = ["centripetal_hg104", "centripetal_hg52", "centripetal_mask_hg104"]
 NAMES += ["centripetal_mask_tiny", "centripetal_tiny"]
 
 
-def test_every_config_but_the_base_has_its_name():
+def test_every_config_except_the_base_is_found_by_name():
     assert sorted(packaged_configs()) == NAMES
 
 
@@ -32,7 +32,7 @@ def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
     assert load_config("centripetal_tiny").SEED == 77
 
 
-def test_a_path_that_is_not_there_is_never_taken_for_a_name():
+def test_a_missing_path_is_not_resolved_as_a_name():
     with pytest.raises(FileNotFoundError, match=r"mine/centripetal_tiny\.yaml"):
         find_config("mine/centripetal_tiny.yaml")
 
@@ -61,7 +61,7 @@ def test_a_key_of_detectron2_without_effect_is_refused(key, value, instead):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_disk_is_not_filled_with_checkpoints(name):
+def test_the_number_of_checkpoints_is_limited(name):
     assert load_config(name).SOLVER.CHECKPOINTS_KEPT == 3
 
 
@@ -73,7 +73,7 @@ def test_the_disk_is_not_filled_with_checkpoints(name):
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
     ],
 )
-def test_changes_that_do_not_fit_are_named(opts, message):
+def test_invalid_options_are_named(opts, message):
     with pytest.raises(ValueError, match=message):
         load_config("centripetal_tiny", opts)
 
@@ -88,7 +88,7 @@ def test_changes_that_do_not_fit_are_named(opts, message):
         ("", "expected keys with values"),
     ],
 )
-def test_a_file_that_does_not_fit_is_named(tmp_path, text, message):
+def test_an_invalid_file_is_named(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
 
@@ -96,7 +96,7 @@ def test_a_file_that_does_not_fit_is_named(tmp_path, text, message):
         load_config(str(path))
 
 
-def test_configs_in_the_package_come_before_those_beside_it(tmp_path, monkeypatch):
+def test_configs_in_the_package_come_before_those_next_to_it(tmp_path, monkeypatch):
     inside, beside = tmp_path / "inside", tmp_path / "beside"
     shutil.copytree(CONFIGS, beside)
     monkeypatch.setattr(config_files, "_FOLDERS", (inside, beside))
@@ -107,7 +107,7 @@ def test_configs_in_the_package_come_before_those_beside_it(tmp_path, monkeypatc
     assert find_config("centripetal_tiny").startswith(str(inside))
 
 
-def test_an_installation_without_configs_says_so(tmp_path, monkeypatch):
+def test_an_installation_without_configs_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(config_files, "_FOLDERS", (tmp_path,))
 
     with pytest.raises(FileNotFoundError, match=re.escape("install it again")):
@@ -125,6 +125,6 @@ def test_a_remote_config_is_read_with_its_base(remote):
 
 
 @pytest.mark.parametrize("address", ["test-store://none.yaml", "https://example.org/none.yaml"])
-def test_a_remote_config_that_is_not_there_is_named(remote, address):
+def test_a_missing_remote_config_is_named(remote, address):
     with pytest.raises(FileNotFoundError, match=f"no config file '{address}'"):
         load_config(address)

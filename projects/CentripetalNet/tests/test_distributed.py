@@ -40,7 +40,7 @@ def run_few(datasets, output, *opts, **options):
 
 def is_running(pid):
     with suppress(FileNotFoundError):
-        # A zombie has ended, whoever its parent is.
+        # A zombie has ended.
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -56,7 +56,7 @@ def test_two_processes_hold_the_same_model_after_training(datasets, tmp_path):
         datasets, tmp_path, "SOLVER.MAX_ITER", "12", "SOLVER.IMS_PER_BATCH", "4", flags=TWO
     )
 
-    # Norm statistics, too: those of the main process are what is evaluated and saved.
+    # Norm statistics, too, since those of the main process are evaluated and saved.
     assert all(torch.equal(x, second["last"][name]) for name, x in first["last"].items())
     assert not any(
         torch.equal(x, first["first"][name]) for name, x in first["last"].items() if x.dim() == 4
@@ -80,7 +80,7 @@ def trained_alone(output, *opts, config_file=TINY):
 
 
 @pytest.mark.parametrize("config_file", [TINY, TINY_MASK], ids=["boxes", "masks"])
-def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(
+def test_two_processes_have_the_gradients_of_one_with_the_full_batch(
     config_file, datasets, tmp_path
 ):
     opts = [*ONE_STEP, *FROZEN]
@@ -94,7 +94,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(
         assert (gradient - alone).norm() <= 2e-5 * alone.norm() + 1e-7, name
 
 
-def test_synchronised_norms_have_the_statistics_of_the_whole_batch(datasets, tmp_path):
+def test_synchronised_norms_have_the_statistics_of_the_full_batch(datasets, tmp_path):
     opts = [*ONE_STEP, *SYNCHRONISED]
     model = trained_alone(tmp_path / "alone", *opts)
 
@@ -110,7 +110,7 @@ def test_synchronised_norms_have_the_statistics_of_the_whole_batch(datasets, tmp
     assert compared > 2
 
 
-def test_masks_are_trained_over_pictures_without_objects(tmp_path):
+def test_masks_are_trained_with_images_without_objects(tmp_path):
     build_silhouettes(str(tmp_path / "silhouettes"), FEW)
     file = tmp_path / "silhouettes" / "annotations" / "train.json"
     content = json.loads(file.read_text())
@@ -123,7 +123,7 @@ def test_masks_are_trained_over_pictures_without_objects(tmp_path):
     first, second = run_few(tmp_path, tmp_path, *opts, flags=TWO, config_file=TINY_MASK)
 
     assert all(torch.equal(x, second["last"][name]) for name, x in first["last"].items())
-    # Adam counts the steps of masks from their first one.
+    # Adam counts the mask head's steps from its first one.
     trainer = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["_trainer"]
     steps = {int(x["step"]) for x in trainer["optimizer"]["state"].values()}
     assert steps == {12, 8}
@@ -132,7 +132,7 @@ def test_masks_are_trained_over_pictures_without_objects(tmp_path):
 
 
 def test_evaluation_in_two_processes_gives_the_results_of_one(datasets, tmp_path):
-    # Of seven pictures one process has one more than the other.
+    # With seven images one process has one more than the other.
     assert FEW.num_val % 2 == 1
     main(arguments(tmp_path, "SOLVER.MAX_ITER", "40", *NO_TEST))
     opts = ["MODEL.WEIGHTS", tmp_path / "model_final.pth", *ANYWHERE]
@@ -144,7 +144,7 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(datasets, tmp_path
     one, two = (json.loads((tmp_path / x / "results.json").read_text()) for x in ("one", "two"))
     assert one["bbox"]["AP"] > 0
     assert json.dumps(one) == json.dumps(two)
-    # What communicates has ended before the processes: PyTorch 2.14 aborts one of four otherwise.
+    # The process group was destroyed; otherwise PyTorch 2.14 aborts one of four such processes.
     ends = [(tmp_path / "two" / f"rank{rank}.end").read_text() for rank in (0, 1)]
     assert ends == ["initialized False"] * 2
     for folder in ("inference", "inference_TTA"):
@@ -156,7 +156,7 @@ def test_evaluation_in_two_processes_gives_the_results_of_one(datasets, tmp_path
 
 
 def start_endless(datasets, output, *flags, **environment):
-    """A training in several processes, once it has written a checkpoint."""
+    """Starts a long training in several processes with frequent checkpoints."""
     opts = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", *NO_TEST]
     opts += ["SOLVER.CHECKPOINTS_KEPT", "1"]
     return start(
@@ -170,7 +170,7 @@ def has_checkpoint(output):
     return lambda: (output / "last_checkpoint").exists()
 
 
-def test_where_one_process_is_killed_the_others_end_with_an_error(datasets, tmp_path):
+def test_if_one_process_is_killed_the_others_end_with_an_error(datasets, tmp_path):
     process = start_endless(datasets, tmp_path, *TWO)
     try:
         wait_for(has_checkpoint(tmp_path), process)
@@ -185,7 +185,7 @@ def test_where_one_process_is_killed_the_others_end_with_an_error(datasets, tmp_
     assert "SIGKILL" in errors or "Connection" in errors
 
 
-def test_where_another_machine_is_lost_the_training_ends_with_an_error(datasets, tmp_path):
+def test_if_another_machine_is_lost_the_training_ends_with_an_error(datasets, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -207,7 +207,7 @@ def test_where_another_machine_is_lost_the_training_ends_with_an_error(datasets,
 
 
 @pytest.mark.slow
-def test_where_one_process_hangs_the_others_give_up_within_the_timeout(datasets, tmp_path):
+def test_if_one_process_hangs_the_others_end_within_the_timeout(datasets, tmp_path):
     process = start_endless(datasets, tmp_path, *TWO, DISTURB="hang 1 5")
     try:
         wait_for((tmp_path / "disturbed").exists, process)
@@ -215,7 +215,7 @@ def test_where_one_process_hangs_the_others_give_up_within_the_timeout(datasets,
 
         assert process.wait(timeout=60) != 0
 
-        # Eighteen seconds are what MINUTES allows.
+        # MINUTES is 18 seconds.
         assert time.monotonic() - began > 10
         assert not any(map(is_running, pids_in(tmp_path)))
     finally:
@@ -223,7 +223,7 @@ def test_where_one_process_hangs_the_others_give_up_within_the_timeout(datasets,
 
 
 @pytest.mark.parametrize("num_workers, start", [(4, 300), (2, 600), (16, 75)])
-def test_masks_come_in_after_as_many_images_whatever_the_number_of_processes(num_workers, start):
+def test_the_start_of_mask_training_is_scaled_to_the_number_of_workers(num_workers, start):
     opts = ["SOLVER.REFERENCE_WORLD_SIZE", 4, "MODEL.CENTRIPETALNET.MASK.START_ITER", 300]
     cfg = load_config(str(TINY_MASK), [*opts, "SOLVER.IMS_PER_BATCH", 16])
     cfg.freeze()
@@ -245,7 +245,7 @@ def test_norms_that_need_gpus_are_refused_on_several_cpus(datasets, tmp_path, mo
         Trainer(cfg)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_named(datasets, tmp_path, monkeypatch):
+def test_a_batch_size_that_the_processes_do_not_divide_is_refused(datasets, tmp_path, monkeypatch):
     cfg = load_config(str(TINY), ["SOLVER.IMS_PER_BATCH", "3", "OUTPUT_DIR", str(tmp_path)])
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
 

@@ -1,16 +1,16 @@
-"""Files have their name only once they are complete."""
+"""Atomic writing of files."""
 
 import os
 
 import pytest
 
-from centripetalnet.files import complete_file, complete_path
+from centripetalnet.files import atomic_file, atomic_path
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "file"
 
-    with complete_file(str(path)) as file:
+    with atomic_file(str(path)) as file:
         file.write("ä")
         assert not path.exists()
 
@@ -18,24 +18,24 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_until_then_a_path_may_keep_its_ending(tmp_path):
+def test_the_temporary_path_may_have_the_extension(tmp_path):
     path = tmp_path / "program.pt2"
 
-    with complete_path(str(path), ending=".pt2") as unfinished:
+    with atomic_path(str(path), ending=".pt2") as unfinished:
         assert unfinished.endswith(".pt2")
-        (tmp_path / unfinished).write_bytes(b"whole")
+        (tmp_path / unfinished).write_bytes(b"complete")
         assert not path.exists()
 
-    assert path.read_bytes() == b"whole"
+    assert path.read_bytes() == b"complete"
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_an_error_leaves_what_was_there_before(tmp_path, error):
+def test_an_error_keeps_the_previous_file(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"before")
 
-    with pytest.raises(error), complete_file(str(path), "wb") as file:
+    with pytest.raises(error), atomic_file(str(path), "wb") as file:
         file.write(b"half")
         raise error
 
@@ -43,7 +43,7 @@ def test_an_error_leaves_what_was_there_before(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_durable_file_and_then_its_name_are_on_the_disk(tmp_path, monkeypatch):
+def test_a_durable_file_is_synced_before_and_its_folder_after_the_rename(tmp_path, monkeypatch):
     path = tmp_path / "file"
     synced = []
     fsync = os.fsync
@@ -54,7 +54,7 @@ def test_a_durable_file_and_then_its_name_are_on_the_disk(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", note)
 
-    with complete_file(str(path), durable=True) as file:
+    with atomic_file(str(path), durable=True) as file:
         file.write("content")
 
     assert synced == [(f"{path}.part", False), (str(tmp_path), True)]
@@ -66,24 +66,24 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)
 
-    with complete_file(str(tmp_path / "file"), durable=True) as file:
+    with atomic_file(str(tmp_path / "file"), durable=True) as file:
         file.write("content")
 
     assert (tmp_path / "file").read_text() == "content"
 
 
-def test_a_remote_file_appears_whole_when_the_block_ends(remote):
-    with complete_file("test-store://file", durable=True) as file:
+def test_a_remote_file_appears_when_the_block_ends(remote):
+    with atomic_file("test-store://file", durable=True) as file:
         file.write("\u00e4")
         assert not (remote / "file").exists()
 
     assert (remote / "file").read_text(encoding="utf-8") == "\u00e4"
 
 
-def test_an_error_leaves_the_remote_file_as_it_was(remote):
+def test_an_error_keeps_the_previous_remote_file(remote):
     (remote / "file").write_bytes(b"before")
 
-    with pytest.raises(KeyboardInterrupt), complete_file("test-store://file", "wb") as file:
+    with pytest.raises(KeyboardInterrupt), atomic_file("test-store://file", "wb") as file:
         file.write(b"half")
         raise KeyboardInterrupt
 

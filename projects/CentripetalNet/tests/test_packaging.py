@@ -1,4 +1,4 @@
-"""A wheel and a source distribution work outside the repository."""
+"""Installed wheels and source distributions work outside the repository."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ import torch
 from conftest import CONFIGS, PROJECT
 
 COMMANDS = ["check", "convert", "demo", "export", "train"]
-# Built, cached or downloaded files in the source tree.
+# Build results, caches and downloads next to the sources.
 LEFTOVERS = ("*.so", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 LEFTOVER_FOLDERS = {"build", "dist", "datasets", "output"}
 
@@ -45,9 +45,9 @@ for name in packaged_configs():
 
 
 def call(*command, cwd):
-    """Runs a command that must succeed, without variables that lead to the repository."""
+    """Runs a command that has to succeed, without environment variables of the repository."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
-    # PyTorch compiles on all cores only with ninja on the PATH.
+    # PyTorch compiles on all cores only if ninja is on the PATH.
     environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
     result = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
@@ -57,7 +57,7 @@ def call(*command, cwd):
 
 
 def make_environment(folder):
-    """A virtual environment with the packages of this one, except editable installations.
+    """Makes a virtual environment with this one's packages, except those installed in place.
 
     Returns:
         Its folder of executables.
@@ -65,18 +65,18 @@ def make_environment(folder):
     venv.create(folder, with_pip=True)
     executables = folder / ("Scripts" if os.name == "nt" else "bin")
     found = [x for x in sys.path if Path(x).name in ("site-packages", "dist-packages")]
-    # These may be editable installations.
+    # These may be installed in place.
     found += [str(Path(x.__file__).parents[1]) for x in (torch, detectron2)]
     code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
     packages = call(executables / "python", "-c", code, cwd=folder).strip()
-    # Python ignores .pth files in folders that a .pth file adds.
+    # Python does not process .pth files in folders added this way.
     Path(packages, "packages_of_tests.pth").write_text("\n".join(dict.fromkeys(found)))
     return executables
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of the project without built files."""
+    """A copy of the project without build results."""
     copy = tmp_path_factory.mktemp("source") / "CentripetalNet"
 
     def left_out(folder, names):
@@ -88,7 +88,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(params=["wheel", "sdist"])
 def installed(request, source, tmp_path):
-    """The executables of an environment into which the project was installed."""
+    """The executables of an environment with the project installed."""
     executables = make_environment(tmp_path / "environment")
     python = executables / "python"
     distributions = tmp_path / "distributions"
@@ -99,7 +99,7 @@ def installed(request, source, tmp_path):
         call(python, "setup.py", "-q", "sdist", "-d", distributions, cwd=source)
     (distribution,) = distributions.iterdir()
     assert distribution.name.endswith(".whl" if request.param == "wheel" else ".tar.gz")
-    # Does not touch an installation outside this environment.
+    # The project may already be visible from outside; that one must not be uninstalled.
     options = ["--no-build-isolation", "--no-deps", "--ignore-installed"]
     call(python, "-m", "pip", "install", *options, distribution, cwd=tmp_path)
     return executables
@@ -137,9 +137,9 @@ def executable(path, script):
 
 @pytest.fixture
 def build(source, tmp_path):
-    """Builds the package with a compiler that compiles nothing; returns result and its folder."""
+    """Builds the package with a failing compiler; returns the result and the folder."""
     fails = "echo this compiler knows no C++ >&2; exit 1"
-    # PyTorch asks for its name and version, and CUDA is particular about those.
+    # PyTorch checks its name and version.
     script = f'case " $* " in *" -c "*) {fails};; *) echo 11.4.0;; esac'
     compiler = executable(tmp_path / "g++", script)
 
@@ -164,7 +164,7 @@ def test_without_a_compiler_the_package_is_built_without_operators_and_runs(buil
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("The operators were not compiled: ") == 1
     assert "this compiler knows no C++" in result.stdout
-    # An installation in place would lend its library.
+    # Without the finders of installations in place, whose library would be found.
     code = (
         "import sys, torch;"
         "sys.meta_path = [x for x in sys.meta_path if '__editable__' not in x.__module__];"
@@ -198,7 +198,7 @@ def test_cuda_is_built_for_the_usual_architectures_where_there_is_no_gpu(build, 
 
     assert chosen.stdout.count("TORCH_CUDA_ARCH_LIST is 7.5;8.0;9.0+PTX") == 1
     assert "TORCH_CUDA_ARCH_LIST is" not in given.stdout
-    # Who asks for CUDA is not given something else.
+    # With FORCE_CUDA a failure is an error.
     for result in (chosen, given):
         assert result.returncode != 0
         assert "this compiler knows no C++" in result.stdout
@@ -207,6 +207,6 @@ def test_cuda_is_built_for_the_usual_architectures_where_there_is_no_gpu(build, 
 
 def test_the_license_is_that_of_the_repository():
     if not (PROJECT.parents[1] / "dev").is_dir():
-        pytest.skip("the project is outside its repository")
+        pytest.skip("the project is not in its repository")
 
     assert (PROJECT / "LICENSE").read_bytes() == (PROJECT.parents[1] / "LICENSE").read_bytes()

@@ -1,4 +1,4 @@
-"""Files from strangers run no code, and make nothing be written outside the output folder."""
+"""Untrusted files execute no code and write nothing outside the output folder."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from centripetalnet.engine import main
 
 
 class MakesFolder:
-    """Unpickling it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, path):
         self.path = path
@@ -31,7 +31,7 @@ class MakesFolder:
 
 @pytest.fixture
 def trap(tmp_path):
-    """A path that exists once code was run."""
+    """A path that only exists if code was executed."""
     path = tmp_path / "code_was_run"
     yield path
     assert not path.exists()
@@ -74,7 +74,7 @@ def test_the_converter_runs_no_code(tmp_path, trap):
 
 
 class Program(nn.Module):
-    """A TorchScript archive of it writes a file while it is loaded."""
+    """Its TorchScript archive writes a file when it is loaded."""
 
     def __init__(self, path: str):
         super().__init__()
@@ -123,7 +123,7 @@ def test_config_files_run_no_code(depth, tmp_path, trap):
 
 
 def contents(folder, left_out):
-    """Every file below a folder, with what would show that it was written."""
+    """Size and modification time of each file in a folder."""
     return {
         path: (path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.rglob("*")
@@ -131,7 +131,7 @@ def contents(folder, left_out):
     }
 
 
-def test_annotation_files_make_nothing_be_written_outside_the_output_folder(datasets, tmp_path):
+def test_annotation_files_write_nothing_outside_the_output_folder(datasets, tmp_path):
     shutil.copytree(datasets / "silhouettes", tmp_path / "data")
     (tmp_path / "secret").mkdir()
     file = tmp_path / "data" / "annotations" / "train.json"

@@ -1,4 +1,4 @@
-"""Training and evaluation from the command line, on a handful of pictures."""
+"""Training and evaluation from the command line, on a few images."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_evaluation_writes_coco_results_plain_and_with_tta(trained, tmp_path):
 @pytest.mark.parametrize(
     "sizes", [(), ("INPUT.MIN_SIZE_TEST", "48", "INPUT.MAX_SIZE_TEST", "60")], ids=["kept", "small"]
 )
-def test_result_file_holds_the_boxes_of_each_picture(trained, tmp_path, sizes):
+def test_result_file_has_the_boxes_of_each_image(trained, tmp_path, sizes):
     opts = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), *ANYWHERE, *sizes]
     main(arguments(tmp_path, *opts, eval_only=True))
 
@@ -73,7 +73,7 @@ def test_result_file_holds_the_boxes_of_each_picture(trained, tmp_path, sizes):
             torch.testing.assert_close(
                 torch.tensor([x["bbox"] for x in found]), boxes, atol=1e-3, rtol=0
             )
-            # Category ids of the file begin with 1.
+            # Category ids in the file start at 1.
             classes = [x["category_id"] - 1 for x in found]
             assert classes == instances.pred_classes.tolist()
 
@@ -109,7 +109,7 @@ def test_evaluation_after_training_is_repeated_by_eval_only(trained, tmp_path):
         assert expected
 
 
-def test_training_goes_on_from_its_last_checkpoint(datasets, tmp_path):
+def test_training_resumes_from_its_last_checkpoint(datasets, tmp_path):
     opts = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", "DATASETS.TEST", "()"]
     main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
 
@@ -123,7 +123,7 @@ def test_training_goes_on_from_its_last_checkpoint(datasets, tmp_path):
 
 @pytest.fixture
 def damaged_val(datasets, tmp_path):
-    """A dataset of which an annotation has to be left out."""
+    """A dataset with an invalid annotation."""
     content = json.loads((datasets / "silhouettes" / "annotations" / "val.json").read_text())
     content["annotations"][0]["category_id"] = 77
     file = tmp_path / "damaged.json"
@@ -160,9 +160,7 @@ def test_the_best_checkpoint_by_box_ap_is_kept(datasets, damaged_val, tmp_path, 
     assert best["iteration"] in (1, 3)
 
 
-def test_a_damaged_dataset_is_refused_or_by_config_key_trained_on_without_its_damage(
-    datasets, tmp_path
-):
+def test_a_damaged_dataset_is_refused_or_trained_on_without_invalid_entries(datasets, tmp_path):
     shutil.copytree(datasets / "silhouettes", tmp_path / "damaged")
     file = tmp_path / "damaged" / "annotations" / "train.json"
     content = json.loads(file.read_text())
@@ -182,11 +180,11 @@ def test_a_damaged_dataset_is_refused_or_by_config_key_trained_on_without_its_da
     assert "Left out 1 of 16 images of damaged" in log
     assert f"Skipped an image: cannot read the image {cut}" in log
     lines = map(json.loads, (tmp_path / "metrics.json").read_text().splitlines())
-    # Fifteen images are left, and 96 samples are six times each of them.
+    # 96 samples are six passes over the other fifteen images.
     assert max(x.get("images_left_out", 0) for x in lines) >= 5
 
 
-def test_a_damaged_dataset_is_not_evaluated_on_or_by_config_key_without_its_damage(
+def test_a_damaged_dataset_is_refused_or_evaluated_without_invalid_entries(
     damaged_val, trained, tmp_path
 ):
     opts = ["DATASETS.TEST", "('damaged_val',)", "MODEL.WEIGHTS", trained / "model_final.pth"]
@@ -239,7 +237,7 @@ def test_a_missing_config_file_is_named(tmp_path):
         main(args)
 
 
-def test_a_config_of_the_package_is_taken_by_name(tmp_path):
+def test_a_config_of_the_package_is_found_by_name(tmp_path):
     cfg = setup(arguments(tmp_path, config_file="centripetal_tiny"))
 
     assert cfg == setup(arguments(tmp_path, config_file=TINY))
@@ -260,14 +258,14 @@ def test_the_released_recipe_is_scaled_to_the_number_of_workers():
 
 
 @pytest.mark.parametrize("reference", [16, -2])
-def test_a_batch_that_the_reference_number_of_workers_cannot_share_is_explained(reference):
+def test_a_batch_size_that_the_reference_workers_do_not_divide_is_refused(reference):
     cfg = config(SOLVER__IMS_PER_BATCH=20, SOLVER__REFERENCE_WORLD_SIZE=reference)
 
     with pytest.raises(ValueError, match=rf"is 20.*{reference}.*REFERENCE_WORLD_SIZE 0"):
         Trainer.auto_scale_workers(cfg, 8)
 
 
-def test_a_training_logs_what_its_batch_and_rate_became(datasets, tmp_path):
+def test_a_training_logs_its_scaled_batch_size_and_learning_rate(datasets, tmp_path):
     opts = ["SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.004", "DATASETS.TEST", "()"]
     opts += ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.REFERENCE_WORLD_SIZE", "4"]
     main(arguments(tmp_path, *opts))
@@ -277,7 +275,7 @@ def test_a_training_logs_what_its_batch_and_rate_became(datasets, tmp_path):
     assert "scaled from SOLVER.IMS_PER_BATCH 8, BASE_LR 0.004 and MAX_ITER 2" in log
 
 
-def test_a_resumed_training_takes_the_rate_of_the_command_line(datasets, tmp_path):
+def test_a_resumed_training_uses_the_learning_rate_of_the_command_line(datasets, tmp_path):
     opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()", "SOLVER.WARMUP_ITERS", "0"]
     opts += ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"]
     main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
@@ -322,7 +320,7 @@ def test_a_diverged_training_resumes_from_its_last_checkpoint_with_a_lower_rate(
     opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
     main(arguments(tmp_path, *opts, "SOLVER.MAX_ITER", "2"))
 
-    # Nothing stays finite at such a rate.
+    # The training diverges at this learning rate.
     opts += ["SOLVER.MAX_ITER", "12"]
     with pytest.raises(FloatingPointError, match="--resume SOLVER.BASE_LR"):
         main(arguments(tmp_path, *opts, "SOLVER.BASE_LR", "1e20", resume=True))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""From nothing to a trained, evaluated and drawn detector on the CPU; what `make demo` runs."""
+"""Trains and evaluates a small detector on the CPU and draws its detections, for `make demo`."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ TASKS = {
 
 
 def train(training_dir: str, opts: list) -> float:
-    """Runs train_net.py without its own evaluation at the end; returns seconds."""
+    """Runs train_net.py without its evaluation; returns seconds."""
     command = [sys.executable, os.path.join(PROJECT, "train_net.py"), "--config-file", CONFIG_FILE]
     command += ["OUTPUT_DIR", training_dir, "DATASETS.TEST", "()", *opts]
     print("+", shlex.join(command), flush=True)
@@ -42,7 +42,7 @@ def train(training_dir: str, opts: list) -> float:
 
 
 def evaluate(training_dir: str, weights: str, opts: list) -> dict:
-    """What `train_net.py --eval-only` does; returns the metrics."""
+    """Runs `train_net.py --eval-only` in this process; returns the metrics."""
     args = ["--eval-only", "--config-file", CONFIG_FILE, "OUTPUT_DIR", training_dir]
     args += [*opts, "MODEL.WEIGHTS", weights]
     print("+", shlex.join(["train_net.py", *args]), flush=True)
@@ -50,7 +50,7 @@ def evaluate(training_dir: str, weights: str, opts: list) -> dict:
 
 
 def draw_sheet(path: str, weights: str, num_images: int, columns: int, opts: list) -> None:
-    """Validation pictures, ground truth on the left and detections on the right."""
+    """Draws validation images, ground truth on the left and detections on the right."""
     cfg = load_config(CONFIG_FILE, [*opts, "MODEL.WEIGHTS", weights])
     predictor = Predictor(cfg)
     name = cfg.DATASETS.TEST[0]
@@ -71,9 +71,9 @@ def draw_sheet(path: str, weights: str, num_images: int, columns: int, opts: lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="output/demo", help="folder of everything it makes")
-    parser.add_argument("--num-images", type=int, default=12, help="pictures on the sheet")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="changes to the config, KEY VALUE")
+    parser.add_argument("--output", default="output/demo", help="output folder")
+    parser.add_argument("--num-images", type=int, default=12, help="images in detections.png")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options, KEY VALUE pairs")
     args = parser.parse_args()
     output = os.path.abspath(args.output)
     training_dir = os.path.join(output, "training")
@@ -81,7 +81,7 @@ def main() -> None:
     sheet = os.path.join(output, "detections.png")
     metrics_file = os.path.join(output, "metrics.json")
     os.makedirs(training_dir, exist_ok=True)
-    # Also for the training, which is a process of its own.
+    # In the environment, for the training process, too.
     os.environ.setdefault("DETECTRON2_DATASETS", os.path.join(os.path.dirname(output), "datasets"))
 
     start = time.perf_counter()
@@ -124,14 +124,14 @@ def main() -> None:
                 ["dataset", dataset_seconds],
                 ["training", train_seconds],
                 ["both evaluations", eval_seconds],
-                ["pictures", draw_seconds],
+                ["images", draw_seconds],
             ],
             headers=["phase", "seconds"],
             floatfmt=".0f",
             tablefmt="github",
         )
     )
-    print(f"\npictures    {sheet}\ncheckpoint  {weights}\nmetrics     {metrics_file}")
+    print(f"\nimages      {sheet}\ncheckpoint  {weights}\nmetrics     {metrics_file}")
 
 
 if __name__ == "__main__":

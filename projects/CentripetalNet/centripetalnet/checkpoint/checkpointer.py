@@ -1,4 +1,4 @@
-"""Loading of weights that says no to a file that does not fit."""
+"""Saving, loading and resuming of checkpoints. Weights that do not fit are an error."""
 
 import glob
 import os
@@ -10,11 +10,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from ..files import UNFINISHED, complete_file
+from ..files import UNFINISHED, atomic_file
 from .conversion import COUNTER, check_plain, origin_of, weights_in
 from .safe_load import load_tensors
 
-# Saved where a training diverged, which from there it would do again.
+# The state before the step that diverged; resuming from it would diverge again.
 _DIVERGED = "model_diverged.pth"
 _MAX_NAMES = 10
 
@@ -22,31 +22,30 @@ _MAX_NAMES = 10
 class CentripetalNetCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, but weights that are missing or do not fit are an error.
 
-    Detectron2 logs what it could not load and goes on with random values, which in an evaluation
-    looks like a bad model.
+    Detectron2 only logs them and keeps random values, which look like a bad model in an evaluation.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
         """
         Args:
-            model: whose weights are loaded and saved.
+            model: the model to load and save.
             save_dir: folder of the checkpoints.
-            strict: whether every weight must be there and fit. Otherwise, to start a training from
-                another model's weights, at least one must.
+            strict: whether all weights must match. Otherwise, to start a training from another
+                model's weights, at least one must.
             kwargs: as for ``DetectionCheckpointer``.
         """
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
 
     def load(self, path: str, *args, **kwargs) -> dict:
-        """As in Detectron2, but where one process cannot load it, all end with an error.
+        """As in Detectron2, but if one process cannot load the checkpoint, all raise an error.
 
         Args:
-            path: a checkpoint file or address; empty for none.
+            path: a local or remote checkpoint; "" loads nothing.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is no checkpoint, or its weights do not fit the model.
+            FileNotFoundError: if the file does not exist.
+            ValueError: if it is not a checkpoint, or its weights do not fit the model.
             RuntimeError: if another process could not load it.
         """
         if not path:
@@ -57,26 +56,25 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             if "://" not in path and not os.path.isfile(path):
                 raise FileNotFoundError(
                     f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the "
-                    "path of a checkpoint that every machine sees, or '' to start from random "
-                    "weights."
+                    "path of a checkpoint that all machines see, or '' for random weights."
                 )
             extra = super().load(path, *args, **kwargs)
-        # Whatever it is, the other processes would wait for this one forever.
+        # After any error the other processes would wait for this one forever.
         except Exception as problem:
             error = problem
         finally:
-            # Detectron2 leaves it set after an error, and then refuses the next file.
+            # Detectron2 does not reset it after an error, and then refuses the next file.
             self._parsed_url_during_load = None
         _raise_in_all(error)
         return extra
 
     def save(self, name: str, *, resumable: bool = True, **kwargs) -> None:
-        """As in Detectron2, but a file has its name only when it is complete.
+        """As in Detectron2, but the file is written atomically.
 
         Args:
-            name: of the file, without ".pth".
-            resumable: whether ``--resume`` takes it, as the last checkpoint.
-            kwargs: what is saved besides the weights and ``checkpointables``.
+            name: file name without ".pth".
+            resumable: whether it becomes the last checkpoint, from which ``--resume`` continues.
+            kwargs: further entries, besides the weights and ``checkpointables``.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -85,25 +83,25 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with complete_file(path, "wb", durable=True) as file:
+        with atomic_file(path, "wb", durable=True) as file:
             torch.save(data, file)
         if resumable:
             self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Notes which file a training goes on from."""
+        """Writes the name of the checkpoint to resume from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        with complete_file(path, durable=True) as file:
+        with atomic_file(path, durable=True) as file:
             file.write(last_filename_basename)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As in Detectron2; what a training goes on from has to fit in full.
+        """As in Detectron2, but a checkpoint to resume from has to match the model completely.
 
-        Where the last checkpoint is damaged, that is told and the one before it is taken. What a
-        killed process had written of another one is removed.
+        If the last checkpoint is damaged, a warning names it and the one before it is used. Partial
+        files of a killed process are removed.
 
         Raises:
-            ValueError: if none of the checkpoints can be read, or one does not fit the model.
+            ValueError: if no checkpoint can be read, or it does not fit the model.
             FileNotFoundError: if this machine does not see the checkpoint.
             RuntimeError: if another process could not load it.
         """
@@ -128,17 +126,17 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
     def _remove_unfinished(self) -> None:
         if self.save_to_disk:
             for path in glob.glob(os.path.join(glob.escape(self.save_dir), f"*{UNFINISHED}")):
-                self.logger.warning("Removing %s, which was not written to its end.", path)
+                self.logger.warning("Removing %s, a partial file of an interrupted save.", path)
                 os.remove(path)
 
     def _last_readable(self) -> str:
-        """Path of the newest checkpoint that is whole, the same in all processes."""
+        """Path of the newest intact checkpoint, the same in all processes."""
         path = self._look_for_readable() if comm.is_main_process() else None
         path = comm.all_gather(path)[0]
         if path is None:
             raise ValueError(
-                f"--resume: no checkpoint in {self.save_dir} can be read. Put a whole one there, "
-                "or start anew without --resume in another OUTPUT_DIR."
+                f"--resume: no checkpoint in {self.save_dir} can be read. Put an intact one there, "
+                "or start a new training in another OUTPUT_DIR, without --resume."
             )
         return path
 
@@ -152,18 +150,18 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 content = load_tensors(path)
                 if path == last or "iteration" in content:
                     return path
-                problem = "it is not of a training"
+                problem = "it has no iteration"
             except (OSError, ValueError) as error:
                 problem = str(error)
             self.logger.warning(
-                "The checkpoint %s cannot be gone on from (%s): trying the one before it.",
+                "Cannot resume from the checkpoint %s (%s). Trying the one before it.",
                 path,
                 problem,
             )
         return None
 
     def _load_file(self, filename: str) -> dict:
-        """Tensors only: whatever the file's name, nothing in it is run."""
+        """Reads tensors only, whatever the extension; no code in the file is executed."""
         loaded = load_tensors(filename)
         origin, _ = origin_of(weights_in(loaded))
         if origin in ("mmdet", "paper"):
@@ -179,12 +177,12 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         weights = checkpoint["model"]
         if not isinstance(weights, dict) or not weights:
             raise ValueError(
-                "the checkpoint holds no weights: expected a dict of tensors, possibly under the "
+                "the checkpoint holds no weights: expected a dict of tensors, bare or under the "
                 f"key 'model', got {type(weights).__name__}"
             )
         check_plain(weights)
         _check_versions(getattr(weights, "_metadata", None))
-        # Else a file could ask for its weights to be placed by likeness of their names.
+        # With this key a file could have its weights matched by similar names.
         checkpoint.pop("matching_heuristics", None)
         num_weights = len(weights)
         self._check_input(checkpoint.pop("about", None))
@@ -194,7 +192,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             for name, found, wanted in incompatible.incorrect_shapes
         }
         missing = [name for name in incompatible.missing_keys if name not in misfits]
-        # Frozen norms have no counter of batches.
+        # Frozen norms have no num_batches_tracked.
         unexpected = [x for x in incompatible.unexpected_keys if not x.endswith(COUNTER)]
         if self.strict:
             fits = not (missing or unexpected or misfits)
@@ -211,7 +209,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _check_input(self, about) -> None:
-        """Raises if a converted file says that its weights want pictures in another form."""
+        """Raises if a converted file states another channel order or normalisation."""
         model = self.model
         if not isinstance(about, dict) or not hasattr(model, "input_format"):
             return
@@ -222,9 +220,9 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 raise TypeError(f"'input_format' is a {type(wanted[0]).__name__}")
         except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                "the checkpoint's 'about' does not say what pictures its weights want: expected "
-                "'input_format', 'pixel_mean' and 'pixel_std' as convert_checkpoint.py writes "
-                f"them ({type(error).__name__}: {error}). Convert it anew."
+                "the checkpoint's 'about' is invalid: expected 'input_format', 'pixel_mean' and "
+                "'pixel_std' as convert_checkpoint.py writes them "
+                f"({type(error).__name__}: {error}). Convert the original file again."
             ) from error
         given = (
             model.input_format,
@@ -233,14 +231,14 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         )
         if not _same(wanted, given):
             raise ValueError(
-                "the checkpoint was trained on pictures in another form than the config says; add"
+                "the checkpoint expects another channel order or normalisation than the config; add"
                 f"\n  INPUT.FORMAT {about['input_format']} MODEL.PIXEL_MEAN "
                 f'"{list(about["pixel_mean"])}" MODEL.PIXEL_STD "{list(about["pixel_std"])}"'
             )
 
 
 def _raise_in_all(error: Optional[Exception]) -> None:
-    """Raises in every process if one of them has an error."""
+    """Raises in all processes if one has an error."""
     errors = comm.all_gather(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
@@ -252,7 +250,7 @@ def _raise_in_all(error: Optional[Exception]) -> None:
 def _age(path: str) -> Tuple[float, bool, str]:
     """Sorts checkpoints, the oldest first."""
     name = os.path.basename(path)
-    # A remote file does not tell its time; the periodic ones tell their iteration.
+    # Remote files have no time here; periodic checkpoints are sorted by iteration.
     time = os.path.getmtime(path) if os.path.isfile(path) else 0.0
     return time, re.fullmatch(r"model_\d+\.pth", name) is not None, name
 
@@ -267,7 +265,7 @@ def _same(wanted: Sequence, given: Sequence) -> bool:
 
 
 def _check_versions(metadata: Any) -> None:
-    """Raises if what a file says of the versions of modules is not what modules can read."""
+    """Raises if ``_metadata`` does not have the form that modules read versions from."""
     if metadata is None:
         return
     fits = isinstance(metadata, dict) and all(
@@ -278,8 +276,8 @@ def _check_versions(metadata: Any) -> None:
     )
     if not fits:
         raise ValueError(
-            "the '_metadata' of the checkpoint's weights does not give the versions of modules as "
-            "torch.nn.Module.state_dict does. Save the weights as a plain dict."
+            "the '_metadata' of the checkpoint's weights is invalid: expected module versions as "
+            "torch.nn.Module.state_dict writes them. Save the weights as a plain dict."
         )
 
 

@@ -1,4 +1,4 @@
-"""Weights of other implementations of CentripetalNet to ours and back, value for value."""
+"""Converts weights of other CentripetalNet implementations to ours and back, bit for bit."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -12,16 +12,16 @@ from torch import Tensor
 from .names import mmdet_name, paper_name, translation
 from .safe_load import load_tensors
 
-# A weight that tells whose names a file has, with what comes before it.
+# Names by which an implementation is recognised; the group is the prefix.
 _SIGNS = {
     "mmdet": re.compile(r"^(.*?)(?:backbone\.)?hourglass_modules\.0\."),
     "paper": re.compile(r"^(.*?)(?:backbone\.)?hg_modules\.0\."),
     "centripetalnet": re.compile(r"^(.*?)(?:backbone\.)?hourglasses\.0\."),
 }
 _NAMES: Dict[str, Callable[[str, int], str]] = {"mmdet": mmdet_name, "paper": paper_name}
-# Last convolution of a heat map: its outputs are the classes.
+# Bias of the last heatmap convolution, one value per class.
 _HEATMAP_BIAS = re.compile(r"^heads\.\d+\.tl\.heatmap\.1\.bias$")
-# Copies that MMCV 1.x keeps beside the weights; the weights themselves are the averaged ones.
+# Copies that MMCV 1.x saves in addition; the weights themselves are the averaged ones.
 _EMA_COPY = re.compile(r"^(module\.)?ema_")
 # Counters that PyTorch before 0.4.1 did not have.
 COUNTER = "num_batches_tracked"
@@ -29,7 +29,7 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class InputConvention:
-    """What the pictures must look like that the weights were trained on."""
+    """Channel order and normalisation that weights were trained with."""
 
     input_format: str
     """Order of the channels, "RGB" or "BGR"."""
@@ -37,7 +37,7 @@ class InputConvention:
     pixel_std: Tuple[float, ...]
 
     def options(self) -> List[str]:
-        """The config's keys and values."""
+        """Config keys and values."""
         return [
             *("INPUT.FORMAT", self.input_format),
             *("MODEL.PIXEL_MEAN", str(list(self.pixel_mean))),
@@ -45,7 +45,7 @@ class InputConvention:
         ]
 
 
-# Of the released configs, where a file does not say.
+# Those of the released configs, for files without their own.
 _RGB = InputConvention("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _BGR = InputConvention("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
 DEFAULT_INPUT = {"mmdet": _RGB, "paper": _BGR}
@@ -53,29 +53,29 @@ DEFAULT_INPUT = {"mmdet": _RGB, "paper": _BGR}
 
 @dataclass
 class Converted:
-    """A checkpoint in this project's names, and what is to be said about it."""
+    """A converted checkpoint and what the converter reports about it."""
 
     weights: Dict[str, Tensor]
     origin: str
-    """Whose names the file had: "mmdet" or "paper"."""
+    """Implementation that wrote the file: "mmdet" or "paper"."""
     classes: Optional[List[str]]
-    """Names of the classes, where the file has them."""
+    """Class names, if the file has them."""
     num_classes: int
     convention: InputConvention
     convention_is_from_file: bool
     left_out: List[str]
-    """Tensors of the file that are no weights, such as copies of them."""
+    """Tensors of the file that were not converted, such as EMA copies."""
     added: List[str]
     """Counters that the file lacked."""
 
     def checkpoint(self) -> dict:
-        """What is saved: Detectron2's format, with what the file said of its classes and input."""
+        """The dict to save: Detectron2's format, with classes and input convention in "about"."""
         about = {"origin": self.origin, "classes": self.classes, **asdict(self.convention)}
         return {"model": self.weights, "__author__": "CentripetalNet", "about": about}
 
 
 def origin_of(names) -> Tuple[Optional[str], str]:
-    """Whose names these are ("mmdet", "paper", "centripetalnet" or None), and their prefix."""
+    """Implementation with these names ("mmdet", "paper", "centripetalnet", None), and prefix."""
     for name in names:
         for origin, sign in _SIGNS.items():
             match = sign.match(name)
@@ -88,7 +88,7 @@ def weights_in(content: Mapping) -> Dict[str, Tensor]:
     """The weights of a checkpoint: bare, or under "state_dict" or "model".
 
     Raises:
-        ValueError: if one of them has no name or is no plain tensor.
+        ValueError: if a name is not a string or a tensor is not plain.
     """
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):
@@ -99,23 +99,23 @@ def weights_in(content: Mapping) -> Dict[str, Tensor]:
 
 
 def check_plain(weights: Mapping) -> None:
-    """Raises if what should be weights by name are not, all of them."""
+    """Raises unless all items are real-valued tensors with a string as name."""
     for name, x in weights.items():
         if not isinstance(name, str):
             raise ValueError(
-                f"one of the weights has the name {name!r}, expected a string; is it a checkpoint?"
+                f"one of the weights has the name {name!r}, expected a string. Is it a checkpoint?"
             )
         if not isinstance(x, Tensor):
-            raise ValueError(f"{name!r} among the weights is a {type(x).__name__} and no tensor")
+            raise ValueError(f"{name!r} in the weights is a {type(x).__name__}, expected a tensor")
         if x.is_complex():
             raise ValueError(
-                f"the weights of {name!r} are not plain numbers but {x.dtype}; save them as "
-                "floating point numbers"
+                f"the weights of {name!r} are {x.dtype}, expected floating point. Save them as "
+                "float32."
             )
 
 
 def model_shapes(cfg: CfgNode) -> Dict[str, torch.Size]:
-    """Names and shapes of the weights of the model that a config describes."""
+    """Names and shapes of the weights of a config's model."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -125,26 +125,26 @@ def model_shapes(cfg: CfgNode) -> Dict[str, torch.Size]:
 
 
 def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Converted:
-    """Reads a checkpoint of MMDetection or of the paper's authors.
+    """Converts a checkpoint of MMDetection or of the paper's authors.
 
     Args:
-        path: the file. Tensors only are read; nothing in it is executed.
+        path: the file. Only tensors are read; no code in it is executed.
         cfg: describes the network; the number of classes is taken from the file.
-        drop: a regular expression; tensors whose name (in the file) it matches are left out.
+        drop: a regular expression; tensors whose name in the file matches are left out.
 
     Raises:
-        ValueError: if the file is no such checkpoint, or a tensor is missing, of a wrong shape or
-            fits nowhere; all of them are listed.
+        ValueError: if the file is no such checkpoint, or tensors are missing, of a wrong shape or
+            unknown; all are listed.
     """
     content = load_tensors(path)
     found = weights_in(content)
     origin, prefix = origin_of(found)
     if origin == "centripetalnet":
-        raise ValueError(f"{path} has this project's names already; use it as MODEL.WEIGHTS")
+        raise ValueError(f"{path} already has this project's names. Use it as MODEL.WEIGHTS.")
     if origin is None:
         raise ValueError(
             f"{path} holds no CentripetalNet of MMDetection or of the paper's authors: none of its "
-            f"{len(found)} tensors is of an hourglass (first names: {', '.join(list(found)[:3])})"
+            f"{len(found)} tensors is an hourglass's (first names: {', '.join(list(found)[:3])})"
         )
     left_out = [x for x in found if _EMA_COPY.match(x) or (drop and re.search(drop, x))]
     weights: Dict[str, Tensor] = {}
@@ -191,7 +191,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
 
 
 def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
-    """Reads a checkpoint of this project and gives it in another implementation's names.
+    """Converts a checkpoint of this project to another implementation's names.
 
     Args:
         path: the file.
@@ -199,12 +199,12 @@ def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
         target: "mmdet" or "paper".
 
     Raises:
-        ValueError: if the file does not hold exactly the weights of the network.
+        ValueError: if the file's weights do not match the network exactly.
     """
     content = load_tensors(path)
     found = weights_in(content)
     if origin_of(found)[0] != "centripetalnet":
-        raise ValueError(f"{path} does not have this project's names; --to is for files that do")
+        raise ValueError(f"{path} does not have this project's names, which --to needs")
     cfg = cfg.clone()
     cfg.defrost()
     for name, weight in found.items():
@@ -225,7 +225,7 @@ def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
 
 
 def check_fit(found: Dict, wanted: Dict, their_names: Dict[str, str], path: str) -> None:
-    """Raises if names or shapes differ, with a list of all that do."""
+    """Raises if names or shapes differ; lists all that do."""
 
     def listing(title: str, names: List[str]) -> str:
         lines = [f"\n  {x}" for x in sorted(names)]
@@ -244,7 +244,7 @@ def check_fit(found: Dict, wanted: Dict, their_names: Dict[str, str], path: str)
                 if x in found and found[x] != wanted[x]
             ],
         )
-        + listing("fitting nowhere", [x for x in found if x not in wanted])
+        + listing("not in the network", [x for x in found if x not in wanted])
     )
     if problems:
         raise ValueError(f"{path} does not fit the network that the config describes:{problems}")
@@ -259,7 +259,7 @@ def _num_classes(name: str, bias: Tensor, path: str) -> int:
 
 
 def _full_name(name: str, prefix: str) -> str:
-    """Without "module." and the like; the paper's parts may stand alone, without their parent."""
+    """The name without the prefix, and with the parent that the paper's parts may lack."""
     name = name[len(prefix) :] if name.startswith(prefix) else name
     if name.startswith(("backbone.", "bbox_head.")):
         return name
@@ -277,7 +277,7 @@ def _classes_of(meta: Mapping) -> Optional[List[str]]:
 
 
 def _convention_of(meta: Mapping) -> Optional[InputConvention]:
-    """Mean, deviation and order of the channels, read from the text of MMDetection's config."""
+    """Mean, std and channel order from the text of MMDetection's config."""
     text = meta.get("config") or meta.get("cfg")
     if not isinstance(text, str):
         return None

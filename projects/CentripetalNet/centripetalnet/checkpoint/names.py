@@ -1,7 +1,7 @@
 """Names of this project's weights in other implementations of CentripetalNet.
 
-Every weight of the model has exactly one name in each of them; rules turn ours into theirs, and the
-way back is looked up.
+Each weight has exactly one name in each implementation. Rules turn ours into theirs; the inverse is
+a lookup.
 """
 
 import re
@@ -9,9 +9,9 @@ from typing import Callable, Dict, Iterable, List, Tuple
 
 Rules = List[Tuple[str, str]]
 
-# Each list of rules is applied to one of our names, one rule after the other.
+# A list of rules is applied to one of our names, rule by rule.
 
-# Paths of an hourglass, which all implementations name as the first one did.
+# Paths of an hourglass, named alike in all implementations.
 _HOURGLASS_PATHS: Rules = [
     (r"\binner\.", "low2."),
     (r"\bskip\.", "up1."),
@@ -20,7 +20,7 @@ _HOURGLASS_PATHS: Rules = [
 ]
 
 _MMDET_BACKBONE: Rules = [
-    # residual blocks, written like a ResNet's
+    # residual blocks, named like a ResNet's
     (r"\bshortcut\.weight", "downsample.0.weight"),
     (r"\bshortcut\.norm\.", "downsample.1."),
     (r"\bconv([12])\.norm\.", r"bn\1."),
@@ -65,7 +65,7 @@ _PAPER_BACKBONE: Rules = [
     (r"^merge_out\.(\d+)\.weight", r"cnvs_.\1.0.weight"),
     (r"^merge_out\.(\d+)\.norm\.", r"cnvs_.\1.1."),
 ]
-# {m} is "mid_" in all stacks but the last.
+# {m} is "mid_" except in the last stack.
 _PAPER_BRANCH: Rules = [
     (r"^cross_star\.deform_conv\.", "{m}{c}_fadp."),
     (r"^cross_star\.sampling_offset\.", "{m}{c}_offset."),
@@ -108,20 +108,20 @@ def _renamed(name: str, backbone: Rules, branch: Rules, num_stacks: int) -> str:
 
 
 def mmdet_name(name: str, num_stacks: int) -> str:
-    """The name in MMDetection (2.x and 3.x) of one of our weights."""
+    """MMDetection's name (2.x and 3.x) of one of our weights."""
     return _renamed(name, _MMDET_BACKBONE, _MMDET_BRANCH, num_stacks)
 
 
 def paper_name(name: str, num_stacks: int) -> str:
-    """The name in the release of the paper's authors of one of our weights."""
+    """The paper's authors' name of one of our weights."""
     return _renamed(name, _PAPER_BACKBONE, _PAPER_BRANCH, num_stacks)
 
 
 def translation(names: Iterable[str], theirs: Callable[[str, int], str]) -> Dict[str, str]:
-    """Their name to ours, for all of our names.
+    """A dict from their names to ours.
 
     Args:
-        names: those of the whole model.
+        names: our names of the whole model.
         theirs: :func:`mmdet_name` or :func:`paper_name`.
     """
     names = list(names)

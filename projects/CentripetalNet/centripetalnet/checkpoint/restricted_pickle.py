@@ -1,7 +1,7 @@
-"""Pickles of tensors and plain values, read without Python's unpickler.
+"""Reads pickles of tensors and plain values without Python's unpickler.
 
-A pickle is a program. Here it may build lists, tuples, dicts, plain values and dense tensors, and
-nothing else: it calls nothing by name, and sets nothing but items of dicts and lists.
+A pickle is a program. This reader only builds lists, tuples, dicts, plain values and dense tensors.
+It imports nothing by name and sets nothing but items of dicts and lists.
 """
 
 import math
@@ -43,25 +43,25 @@ _CONSTANTS: Dict[str, Callable] = {
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _SCALARS = (str, int, float, bool, type(None))
-# Each instruction may make an object that is larger than itself. The checkpoint of a training of
-# Hourglass-104 has 90,000.
+# An instruction may create an object larger than itself. A training checkpoint of Hourglass-104 has
+# 90,000 instructions.
 _MAX_INSTRUCTIONS = 1_000_000
 
 
 class _Global(NamedTuple):
-    """A name that a pickle asks for, module and name; it stands for nothing but itself."""
+    """A name that a pickle imports, as "module name". It is never imported."""
 
     name: str
 
 
 class StorageId(NamedTuple):
-    """What a pickle says of a storage, whose values lie outside of it."""
+    """A pickle's reference to a storage, whose values are outside the pickle."""
 
     dtype: torch.dtype
     key: str
     numel: int
     view: Any
-    """In files before PyTorch 1.6 a key, offset and size of a part of the storage, or None."""
+    """In files before PyTorch 1.6 key, offset and size of a part of the storage, or None."""
 
     @property
     def nbytes(self) -> int:
@@ -69,14 +69,14 @@ class StorageId(NamedTuple):
 
 
 def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) -> Any:
-    """Reads one pickle, of the instructions that ``torch.save`` writes.
+    """Reads one pickle with the instructions that ``torch.save`` writes.
 
     Args:
-        file: stands behind the pickle afterwards.
-        load_storage: gives the values of a storage, (numel,) of its dtype.
+        file: is positioned after the pickle on return.
+        load_storage: returns the values of a storage, (numel,) of its dtype.
 
     Raises:
-        ValueError: if there is anything else in it.
+        ValueError: if the pickle has other instructions or names.
     """
     stack: list = []
     marks: list = []
@@ -84,7 +84,7 @@ def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) ->
 
     def pop(count: int) -> list:
         if count > len(stack):
-            raise ValueError("the pickle takes more from its stack than is there")
+            raise ValueError("the pickle pops from an empty stack")
         return [stack.pop() for _ in range(count)][::-1]
 
     def pop_to_mark() -> list:
@@ -129,13 +129,13 @@ def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) ->
 
 def _known(name: str) -> _Global:
     if name not in _FUNCTIONS and name not in _DTYPES:
-        raise ValueError(f"it asks for {name.replace(' ', '.')}")
+        raise ValueError(f"it imports {name.replace(' ', '.')}")
     return _Global(name)
 
 
 def _call(function: Any, arguments: Any) -> Any:
     if type(function) is not _Global or function.name not in _FUNCTIONS:
-        raise ValueError("the pickle calls what is no function")
+        raise ValueError("the pickle calls something that is no function")
     return _FUNCTIONS[function.name](*arguments)
 
 
@@ -152,7 +152,7 @@ def _set_items(items: Sequence, target: Any) -> None:
         # The hash of deeply nested tuples would exhaust the stack of the process.
         parts = key if type(key) is tuple else (key,)
         if not all(isinstance(x, _SCALARS) for x in parts):
-            raise ValueError("a key of a dict is no plain value")
+            raise ValueError("a key of a dict is not a plain value")
         target[key] = value
 
 
@@ -163,7 +163,7 @@ def _ordered_dict(items: Sequence = ()) -> OrderedDict:
 
 
 def _set_metadata(state: Any, target: Any) -> None:
-    """Of ``nn.Module.state_dict``, which notes the versions of modules so."""
+    """Sets ``_metadata``, the versions of modules in ``nn.Module.state_dict``."""
     if type(target) is not OrderedDict or type(state) is not dict or set(state) - {"_metadata"}:
         raise ValueError(f"the pickle sets the state of a {type(target).__name__}")
     for value in state.values():
@@ -176,10 +176,10 @@ def _are_sizes(values: Any) -> bool:
 
 def _storage_id(pid: Any) -> StorageId:
     if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
-        raise ValueError("the pickle asks for something outside of it that is no storage")
+        raise ValueError("the pickle has a persistent id that is not a storage")
     _, kind, key, _, numel, *rest = pid
     if type(kind) is not _Global or kind.name not in _DTYPES:
-        raise ValueError("a storage has no known type")
+        raise ValueError("a storage has an unknown type")
     if type(key) is not str or not _are_sizes((numel,)):
         raise ValueError("a storage has no key or no size")
     return StorageId(_DTYPES[kind.name], key, numel, *(rest or [None]))
@@ -197,9 +197,8 @@ def _tensor(
     if not isinstance(storage, Tensor) or storage.dim() != 1 or metadata:
         raise ValueError("a tensor has no plain storage")
     if not (_are_sizes((offset,)) and _are_sizes(size) and _are_sizes(stride)):
-        raise ValueError("the shape of a tensor is no tuple of sizes")
-    # Where strides are 0 a tensor may be larger than its storage; such a file unpacks to more
-    # memory than it has bytes.
+        raise ValueError("the shape of a tensor is not a tuple of sizes")
+    # With strides of 0 a tensor may be larger than its storage, and a small file than the memory.
     end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride))
     if math.prod(size) > len(storage) or (end > len(storage) and 0 not in size):
         raise ValueError(f"a tensor {size} is larger than its storage of {len(storage)} values")

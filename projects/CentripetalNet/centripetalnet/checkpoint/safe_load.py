@@ -1,7 +1,7 @@
-"""Reading of weights that somebody else made: files of ``torch.save`` and safetensors.
+"""Reads untrusted checkpoints: files of ``torch.save`` and safetensors.
 
-``torch.load`` takes no part in it: with ``weights_only=True``, too, it runs TorchScript archives
-(before PyTorch 2.6), and a pickle may write outside its memory (before 2.10).
+``torch.load`` is not used: even with ``weights_only=True`` it runs TorchScript archives (before
+PyTorch 2.6), and a pickle may write outside its memory (before 2.10).
 """
 
 import io
@@ -21,22 +21,22 @@ from torch import Tensor
 from .restricted_pickle import StorageId, read_pickle
 
 SAFETENSORS = ".safetensors"
-# What a checkpoint says besides its weights, as JSON in the metadata of a .safetensors file.
+# Entries besides the weights that are JSON in the metadata of a .safetensors file.
 _ABOUT = {"about": "centripetalnet.about", "meta": "centripetalnet.meta"}
-# Of files before PyTorch 1.6.
+# First values of files before PyTorch 1.6.
 _LEGACY_HEAD = [0x1950A86A20F9469CFC6C, 1001]
 
 
 def load_tensors(path: str) -> dict:
-    """The dict of tensors that a file holds. Nothing in the file is executed.
+    """Reads a dict of tensors. No code in the file is executed.
 
     Args:
-        path: a file that ``torch.save`` wrote, as a zip archive or, before PyTorch 1.6, as pickles;
-            or a .safetensors file. The content tells which it is.
+        path: a file of ``torch.save``, a zip archive or, before PyTorch 1.6, pickles; or a
+            .safetensors file. The format is recognised by the content.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it holds something else, or cannot be read without executing parts of it.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds something else, or can only be read by executing code in it.
     """
     local = PathManager.get_local_path(path)
     if not os.path.isfile(local):
@@ -48,12 +48,12 @@ def load_tensors(path: str) -> dict:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{path} is not a checkpoint that can be loaded safely: {reason}. It must be a file "
-            "of tensors as torch.save writes it, or a .safetensors file. A file that also holds "
-            "other objects has to be saved anew without them, by someone who trusts it: "
+            "of tensors as torch.save writes it, or a .safetensors file. If it also holds other "
+            "objects, someone who trusts it has to save it again without them: "
             "torch.save({'state_dict': torch.load(PATH, weights_only=False)['state_dict']}, NEW)"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} and not a dict of tensors")
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
     return content
 
 
@@ -61,14 +61,14 @@ def _read(path: str) -> Any:
     with open(path, "rb") as file:
         head = file.read(9)
         file.seek(0)
-        # A size of 8 bytes, then JSON.
+        # Safetensors: a size of 8 bytes, then JSON.
         if head[8:] == b"{":
             return _read_safetensors(path)
         if head.startswith(b"PK\x03\x04"):
             return _read_zip(file)
         if head.startswith(b"\x80\x02"):
             return _read_legacy(file)
-    raise ValueError("its first bytes are of no such file")
+    raise ValueError("unknown file format")
 
 
 def _read_safetensors(path: str) -> dict:
@@ -80,14 +80,14 @@ def _read_safetensors(path: str) -> dict:
 
 
 def as_safetensors(content: dict) -> bytes:
-    """A .safetensors file of a checkpoint, with "about" or "meta" as JSON in its metadata.
+    """Bytes of a .safetensors file, with "about" or "meta" as JSON in its metadata.
 
     Args:
-        content: as :func:`load_tensors` gives it, the weights under "model" or "state_dict".
+        content: as :func:`load_tensors` returns it, the weights under "model" or "state_dict".
     """
     weights = content["model"] if "model" in content else content["state_dict"]
     about = {name: json.dumps(content[key]) for key, name in _ABOUT.items() if key in content}
-    # In this format no tensors share memory.
+    # The format does not allow tensors that share memory.
     plain = {name: x.clone(memory_format=torch.contiguous_format) for name, x in weights.items()}
     return save(plain, metadata={"format": "pt", **about})
 
@@ -100,9 +100,9 @@ def _read_zip(file: IO[bytes]) -> Any:
             raise ValueError("it is a zip archive, but not of torch.save")
         folder = pickles[0][: -len("data.pkl")]
         if f"{folder}constants.pkl" in records:
-            raise ValueError("it is a TorchScript archive, which is a program")
+            raise ValueError("it is a TorchScript archive, which contains code")
         sizes = [x.file_size for x in records.values() if x.compress_type == zipfile.ZIP_STORED]
-        # torch.save compresses nothing: what does unpacks to any size.
+        # torch.save does not compress; a compressed record may unpack to any size.
         if len(sizes) != len(records) or sum(sizes) > os.fstat(file.fileno()).st_size:
             raise ValueError("its records are compressed")
         byteorder = records.get(f"{folder}byteorder")
@@ -113,7 +113,7 @@ def _read_zip(file: IO[bytes]) -> Any:
         def load_storage(wanted: StorageId) -> Tensor:
             record = records[f"{folder}data/{wanted.key}"]
             if record.file_size != wanted.nbytes:
-                raise ValueError(f"{record.filename} is not of the size that the pickle says")
+                raise ValueError(f"{record.filename} is not of the size in the pickle")
             if wanted.key not in storages:
                 storages[wanted.key] = torch.empty(wanted.nbytes, dtype=torch.uint8)
                 with archive.open(record) as source:
@@ -125,7 +125,7 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 def _read_legacy(file: IO[bytes]) -> Any:
     def no_storage(wanted: StorageId) -> Tensor:
-        raise ValueError("a storage is not where one is expected")
+        raise ValueError("a storage is at an unexpected place")
 
     if [read_pickle(file, no_storage) for _ in _LEGACY_HEAD] != _LEGACY_HEAD:
         raise ValueError("it is a pickle, but not of torch.save")
@@ -149,15 +149,15 @@ def _read_legacy(file: IO[bytes]) -> Any:
     content = read_pickle(file, load_storage)
     keys = read_pickle(file, no_storage)
     if sorted(keys) != sorted(sizes):
-        raise ValueError("its storages are not those that its pickle names")
+        raise ValueError("its storages are not those of its pickle")
     for key in keys:
         if struct.unpack("<q", file.read(8)) != (sizes[key],):
-            raise ValueError(f"the storage {key} is not of the size that the pickle says")
+            raise ValueError(f"the storage {key} is not of the size in the pickle")
         _fill(storages[key], file)
     return content
 
 
 def _fill(values: Tensor, source: IO[bytes]) -> None:
-    """Reads bytes of a file into ``values`` (nbytes,)."""
+    """Reads ``values`` (nbytes,) from a file."""
     if source.readinto(values.numpy()) != len(values):
         raise ValueError("it ends too early")

@@ -15,7 +15,7 @@ from centripetalnet.data.dataset_check import (
     read_annotation_file,
     without_errors,
 )
-from centripetalnet.files import complete_file
+from centripetalnet.files import atomic_file
 
 DESCRIPTION = f"""{__doc__}
 
@@ -102,12 +102,12 @@ def run(args: argparse.Namespace) -> Report:
     report = check(content, json_file, image_root, args.num_workers)
     print(report.format())
     if args.list is not None:
-        with complete_file(args.list) as file:
+        with atomic_file(args.list) as file:
             file.writelines(json.dumps(x.as_dict()) + "\n" for x in report.problems)
         print(f"\n{args.list}: {len(report.problems):,} problems")
     if args.output is not None:
         cleaned = without_errors(content, report)
-        with complete_file(args.output) as file:
+        with atomic_file(args.output) as file:
             file.write(json.dumps(cleaned))
         left = [f"{len(cleaned.get(x, [])):,} {x}" for x in ("images", "annotations")]
         print(f"\n{args.output}: {' and '.join(left)}")

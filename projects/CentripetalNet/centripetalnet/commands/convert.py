@@ -10,7 +10,7 @@ import torch
 from centripetalnet.checkpoint.conversion import convert_to_ours, convert_to_theirs
 from centripetalnet.checkpoint.safe_load import SAFETENSORS, as_safetensors
 from centripetalnet.config import load_config
-from centripetalnet.files import complete_file
+from centripetalnet.files import atomic_file
 
 DESCRIPTION = f"""{__doc__}
 
@@ -51,7 +51,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def save(content: dict, path: str) -> None:
     """Writes a checkpoint in the format of its extension, under its name only when complete."""
-    with complete_file(path, "wb") as file:
+    with atomic_file(path, "wb") as file:
         if path.endswith(SAFETENSORS):
             file.write(as_safetensors(content))
         else:

@@ -26,7 +26,7 @@ from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.config import load_config
 from centripetalnet.data import build_augmentations
-from centripetalnet.files import complete_path
+from centripetalnet.files import atomic_path
 from centripetalnet.pictures import read_picture
 
 # Height and width of the random images for the comparison; their canvases differ.
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     # PyTorch expects the extension .pt2.
-    with complete_path(args.output, ending=os.path.splitext(args.output)[1]) as unfinished:
+    with atomic_path(args.output, ending=os.path.splitext(args.output)[1]) as unfinished:
         if args.format == "onnx":
             export.export_onnx(model, unfinished, metadata, args.opset)
             call = export.load_onnx(unfinished)

@@ -1,4 +1,4 @@
-"""The datasets of a config, looked at before anything is trained or evaluated on them."""
+"""Checks the datasets of a config before a training or evaluation."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ..files import complete_file
+from ..files import atomic_file
 from .dataset_check import (
     Report,
     check_annotations,
@@ -26,22 +26,22 @@ from .dataset_check import (
 
 logger = logging.getLogger(__name__)
 
-# Results of usable_datasets by its arguments, with the file or function that was looked at.
+# Results of usable_datasets by its arguments, with the file or function that was checked.
 _usable_names: Dict[tuple, Tuple[tuple, str]] = {}
 
 
 def ready_metadata(name: str) -> Metadata:
-    """What is known of a dataset, which is built if that is done on first use.
+    """Returns the metadata of a dataset and builds it if it is built on first use.
 
     Args:
-        name: of a registered dataset.
+        name: a registered dataset.
 
     Raises:
         LookupError: if no dataset of that name is registered.
     """
     if name not in DatasetCatalog.list():
         raise LookupError(
-            f"no dataset {name!r} is registered; known are {', '.join(DatasetCatalog.list())}"
+            f"no dataset {name!r} is registered. Registered: {', '.join(DatasetCatalog.list())}"
         )
     metadata = MetadataCatalog.get(name)
     prepare = metadata.get("prepare")
@@ -51,16 +51,16 @@ def ready_metadata(name: str) -> Metadata:
 
 
 def check_datasets(names: Sequence[str], num_classes: int) -> None:
-    """Builds datasets that are built on first use, and raises if one does not fit the config.
+    """Builds datasets that are built on first use, and compares their classes with the config.
 
     Args:
-        names: of registered datasets.
+        names: registered datasets.
         num_classes: ``MODEL.CENTRIPETALNET.NUM_CLASSES``.
 
     Raises:
         LookupError: if no dataset of that name is registered.
         FileNotFoundError: if its annotation file is missing.
-        ValueError: if that is not in COCO format, or has another number of classes.
+        ValueError: if the file is not in COCO format, or has another number of classes.
     """
     for name in names:
         metadata = ready_metadata(name)
@@ -73,33 +73,31 @@ def check_datasets(names: Sequence[str], num_classes: int) -> None:
 
 
 def usable_datasets(names: Sequence[str], output_dir: str, skip_unusable: bool) -> List[str]:
-    """Looks at datasets: all annotations, and whether the images are there.
+    """Checks all annotations of datasets, and that the image files exist.
 
-    Each machine looks at its own files, once as long as they do not change; what a function returns
-    is looked at once. What Detectron2 would change or pass over is logged, on a page for each
-    dataset. A dataset that is neither in COCO format nor a list of records is not looked at, which
-    is logged.
+    Each machine checks its own files, again only after they change. The result of a function is
+    checked once. For each dataset a report of its problems is logged. A dataset that is neither in
+    COCO format nor a list of records is not checked; a warning says so.
 
     Args:
-        names: of datasets that passed :func:`check_datasets`.
+        names: datasets that passed :func:`check_datasets`.
         output_dir: folder for copies of annotation files.
-        skip_unusable: whether what cannot be used is left out.
+        skip_unusable: whether invalid entries are left out.
 
     Returns:
-        The names; of a dataset with something left out that of a copy without it, which is
-        registered here. One in COCO format has its annotation file in
+        The names. A dataset with invalid entries is replaced by a copy without them, which is
+        registered here; one in COCO format has its annotation file in
         ``output_dir/usable_annotations``.
 
     Raises:
-        ValueError: if there is something that cannot be used, and it is not to be left out; gives
-            a page of what it is.
+        ValueError: if there are invalid entries and ``skip_unusable`` is False; has the report.
     """
     return [_usable_dataset(name, output_dir, skip_unusable) for name in names]
 
 
 def _is_coco(metadata: Metadata) -> bool:
-    # Others, such as LVIS, are in a format of their own; of those the records are checked. An
-    # evaluator gives the dataset of a function a json_file, but no image_root.
+    # Of other formats, such as LVIS, the records are checked. An evaluator sets the json_file of a
+    # function's dataset, but not the image_root.
     keys = (metadata.get("json_file"), metadata.get("image_root"))
     return metadata.get("evaluator_type") == "coco" and None not in keys
 
@@ -111,15 +109,15 @@ def _usable_dataset(name: str, output_dir: str, skip_unusable: bool) -> str:
         source: tuple = (json_file, os.path.getmtime(json_file))
     else:
         source = (DatasetCatalog[name],)
-    asked = (name, output_dir, skip_unusable)
-    looked_at, usable = _usable_names.get(asked, (None, name))
-    if looked_at != source:
-        usable = _look_at(name, metadata, output_dir, skip_unusable)
-        _usable_names[asked] = (source, usable)
+    arguments = (name, output_dir, skip_unusable)
+    checked, usable = _usable_names.get(arguments, (None, name))
+    if checked != source:
+        usable = _check(name, metadata, output_dir, skip_unusable)
+        _usable_names[arguments] = (source, usable)
     return usable
 
 
-def _look_at(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool) -> str:
+def _check(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool) -> str:
     copy = os.path.join(output_dir, "usable_annotations", f"{name}.json")
     is_coco = _is_coco(metadata)
     error: Optional[Exception] = None
@@ -130,10 +128,10 @@ def _look_at(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool
                 left_out = _check_file(name, metadata, copy, skip_unusable)
             else:
                 left_out = _check_function(name, metadata, skip_unusable)
-        # Whatever the function raises, the other processes wait for this one.
+        # After any error of the function the other processes would wait for this one.
         except Exception as problem:
             error = problem
-    # If one process stops, so do the others.
+    # All processes raise if one does.
     found = comm.all_gather((None if error is None else str(error), left_out))
     if error is not None:
         raise error
@@ -151,7 +149,7 @@ def _look_at(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool
         register_coco_instances(usable, {}, copy, metadata.image_root)
     else:
         DatasetCatalog.register(usable, partial(_usable_records, DatasetCatalog[name], left_out))
-        # Its annotation file, if it has one, still has what is left out.
+        # The annotation file, if any, still has the invalid entries.
         dropped = ("name", "json_file", "image_root")
         kept = {key: value for key, value in metadata.as_dict().items() if key not in dropped}
         MetadataCatalog.get(usable).set(**kept)
@@ -161,33 +159,33 @@ def _look_at(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool
 def _usable_records(
     function: Callable[[], List[dict]], left_out: Set[Tuple[str, int]]
 ) -> List[dict]:
-    # Detectron2 asks that a function return the same in the same order each time.
+    # Detectron2 requires the same records in the same order at each call.
     return records_without(function(), left_out)
 
 
 def _check_file(
     name: str, metadata: Metadata, copy: str, skip_unusable: bool
 ) -> Set[Tuple[str, int]]:
-    """Section and position of what is left out; if that is anything, ``copy`` was written."""
+    """Section and position of each invalid entry; writes ``copy`` if there are any."""
     content = read_annotation_file(metadata.json_file)
     report = check_annotations(content, metadata.json_file)
     report += missing_images(content, metadata.image_root, metadata.json_file)
     advice = (
-        "Mend the annotation file (centripetalnet-check lists every problem, and can write a "
-        "file without them)"
+        "Fix the annotation file (centripetalnet-check lists all problems and can write a file "
+        "without the invalid entries)"
     )
     left_out = _unusable(name, report, skip_unusable, advice)
     if left_out:
         usable = without_errors(content, report)
         PathManager.mkdirs(os.path.dirname(copy))
-        with complete_file(copy) as file:
+        with atomic_file(copy) as file:
             json.dump(usable, file)
         _log_left_out(name, report, len(usable["images"]), len(usable.get("annotations", [])))
     return left_out
 
 
 def _check_function(name: str, metadata: Metadata, skip_unusable: bool) -> Set[Tuple[str, int]]:
-    """Section and position of what is left out of what the function returns."""
+    """Section and position of each invalid entry in the function's result."""
     records = DatasetCatalog.get(name)
     if not isinstance(records, (list, tuple)):
         kind = type(records).__name__
@@ -195,7 +193,7 @@ def _check_function(name: str, metadata: Metadata, skip_unusable: bool) -> Set[T
         return set()
     path = f"records of {name} (annotations of each counted from 0, boxes as x, y, width, height)"
     report = check_records(records, metadata.get("thing_classes", []), path)
-    advice = "Mend the function that returns the dataset"
+    advice = "Fix the function that returns the dataset"
     left_out = _unusable(name, report, skip_unusable, advice)
     if left_out:
         usable = records_without(records, left_out)
@@ -205,13 +203,13 @@ def _check_function(name: str, metadata: Metadata, skip_unusable: bool) -> Set[T
 
 
 def _unusable(name: str, report: Report, skip_unusable: bool, advice: str) -> Set[Tuple[str, int]]:
-    """Says what was found; returns the errors."""
+    """Logs the report; returns section and position of the errors."""
     if report.problems:
-        logger.warning("What was found in the dataset %s:\n%s", name, report.format())
+        logger.warning("Problems of the dataset %s:\n%s", name, report.format())
     if report.errors and not skip_unusable:
         raise ValueError(
-            f"the dataset {name} has what cannot be used:\n\n{report.format()}\n\n{advice}, or "
-            "have it left out with DATALOADER.SKIP_UNUSABLE True"
+            f"the dataset {name} has invalid entries:\n\n{report.format()}\n\n{advice}, or set "
+            "DATALOADER.SKIP_UNUSABLE True to train and evaluate without them."
         )
     return {(x.section, x.position) for x in report.errors}
 

@@ -1,4 +1,4 @@
-"""From a dataset's record to what the detector takes."""
+"""Maps records of a dataset to the detector's input."""
 
 from typing import List, Sequence, Tuple, Union
 
@@ -18,19 +18,17 @@ from .transforms import ColorDistortion, RandomCenterCropPad
 def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
     """Detectron2's ``ResizeShortestEdge``, in training followed by the released recipe.
 
-    A size of 0 keeps that of the image, even where ``MAX_SIZE_TRAIN`` or ``MAX_SIZE_TEST`` is
-    smaller.
+    A size of 0 keeps the size of the image, whatever ``MAX_SIZE_TRAIN`` or ``MAX_SIZE_TEST`` is.
 
     Args:
         cfg: see ``add_centripetalnet_config``.
-        is_train: which of the two.
+        is_train: whether for training or test.
 
     Returns:
-        What is done to an image, in order.
+        The augmentations in order.
 
     Raises:
-        ValueError: if a size of training or test, or ``INPUT.RANDOM_FLIP``, is not valid; names the
-            key.
+        ValueError: if a size or ``INPUT.RANDOM_FLIP`` is invalid; names the key.
     """
     given = cfg.INPUT
     _check_sizes(given)
@@ -39,7 +37,7 @@ def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
             return []
         return [T.ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST, "choice")]
     augmentations: List[T.Augmentation] = []
-    # First, so that the other steps have fewer pixels.
+    # First, so that the other steps process fewer pixels.
     if any(given.MIN_SIZE_TRAIN):
         augmentations.append(
             T.ResizeShortestEdge(
@@ -79,7 +77,7 @@ def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
 
 
 def _check_sizes(given: CfgNode) -> None:
-    """Raises ValueError if a size of ``cfg.INPUT`` makes no sense."""
+    """Raises ValueError if a size of ``cfg.INPUT`` is invalid."""
     train, sampling = given.MIN_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING
     for key, sizes, smallest in (
         ("MIN_SIZE_TRAIN", train, 0),
@@ -89,7 +87,7 @@ def _check_sizes(given: CfgNode) -> None:
     ):
         if not sizes or not all(isinstance(x, int) and x >= smallest for x in sizes):
             raise ValueError(
-                f"INPUT.{key} must be in pixels, integers from {smallest}, got {given[key]}"
+                f"INPUT.{key} must be integers in pixels, at least {smallest}, got {given[key]}"
                 + ("" if smallest else "; 0 keeps the size of the image")
             )
     if sampling not in ("choice", "range"):
@@ -98,15 +96,15 @@ def _check_sizes(given: CfgNode) -> None:
         )
     if sampling == "range" and any(train) and not (len(train) == 2 and 0 < train[0] <= train[1]):
         raise ValueError(
-            "INPUT.MIN_SIZE_TRAIN must be the lowest size, 1 or more, and the highest where "
+            "INPUT.MIN_SIZE_TRAIN must be the lowest and the highest size, from 1, if "
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING is 'range', got {train}"
         )
 
 
 class CentripetalNetDatasetMapper(DatasetMapper):
-    """Detectron2's mapper with boxes given to the augmentations, and cut-off objects left out.
+    """Detectron2's mapper that passes boxes to the augmentations and drops cut-off objects.
 
-    An object stays if the centre of its box lies on the canvas after all transforms.
+    An object is kept if the centre of its box is on the canvas after all transforms.
     """
 
     @configurable
@@ -135,23 +133,22 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             dataset_dict: one image in Detectron2's dataset format.
 
         Returns:
-            The same with ``image`` (3, h, w) uint8 and, in training, ``instances``: ``gt_boxes``,
+            A copy with ``image`` (3, h, w) uint8 and, in training, ``instances``: ``gt_boxes``,
             ``gt_classes`` and, with masks, ``gt_masks``.
 
         Raises:
-            ValueError: if the image's size is not that of the record, a box is not finite, or masks
-                are trained and an object has none in the format of ``INPUT.MASK_FORMAT``; names
-                the image.
+            ValueError: if the image's size is not that of the record, a box is not finite, or, with
+                masks, an object has none in the format of ``INPUT.MASK_FORMAT``; names the image.
             OSError: if the image cannot be read; names it.
         """
         dataset_dict = dict(dataset_dict)
         file_name = dataset_dict["file_name"]
         try:
             image = utils.read_image(file_name, format=self.image_format)
-        # For a damaged file Pillow raises nearly anything.
+        # For a damaged file Pillow raises many types of errors.
         except Exception as error:
             raise OSError(
-                f"cannot read the image {file_name}: {error}. Replace it, or take it out of the "
+                f"cannot read the image {file_name}: {error}. Replace it, or remove it from the "
                 "dataset's annotation file."
             ) from error
         try:
@@ -171,7 +168,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
         if not np.isfinite(boxes).all():
             raise ValueError(
-                f"{file_name} has the boxes {boxes.tolist()}; expected finite numbers of pixels"
+                f"{file_name} has the boxes {boxes.tolist()}; expected finite values in pixels"
             )
         augmented = T.AugInput(image, boxes=boxes)
         transforms = self.augmentations(augmented)
@@ -197,7 +194,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         size: Tuple[int, int],
         file_name: str,
     ) -> Union[PolygonMasks, BitMasks]:
-        """Masks of the objects that are left, moved as the image was."""
+        """Masks of the kept objects, transformed like the image."""
         if not annotations:
             if self.instance_mask_format == "polygon":
                 return PolygonMasks([])
@@ -207,16 +204,16 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             segmentation = annotation.get("segmentation")
             if not segmentation:
                 raise ValueError(
-                    f"MODEL.MASK_ON is True, but an object of {file_name} has no segmentation; "
-                    "complete the annotation file, or train without masks"
+                    f"MODEL.MASK_ON is True, but an object of {file_name} has no segmentation. "
+                    "Complete the annotation file, or train without masks."
                 )
             if isinstance(segmentation, dict):
-                # A copy, since what comes from a resized image cannot be written to.
+                # A copy, since a resized mask may be read-only.
                 segmentation = np.array(
                     transforms.apply_segmentation(mask_util.decode(segmentation))
                 )
             else:
-                # Copies, since resizing changes coordinates in place.
+                # Copies, since resizing changes the coordinates in place.
                 polygons = [np.array(x, dtype=np.float64).reshape(-1, 2) for x in segmentation]
                 segmentation = [x.reshape(-1) for x in transforms.apply_polygons(polygons)]
             moved.append({**annotation, "segmentation": segmentation})
@@ -224,13 +221,13 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             return utils.annotations_to_instances(moved, size, self.instance_mask_format).gt_masks
         except ValueError as error:
             raise ValueError(
-                f"the masks of {file_name} cannot be had as INPUT.MASK_FORMAT "
+                f"the masks of {file_name} cannot be converted to INPUT.MASK_FORMAT "
                 f"{self.instance_mask_format!r}: {error} Run-length encoded masks need 'bitmask'."
             ) from error
 
 
 def _boxes_on_canvas(boxes: np.ndarray, size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
-    """Boxes that still have their centre and an area on the canvas, clipped; and which they are."""
+    """Clips boxes; keeps those with centre and area on the canvas. Returns boxes and kept flags."""
     height, width = size
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     clipped = np.clip(boxes, 0, (width, height, width, height))

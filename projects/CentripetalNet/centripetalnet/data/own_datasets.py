@@ -1,4 +1,4 @@
-"""Datasets that a config brings along."""
+"""Datasets that a config registers."""
 
 import os
 from contextlib import suppress
@@ -11,14 +11,14 @@ from .dataset_check import check_coco_categories
 
 
 def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:
-    """Registers datasets in COCO format; those that are registered so already are left alone.
+    """Registers the datasets of ``DATASETS.COCO_FORMAT`` that are not registered yet.
 
     Args:
-        datasets: of each its name, annotation file and image folder, ``DATASETS.COCO_FORMAT``;
-            remote ones that Detectron2's PathManager knows, too.
+        datasets: name, annotation file and image folder of each. Paths may be remote ones that
+            Detectron2's PathManager handles.
 
     Raises:
-        ValueError: if an entry has another form, or its name is that of another dataset.
+        ValueError: if an entry has another form, or its name belongs to another dataset.
     """
     for entry in datasets:
         if len(entry) != 3 or not all(isinstance(x, str) for x in entry):
@@ -34,11 +34,11 @@ def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:
             if registered != (json_file, image_root):
                 raise ValueError(
                     f"DATASETS.COCO_FORMAT: there is another dataset of the name {name!r}, from "
-                    f"{registered[0]}; take another name"
+                    f"{registered[0]}. Choose another name."
                 )
             continue
         register_coco_instances(name, {}, json_file, image_root)
-        # Names of the classes, for pictures, without all annotations being read; a file that cannot
-        # be read is told by what needs it.
+        # Class names for drawings, before the dataset is loaded. A file that cannot be read is an
+        # error when the dataset is used.
         with suppress(OSError):
             MetadataCatalog.get(name).thing_classes = check_coco_categories(json_file)

@@ -1,4 +1,4 @@
-"""The endless stream of training samples, which a training can enter at any place."""
+"""The endless stream of training samples, which can be resumed at any position."""
 
 import itertools
 from functools import partial
@@ -17,16 +17,16 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_in
 from ..seeding import SAMPLE, seed_generators
 from .checked_datasets import usable_datasets
 
-# So many images in a row that cannot be used are no accident.
+# After so many unusable images in a row the dataset is taken to be invalid.
 _MAX_TRIES = 20
 
 
 class TrainingStream(IterableDataset):
-    """Training samples by their place in the stream, each the same whoever computes it.
+    """Training samples that depend only on the seed and their position in the stream.
 
-    Which image stands at a place and how it is augmented depend on the seed alone: not on what was
-    drawn before, nor on the number of loading workers or of processes. So a training that was
-    interrupted sees what it would have seen, and N processes see together what one would.
+    Image and augmentation at a position are independent of earlier draws and of the number of
+    loading workers and processes. So a resumed training sees the samples of an uninterrupted one,
+    and N processes together see those of one process.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class TrainingStream(IterableDataset):
         """
         Args:
             records: images in Detectron2's dataset format.
-            build_sampler: from a seed to an endless sampler of their indices, which as Detectron2's
-                do gives each process every N-th of them.
-            mapper: from a record to a sample, see ``CentripetalNetDatasetMapper``; where it gives
-                None the image is left out.
-            seed: of order and augmentations.
-            batch_size: samples of a batch of this process; a worker makes whole batches.
-            skip_unusable: whether an image that the mapper cannot use is left out. The sample that
-                takes its place lists why under ``left_out``. Otherwise it is an error.
+            build_sampler: from a seed to an endless sampler of indices, of which each process gets
+                every N-th, as with Detectron2's samplers.
+            mapper: from a record to a sample, see ``CentripetalNetDatasetMapper``; None skips the
+                image.
+            seed: for order and augmentations.
+            batch_size: samples per batch of this process; each batch comes from one worker.
+            skip_unusable: whether images for which the mapper raises are replaced by others. The
+                reasons are listed in the sample's ``left_out``.
         """
         self.records = records
         self.build_sampler = build_sampler
@@ -57,14 +57,14 @@ class TrainingStream(IterableDataset):
         self.batch_size = batch_size
         self.skip_unusable = skip_unusable
         self.rank, self.num_processes = comm.get_rank(), comm.get_world_size()
-        self.go_on(seed, 0)
+        self.resume(seed, 0)
 
-    def go_on(self, seed: int, num_samples: int) -> None:
-        """Has the next iterator begin where a training left off.
+    def resume(self, seed: int, num_samples: int) -> None:
+        """Makes the next iterator continue where a training stopped.
 
         Args:
-            seed: of that training.
-            num_samples: how many it had taken, over all processes.
+            seed: the seed of that training.
+            num_samples: the samples that it has used, over all processes.
         """
         self.seed = seed
         self.sampler = self.build_sampler(seed)
@@ -86,7 +86,7 @@ class TrainingStream(IterableDataset):
             record = self.records[index]
             try:
                 sample = self.mapper(record)
-                problem = f"the mapper has no use for {record.get('file_name')}"
+                problem = f"the mapper returned None for {record.get('file_name')}"
             except (OSError, ValueError) as error:
                 if not self.skip_unusable:
                     raise
@@ -95,22 +95,20 @@ class TrainingStream(IterableDataset):
                 return {**sample, "left_out": left_out} if left_out else sample
             left_out.append(problem)
             index = np.random.randint(len(self.records))
-        raise ValueError(
-            f"{_MAX_TRIES} images in a row cannot be used, the last one because: {left_out[-1]}"
-        )
+        raise ValueError(f"{_MAX_TRIES} images in a row are unusable. The last one: {left_out[-1]}")
 
 
 def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]) -> DataLoader:
-    """Detectron2's training loader over a :class:`TrainingStream`, which is its ``dataset``.
+    """Builds Detectron2's training loader with a :class:`TrainingStream` as its ``dataset``.
 
     Args:
-        cfg: datasets, sampler, batch and workers are read as in Detectron2; a negative ``SEED``
-            gives a random one, the same in all processes.
+        cfg: datasets, sampler, batch size and workers as in Detectron2. A negative ``SEED`` gives a
+            random one, the same in all processes.
         mapper: see :class:`TrainingStream`.
 
     Raises:
-        ValueError: if the config asks for batches of similar aspect ratio, or for one that cannot
-            be shared out evenly, or if a dataset has what cannot be used.
+        ValueError: if ``ASPECT_RATIO_GROUPING`` is True, the batch size is not a multiple of the
+            number of processes, or a dataset has invalid entries.
     """
     num_processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % num_processes:
@@ -120,15 +118,15 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
         )
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         raise ValueError(
-            "DATALOADER.ASPECT_RATIO_GROUPING must be False: all training crops have one size, and "
-            "batches that wait for their like cannot be gone on with after an interruption"
+            "DATALOADER.ASPECT_RATIO_GROUPING must be False. All training crops have one size, and "
+            "grouped batches cannot be resumed."
         )
     skip = cfg.DATALOADER.SKIP_UNUSABLE
     records = get_detection_dataset_dicts(
         usable_datasets(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR, skip),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
-    # In one block of memory, which the workers share.
+    # One block of memory that the workers share.
     records = DatasetFromList(records, copy=False)
     stream = TrainingStream(
         records,
@@ -148,11 +146,11 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
 
 
 def _sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
-    """The sampler of ``DATALOADER.SAMPLER_TRAIN``, the same for the same seed."""
+    """Builds the sampler of ``DATALOADER.SAMPLER_TRAIN``, reproducibly for a seed."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = seed
-    # Some of Detectron2's samplers take the config's seed, others draw one from NumPy's generator.
+    # Some of Detectron2's samplers use the config's seed, others draw one from NumPy's generator.
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
@@ -163,4 +161,4 @@ def _sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:
 
 
 def _unused(record: dict) -> None:
-    """Detectron2 would otherwise build its own mapper."""
+    """Prevents Detectron2 from building its own mapper."""

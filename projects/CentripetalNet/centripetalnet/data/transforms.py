@@ -31,16 +31,16 @@ def distort_colors(
     after: np.ndarray,
     channel_order: Sequence[int],
 ) -> np.ndarray:
-    """Applies one drawn colour distortion, in bytes throughout: each step is a table.
+    """Applies one colour distortion by lookup tables of bytes.
 
     Args:
         image: (H, W, 3) uint8.
         image_format: "RGB" or "BGR".
-        before: (256,) uint8, the level that each level becomes before the HSV steps.
+        before: (256,) uint8, lookup table before the HSV steps.
         hue_shift: degrees.
         saturation_gain: factor.
-        after: (256,) uint8, the same after the HSV steps.
-        channel_order: which channel each channel of the result is taken from.
+        after: (256,) uint8, lookup table after the HSV steps.
+        channel_order: source channel of each channel of the result.
 
     Returns:
         (H, W, 3) uint8.
@@ -58,9 +58,9 @@ def distort_colors(
 
 
 class ColorDistortion(Augmentation):
-    """Random brightness, contrast, saturation, hue and order of channels.
+    """Randomly changes brightness, contrast, saturation, hue and channel order.
 
-    Each step is taken with probability 1/2; contrast comes before or after saturation and hue with
+    Each step is applied with probability 1/2. Contrast is before or after saturation and hue with
     probability 1/2. Source: the SSD recipe (arXiv 1512.02325, section 2.2) with the released
     CentripetalNet's ranges.
     """
@@ -76,14 +76,14 @@ class ColorDistortion(Augmentation):
     ):
         """
         Args:
-            brightness: at most so much of 255 is added or taken away.
+            brightness: largest change, of 255.
             contrast, saturation: range of the factor.
-            hue: at most so many degrees are turned.
-            swap_channels: whether channels may change places.
+            hue: largest change in degrees.
+            swap_channels: whether channels may be permuted.
             image_format: "RGB" or "BGR".
 
         Raises:
-            ValueError: if ``image_format`` is another one.
+            ValueError: if ``image_format`` is neither.
         """
         super().__init__()
         if image_format not in _TO_HSV:
@@ -98,7 +98,7 @@ class ColorDistortion(Augmentation):
         self.image_format = image_format
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Draws a distortion; it changes images only."""
+        """Draws a distortion, which leaves boxes and masks unchanged."""
         shift = self._uniform(-self.brightness, self.brightness, neutral=0.0)
         gain = self._uniform(*self.contrast, neutral=1.0)
         contrast_first = self._coin()
@@ -129,14 +129,14 @@ class ColorDistortion(Augmentation):
 
 
 class CropPadTransform(Transform):
-    """Cuts a window out of an image; where the window leaves the image, a colour fills it."""
+    """Cuts a window out of an image and fills what is outside the image with a colour."""
 
     def __init__(
         self, x0: int, y0: int, width: int, height: int, image_size: Tuple[int, int], fill
     ):
         """
         Args:
-            x0, y0: the window's corner in pixels of the image, possibly outside it.
+            x0, y0: the window's top-left corner in pixels of the image, possibly outside it.
             width, height: the window's size.
             image_size: (h0, w0) of the image.
             fill: a value for each channel, or one for all.
@@ -167,11 +167,11 @@ class CropPadTransform(Transform):
         return self._cut(segmentation, 0)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(M, 2) x, y of the image to those of the window."""
+        """(M, 2) x, y in the image to x, y in the window."""
         return coords - np.asarray((self.x0, self.y0), dtype=coords.dtype)
 
     def inverse(self) -> "CropPadTransform":
-        """Takes positions back; what was cut away is filled."""
+        """Maps positions back; pixels that were cut away are filled."""
         height, width = self.image_size
         return CropPadTransform(
             -self.x0, -self.y0, width, height, (self.height, self.width), self.fill
@@ -179,9 +179,9 @@ class CropPadTransform(Transform):
 
 
 class RandomCenterCropPad(Augmentation):
-    """A window of random size around a random point of the image, likely to see an object.
+    """Crops a window of random size around a random point, preferably with an object.
 
-    Boxes whose centre falls outside the window are for the dataset mapper to drop.
+    The dataset mapper drops boxes whose centre is outside the window.
     Source: arXiv 1808.01244, section 4.1.
     """
 
@@ -196,11 +196,11 @@ class RandomCenterCropPad(Augmentation):
         """
         Args:
             size: (height, width) of the window at ratio 1, in pixels.
-            ratios: the window is one of these times ``size``.
-            border: distance in pixels that the window's centre keeps from the image's edge; halved
+            ratios: factors of ``size``, one of which is drawn.
+            border: least distance in pixels from the window's centre to the image's edge, halved
                 until twice of it is less than the image.
             fill: colour outside the image, for each channel.
-            max_tries: centres drawn until the centre of a box lies inside the window.
+            max_tries: most centres drawn until the centre of a box is inside the window.
         """
         super().__init__()
         self.size = tuple(size)

@@ -1,4 +1,4 @@
-"""The compiled operators, and what to do where there are none."""
+"""Loads the compiled operators, or warns that plain PyTorch is used instead."""
 
 import importlib
 import warnings
@@ -11,13 +11,11 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
 
 
 def has_kernel(op: str, device: torch.device) -> bool:
-    """Whether an operator of this project runs compiled on a device.
-
-    Where it does not, that is told once for each reason.
+    """Whether an operator has a compiled kernel for a device; warns once per reason if not.
 
     Args:
         op: name in ``torch.ops.centripetalnet``.
-        device: where its tensors are.
+        device: device of its tensors.
     """
     if PROBLEM is None and device.type in KERNEL_DEVICES[op]:
         return True
@@ -29,7 +27,7 @@ def has_kernel(op: str, device: torch.device) -> bool:
 
 
 def _load() -> Optional[str]:
-    """Registers the compiled operators; returns None, or why they are not there."""
+    """Registers the compiled operators; returns None, or why they are missing."""
     try:
         importlib.import_module("centripetalnet._C")
     except ModuleNotFoundError as error:
@@ -42,7 +40,7 @@ def _load() -> Optional[str]:
 
 
 def _kernel_devices(op: str) -> frozenset:
-    """Types of device; a library built without CUDA is no reason to fail on a GPU."""
+    """Device types with a kernel; the library may have been built without CUDA."""
     return frozenset(
         device
         for device, key in _DISPATCH_KEYS.items()
@@ -53,16 +51,16 @@ def _kernel_devices(op: str) -> frozenset:
 @lru_cache(maxsize=None)
 def _warn_once(problem: str) -> None:
     warnings.warn(
-        f"{problem} Corner pooling, the heat-map loss and soft-NMS run in PyTorch's own operators, "
-        "which is several times slower. To build the kernels, run `pip install "
-        "--no-build-isolation -e .` in projects/CentripetalNet, with -v to see why that fails, and "
-        "with FORCE_CUDA=1 where there is the CUDA toolkit but no GPU.",
+        f"{problem} Corner pooling, the heatmap loss and soft-NMS run in plain PyTorch, several "
+        "times slower. To build the kernels, run `pip install --no-build-isolation -e .` in "
+        "projects/CentripetalNet, with -v to see errors, and with FORCE_CUDA=1 if the CUDA toolkit "
+        "is installed but no GPU is visible.",
         stacklevel=4,
     )
 
 
 PROBLEM = _load()
-# Known from the start, since torch.compile cannot ask for it.
+# Computed at import, since torch.compile cannot trace the query.
 KERNEL_DEVICES = {
     op: frozenset() if PROBLEM else _kernel_devices(op)
     for op in ("corner_pool", "gaussian_focal_loss", "soft_nms")

@@ -1,6 +1,6 @@
 """Soft non-maximum suppression (arXiv 1704.04503), for all classes and images at once.
 
-Shapes: N images, M candidate boxes of each (padded), D boxes kept of each.
+Shapes: N images, M candidate boxes per image (padded), D boxes kept per image.
 """
 
 import math
@@ -16,7 +16,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _iou_with(boxes: Tensor, areas: Tensor, taken: Tensor, taken_area: Tensor) -> Tensor:
-    """IoU of (N, M, 4) boxes with one taken box (N, 1, 4) of each image: (N, M)."""
+    """IoU (N, M) of boxes (N, M, 4) with one taken box per image (N, 1, 4)."""
     top_left = torch.maximum(boxes[..., :2], taken[..., :2])
     bottom_right = torch.minimum(boxes[..., 2:], taken[..., 2:])
     intersection = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
@@ -36,38 +36,36 @@ def batched_soft_nms(
 ) -> Tuple[Tensor, Tensor]:
     """Per-class soft-NMS over padded batches, in the order in which the boxes are taken.
 
-    Repeats: take the box with the highest current score of an image, lower the score of every box
-    of the same class that is left (by ``exp(-IoU^2 / sigma)``, or by ``1 - IoU`` where the IoU
-    exceeds ``iou_threshold``), and drop what falls under ``min_score``. Since classes do not touch
-    each other, taking the best of all classes gives each class's own order, and
-    ``max_detections`` rounds are all that is needed. It has no gradient.
+    Each round takes the box with the highest current score of an image, multiplies the scores of
+    the remaining boxes of its class by ``exp(-IoU^2 / sigma)``, or by ``1 - IoU`` if the IoU
+    exceeds ``iou_threshold``, and drops boxes below ``min_score``. Classes do not affect each
+    other, so ``max_detections`` rounds over all classes give the order of each class. No gradient.
 
     Args:
-        boxes: (N, M, 4) x0, y0, x1, y1, absolute; float16, bfloat16, float32 or float64. Half
-            precision is computed in float32, and only the returned scores are rounded.
-        scores: (N, M) in [0, 1], dtype of the boxes; a negative score marks padding, and so does
-            one that is no number.
+        boxes: (N, M, 4) x0, y0, x1, y1 in pixels; float16, bfloat16, float32 or float64. Half
+            precision is computed in float32; only the returned scores are rounded.
+        scores: (N, M) in [0, 1], dtype of the boxes; a negative score or NaN marks padding.
         classes: (N, M) integers.
-        max_detections: D, at most this many boxes of an image are taken.
+        max_detections: D, the most boxes taken per image.
         method: "gaussian" or "linear".
         sigma: of the Gaussian decay, positive.
         iou_threshold: of the linear decay.
-        min_score: lower limit of a lowered score. A box that is taken first keeps its own.
+        min_score: least lowered score. The box taken first keeps its score.
 
     Returns:
-        keep (N, min(D, M)) indices into M in the order of taking, and their lowered scores, of the
-        same shape and the dtype of ``scores``, -1 where no box was left.
+        keep (N, min(D, M)) indices into M in the order of taking, and their lowered scores, same
+        shape, dtype of ``scores``, -1 if no box was left.
 
     Raises:
-        TypeError: if a dtype is another one.
-        ValueError: if ``method`` is unknown, shapes do not fit each other, ``max_detections`` is
-            negative, ``sigma`` is not positive or ``min_score`` is no number.
+        TypeError: if a dtype is wrong.
+        ValueError: if ``method`` is unknown, shapes do not match, ``max_detections`` is negative,
+            ``sigma`` is not positive or ``min_score`` is NaN.
 
     Source: arXiv 1704.04503, figure 2.
     """
     if method not in METHODS:
-        raise ValueError(f"soft-NMS knows the methods {METHODS}, got {method!r}")
-    # A GPU has no kernel of its own: nothing is missing there.
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    # There is no CUDA kernel, so its absence is no reason to warn.
     if scores.device.type in ("cpu", "meta") and has_kernel("soft_nms", scores.device):
         return torch.ops.centripetalnet.soft_nms(
             boxes.detach(),
@@ -94,18 +92,16 @@ def soft_nms_reference(
     iou_threshold: float,
     min_score: float,
 ) -> Tuple[Tensor, Tensor]:
-    """What :func:`batched_soft_nms` does, in PyTorch's own operators; what runs on a GPU.
-
-    A round is vectorised over images and boxes.
+    """:func:`batched_soft_nms` in plain PyTorch, vectorised over images and boxes; used on GPUs.
 
     Args, Returns, Raises: see :func:`batched_soft_nms`.
     """
     _check_arguments(boxes, scores, classes, max_detections, method, sigma, min_score)
     dtype = scores.dtype
-    # A product of lowered scores, rounded in half precision each time, would change the order.
+    # Repeated rounding to half precision would change the order.
     if dtype in (torch.float16, torch.bfloat16):
         boxes, scores = boxes.float(), scores.float()
-    # Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
+    # If sigma is rounded to 0, boxes that do not overlap give 0 / 0.
     sigma = max(sigma, torch.finfo(scores.dtype).tiny)
     scores = scores.masked_fill(~(scores >= 0), -1)
     num_images, num_boxes = scores.shape
@@ -139,7 +135,7 @@ def _check_arguments(
     min_score: float,
 ) -> None:
     if method not in METHODS:
-        raise ValueError(f"soft-NMS knows the methods {METHODS}, got {method!r}")
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if scores.dim() != 2:
         raise ValueError(f"soft_nms expects scores of shape (N, M), got {tuple(scores.shape)}")
     if boxes.shape != (*scores.shape, 4):

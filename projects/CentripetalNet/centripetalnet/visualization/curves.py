@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ..files import complete_file
+from ..files import atomic_file
 from .sheet import INK, rendered
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def plot_training(output_dir: str, path: Optional[str] = None) -> str:
     curves = read_metrics(os.path.join(output_dir, "metrics.json"))
     picture = draw_curves(curves, os.path.basename(os.path.abspath(output_dir)))
     encoded = cv2.imencode(".png", picture[:, :, ::-1])[1]
-    with complete_file(path, "wb") as file:
+    with atomic_file(path, "wb") as file:
         file.write(encoded.tobytes())
     return path
 

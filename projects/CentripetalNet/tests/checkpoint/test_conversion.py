@@ -27,7 +27,7 @@ img_norm_cfg = dict(
 
 
 def random_weights(cfg, origin):
-    """Weights of the model of a config in another implementation's names."""
+    """Weights of a config's model in another implementation's names."""
     shapes = model_shapes(cfg)
     names = translation(shapes, NAMES[origin])
     return {theirs: weight_from_name(theirs, shapes[ours], 0) for theirs, ours in names.items()}
@@ -105,7 +105,7 @@ def test_files_may_be_safetensors(cfg, tmp_path, origin):
     weights, state = load_tensors(ours)["model"], model.state_dict()
     assert all(torch.equal(state[name], x) for name, x in weights.items())
     cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
-    with pytest.raises(ValueError, match="pictures in another form"):
+    with pytest.raises(ValueError, match="another channel order or normalisation"):
         CentripetalNetCheckpointer(build_model(cfg)).load(ours)
     content = load_tensors(back)
     assert content["meta"] == {"CLASSES": CLASSES}
@@ -113,7 +113,7 @@ def test_files_may_be_safetensors(cfg, tmp_path, origin):
     assert all(torch.equal(content["model"][name], x) for name, x in theirs.items())
 
 
-def test_parts_of_the_papers_release_may_stand_without_their_parent(cfg, save):
+def test_parts_of_the_papers_release_may_lack_their_parent(cfg, save):
     theirs = random_weights(cfg, "paper")
     bare = {name.split(".", 1)[1]: x for name, x in theirs.items()}
 
@@ -123,7 +123,7 @@ def test_parts_of_the_papers_release_may_stand_without_their_parent(cfg, save):
     assert all(torch.equal(converted.weights[x], expected.weights[x]) for x in expected.weights)
 
 
-def test_classes_and_input_are_taken_over(cfg, save):
+def test_classes_and_input_convention_are_converted(cfg, save):
     weights = random_weights(cfg, "mmdet")
     bgr = MMDET_CONFIG.replace("True", "False")
 
@@ -155,7 +155,7 @@ def test_another_number_of_classes_than_the_configs_is_converted(cfg, save):
     assert convert_to_ours(save(weights), cfg).num_classes == 5
 
 
-def test_weights_for_pictures_in_another_form_are_refused_with_the_options(cfg, save):
+def test_weights_with_another_input_convention_are_refused_with_the_options(cfg, save):
     path = save(convert_to_ours(save(random_weights(cfg, "paper")), cfg).checkpoint(), "ours.pth")
 
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT BGR MODEL\.PIXEL_MEAN \"\[103\.53"):
@@ -172,7 +172,7 @@ def test_counters_that_old_files_lack_are_added(cfg, save):
     assert all(converted.weights[name] == 0 for name in converted.added)
 
 
-def test_all_that_does_not_fit_is_listed(cfg, save):
+def test_all_tensors_that_do_not_fit_are_listed(cfg, save):
     weights = random_weights(cfg, "mmdet")
     del weights["backbone.stem.0.conv.weight"], weights["bbox_head.tl_off.1.1.conv.bias"]
     weights["bbox_head.br_heat.0.0.conv.bias"] = torch.zeros(3)
@@ -186,7 +186,7 @@ def test_all_that_does_not_fit_is_listed(cfg, save):
         "missing from the file (2):\n  backbone.stem.0.conv.weight\n  bbox_head.tl_off" in message
     )
     assert "bbox_head.br_heat.0.0.conv.bias: (3,) in the file, (256,) in the network" in message
-    assert "fitting nowhere (1):\n  bbox_head.tl_emb.0.0.conv.weight" in message
+    assert "not in the network (1):\n  bbox_head.tl_emb.0.0.conv.weight" in message
 
 
 def test_tensors_may_be_left_out_by_name(cfg, save):
@@ -199,7 +199,7 @@ def test_tensors_may_be_left_out_by_name(cfg, save):
 
 
 class Explosive:
-    """Unpickling it would run code."""
+    """Unpickling it would execute code."""
 
     def __reduce__(self):
         return exec, ("raise SystemExit('code of the file was run')",)
@@ -214,12 +214,12 @@ class Explosive:
         ([torch.zeros(1)], "holds a list"),
     ],
 )
-def test_a_file_that_is_something_else_is_refused(cfg, save, content, message):
+def test_a_file_that_is_not_a_checkpoint_is_refused(cfg, save, content, message):
     with pytest.raises(ValueError, match=message):
         convert_to_ours(save(content), cfg)
 
 
-def test_weights_that_are_there_twice_are_refused(cfg, save):
+def test_duplicate_weights_are_refused(cfg, save):
     weights = random_weights(cfg, "mmdet")
     name = "bbox_head.tl_off.1.1.conv.bias"
     copies = {f"module.{x}": value for x, value in weights.items()}
@@ -230,7 +230,7 @@ def test_weights_that_are_there_twice_are_refused(cfg, save):
 
 @pytest.mark.parametrize("shape", [(), (0,), (5, 1)])
 @pytest.mark.parametrize("origin", ["mmdet", "centripetalnet"])
-def test_a_number_of_classes_that_cannot_be_is_named(cfg, save, origin, shape):
+def test_a_heatmap_bias_of_a_wrong_shape_is_named(cfg, save, origin, shape):
     if origin == "mmdet":
         name, weights = "bbox_head.tl_heat.0.1.conv.bias", random_weights(cfg, "mmdet")
     else:
@@ -246,7 +246,7 @@ def test_a_number_of_classes_that_cannot_be_is_named(cfg, save, origin, shape):
 
 
 @pytest.mark.parametrize("classes", [3, "abc", torch.ones(2), [["cat"]]])
-def test_classes_that_are_no_list_of_names_are_left_out(cfg, save, classes):
+def test_classes_that_are_not_a_list_of_names_are_left_out(cfg, save, classes):
     weights = {name: torch.zeros(shape) for name, shape in model_shapes(cfg).items()}
 
     theirs = convert_to_theirs(
@@ -256,7 +256,7 @@ def test_classes_that_are_no_list_of_names_are_left_out(cfg, save, classes):
     assert theirs["meta"] == {}
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_no_file(tmp_path, monkeypatch):
     def stop(content, file):
         file.write(b"half of it")
         raise OSError("no space left")
@@ -270,7 +270,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_of_mmdetection_given_to_the_model_say_how_to_convert_them(cfg, save):
+def test_weights_of_mmdetection_are_refused_with_the_conversion_command(cfg, save):
     path = save({"state_dict": random_weights(cfg, "mmdet")})
 
     with pytest.raises(ValueError, match=r"centripetalnet-convert .*theirs\.pth"):
@@ -284,7 +284,7 @@ def run_tool(*args):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("origin", list(NAMES))
-def test_a_whole_hourglass_104_goes_there_and_back_and_detects(golden, tmp_path, origin):
+def test_a_full_hourglass_104_is_converted_detects_and_is_converted_back(golden, tmp_path, origin):
     shapes = golden("mmdet_keys_centripetalnet_hourglass104.json")
     if origin == "paper":
         ours = translation(model_shapes(config()), mmdet_name)
@@ -303,8 +303,8 @@ def test_a_whole_hourglass_104_goes_there_and_back_and_detects(golden, tmp_path,
     model = build_model(config(**dict(zip(keys, form.groups())))).eval()
     CentripetalNetCheckpointer(model).load(str(tmp_path / "ours.pth"))
     with torch.no_grad():
-        picture = torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8)
-        instances = model([{"image": picture}])[0]["instances"]
+        image = torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8)
+        instances = model([{"image": image}])[0]["instances"]
     back = run_tool(tmp_path / "ours.pth", tmp_path / "back.pth", "--to", origin)
 
     assert torch.isfinite(instances.scores).all()

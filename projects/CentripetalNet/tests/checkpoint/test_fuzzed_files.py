@@ -1,7 +1,7 @@
-"""Checkpoint files, damaged or made up, given to all that read them.
+"""Damaged and generated checkpoint files, read by the loader, checkpointer and converter.
 
-A file is read, or refused with an error that names it or the key; nothing in it is executed and
-nothing is written. The hypothesis statistics (--hypothesis-show-statistics) count what was tried.
+A file is read, or refused with an error that names it or the key. Its code is not executed and
+nothing is written. --hypothesis-show-statistics counts the cases.
 """
 
 import io
@@ -25,8 +25,8 @@ from centripetalnet.checkpoint.safe_load import as_safetensors, load_tensors
 from centripetalnet.commands import convert
 
 REFUSALS = (ValueError, OSError)
-# Where the message does not name the file, it has the key or all the names that do not fit.
-KEYS_NAMED = re.compile("weights|tensor|about|does not fit the model|pictures in another form")
+# A message without the file has the key or all names that do not fit.
+KEYS_NAMED = re.compile("weights|tensor|about|does not fit the model|another channel order")
 FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "safetensors": {}}
 NAMES = {"mmdet": mmdet_name, "paper": paper_name}
 ABOUT = {
@@ -40,14 +40,14 @@ EXECUTED = []
 
 
 class Explosive:
-    """Unpickling it would run code."""
+    """Unpickling it would execute code."""
 
     def __reduce__(self):
         return exec, (f"import {__name__} as tests; tests.EXECUTED.append(1)",)
 
 
 class SmallModel(nn.Sequential):
-    """Two layers that say what pictures they want, as the detector does."""
+    """Two layers with an input convention like the detector's."""
 
     def __init__(self):
         super().__init__(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -90,7 +90,7 @@ def whole_file(names, form):
 
 
 def convert_file(source, destination, *options):
-    """As on the command line, but raising."""
+    """Runs the converter as on the command line, but raises errors."""
     changes = [str(x) for key, value in GOLDEN_MODEL.items() for x in (key, value)]
     config = ["--config-file", str(CONFIGS / "centripetal_hg104.yaml")]
     arguments = [str(source), str(destination), *config, *options, "--opts", *changes]
@@ -98,7 +98,7 @@ def convert_file(source, destination, *options):
 
 
 def read(what, path, call):
-    """Whether the call succeeds; if not, whether what it says is clear."""
+    """Whether the call succeeds; checks the message of a refusal."""
     try:
         call()
     except REFUSALS as error:
@@ -112,7 +112,7 @@ def read(what, path, call):
 
 
 def read_by_all(content: bytes, conversions=((), ("--to", "mmdet"))):
-    """Gives a file to everything that reads checkpoints."""
+    """Reads a file with the loader, the checkpointer and the converter."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "given.pth"
         path.write_bytes(content)
@@ -132,7 +132,7 @@ def read_by_all(content: bytes, conversions=((), ("--to", "mmdet"))):
 
 @st.composite
 def damage(draw):
-    """What happens to a file: kind, where in it (0 to 1), length, byte."""
+    """Damages of a file: kind, position (0 to 1), length, byte."""
     return draw(
         st.lists(
             st.tuples(
@@ -170,7 +170,7 @@ def damaged(content: bytes, steps) -> bytes:
 
 
 def odd_tensor(kind):
-    """Tensors that are no ordinary weights."""
+    """Tensors that are not ordinary weights."""
     with torch.no_grad():
         return {
             "0-d": torch.tensor(1.0),
@@ -184,7 +184,7 @@ def odd_tensor(kind):
             "quantized": torch.quantize_per_tensor(torch.ones(3, 2), 0.1, 0, torch.qint8),
             "meta": torch.zeros(3, 2, device="meta"),
             "parameter": nn.Parameter(torch.ones(3, 2)),
-            "no number": torch.full((3, 2), float("nan")),
+            "NaN": torch.full((3, 2), float("nan")),
             "large": torch.zeros(1).expand(3, 2**20),
             "7-d": torch.zeros(1, 1, 1, 1, 1, 1, 1),
         }[kind]
@@ -192,7 +192,7 @@ def odd_tensor(kind):
 
 ODD_TENSORS = (
     "0-d empty bool half integer complex sparse CSR quantized meta parameter large 7-d"
-).split() + ["no number"]
+).split() + ["NaN"]
 KEYS = st.one_of(
     st.sampled_from(
         "model state_dict meta about optimizer iteration CLASSES classes dataset_meta config cfg "
@@ -231,7 +231,7 @@ VALUES = st.recursive(
 
 
 def with_metadata(weights, metadata):
-    """As ``nn.Module.state_dict`` gives it, with versions of modules that may be anything."""
+    """Weights as of ``nn.Module.state_dict``, with any value as module versions."""
     weights = OrderedDict(weights)
     weights._metadata = metadata
     return weights
@@ -239,7 +239,7 @@ def with_metadata(weights, metadata):
 
 @st.composite
 def changed_checkpoints(draw, weights):
-    """A right checkpoint but for a few entries, anywhere in it."""
+    """A valid checkpoint with a few changed entries."""
     about, meta = dict(ABOUT), {"CLASSES": list("abcde"), "config": "mean=[1]"}
     content = {draw(st.sampled_from(("model", "state_dict"))): weights, "about": about}
     content["meta"] = meta
@@ -261,7 +261,7 @@ def changed_checkpoints(draw, weights):
 
 
 def saved(content):
-    """The bytes of a file, or None where PyTorch cannot make one."""
+    """The bytes of a file, or None if PyTorch cannot write it."""
     try:
         return as_bytes(content)
     except (RuntimeError, NotImplementedError):
@@ -279,7 +279,7 @@ def check_damaged(form, steps):
 @pytest.mark.parametrize("form", list(FORMATS))
 @settings(max_examples=60, **QUIET)
 @given(steps=damage())
-def test_a_damaged_file_is_read_or_named(form, steps):
+def test_a_damaged_file_is_read_or_refused_by_name(form, steps):
     check_damaged(form, steps)
 
 
@@ -287,21 +287,21 @@ def test_a_damaged_file_is_read_or_named(form, steps):
 @pytest.mark.parametrize("form", list(FORMATS))
 @settings(max_examples=150, **QUIET)
 @given(steps=damage())
-def test_files_with_many_more_damages_are_read_or_named(form, steps):
+def test_many_more_damaged_files_are_read_or_refused_by_name(form, steps):
     check_damaged(form, steps)
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
 @settings(max_examples=10, **QUIET)
 @given(steps=damage(), names=st.sampled_from(("mmdet", "paper", "ours")))
-def test_a_damaged_file_of_a_whole_network_is_read_or_named(form, steps, names):
+def test_a_damaged_file_of_a_full_network_is_read_or_refused_by_name(form, steps, names):
     read_by_all(damaged(whole_file(names, form), steps))
 
 
 @ignore_casts
 @settings(max_examples=100, **QUIET)
 @given(content=VALUES)
-def test_a_file_with_anything_in_it_is_read_or_named(content):
+def test_a_file_with_any_content_is_read_or_refused_by_name(content):
     file = saved(content)
     if file is not None:
         read_by_all(file)
@@ -310,7 +310,7 @@ def test_a_file_with_anything_in_it_is_read_or_named(content):
 @ignore_casts
 @settings(max_examples=100, **QUIET)
 @given(st.data())
-def test_a_checkpoint_with_a_few_odd_entries_is_read_or_named(data):
+def test_a_checkpoint_with_a_few_odd_entries_is_read_or_refused_by_name(data):
     file = saved(data.draw(changed_checkpoints(dict(SmallModel().state_dict()))))
     if file is not None:
         read_by_all(file)
@@ -319,7 +319,7 @@ def test_a_checkpoint_with_a_few_odd_entries_is_read_or_named(data):
 @ignore_casts
 @settings(max_examples=20, **QUIET)
 @given(st.data(), st.sampled_from(("mmdet", "paper", "ours")))
-def test_a_whole_network_with_a_few_odd_entries_is_read_or_named(data, names):
+def test_a_full_network_with_a_few_odd_entries_is_read_or_refused_by_name(data, names):
     file = saved(data.draw(changed_checkpoints(weights_named(names))))
     if file is not None:
         read_by_all(file, conversions=((), ("--to", "paper")) if names == "ours" else ((),))

@@ -1,4 +1,4 @@
-"""What a checkpoint file may hold, and what is refused before it does harm."""
+"""Contents of checkpoint files that are read, and those that are refused."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def assert_same(value, expected):
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
-def test_what_torch_save_writes_is_read_as_it_was(load, form):
+def test_files_of_torch_save_are_read_unchanged(load, form):
     assert_same(load(saved(CONTENT, form)), CONTENT)
 
 
@@ -68,7 +68,7 @@ def test_the_versions_of_modules_are_kept(load):
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
-def test_tensors_that_share_memory_do_so_again(load, form):
+def test_tensors_that_share_memory_share_it_after_loading(load, form):
     x = torch.zeros(4)
 
     content = load(saved({"whole": x, "part": x[2:]}, form))
@@ -78,7 +78,7 @@ def test_tensors_that_share_memory_do_so_again(load, form):
 
 
 class Rebuilt:
-    """A tensor as a pickle describes it."""
+    """Pickles as a tensor with the given storage and shape."""
 
     def __init__(self, numel, offset, size, stride, key="0"):
         self.storage = Storage(numel, key)
@@ -111,7 +111,7 @@ def pickled(content, pickler=Pickler):
 
 
 def archive(content, stored=bytes(16), compression=zipfile.ZIP_STORED, **more):
-    """A file as torch.save makes it; ``content`` may be a pickle already."""
+    """A file as torch.save writes it; ``content`` may be a pickle."""
     content = content if isinstance(content, bytes) else pickled(content)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression, compresslevel=1) as target:
@@ -128,7 +128,7 @@ def legacy(content, stored):
     return b"".join(parts)
 
 
-def test_the_files_made_here_are_right_but_for_what_a_test_changes(load):
+def test_the_unchanged_files_of_these_tests_are_valid(load):
     content = {"x": Rebuilt(4, 1, (3,), (1,))}
     values = struct.pack("<4f", 0, 1, 2, 3)
 
@@ -136,7 +136,7 @@ def test_the_files_made_here_are_right_but_for_what_a_test_changes(load):
         assert load(file)["x"].tolist() == [1, 2, 3]
 
 
-def test_tensors_of_a_gpu_are_read_to_the_cpu(load):
+def test_tensors_of_a_gpu_are_loaded_to_the_cpu(load):
     on_gpu = Storage(1)
     on_gpu.id = ("storage", torch.cuda.HalfStorage, "0", "cuda:3", 1)
     x = Rebuilt(1, 0, (1,), (1,))
@@ -191,7 +191,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", list(BOMBS))
-def test_a_file_that_unpacks_to_gigabytes_is_refused_before_it_does(load, kind):
+def test_a_file_that_unpacks_to_gigabytes_is_refused_without_unpacking(load, kind):
     make, message = BOMBS[kind]
     file = make()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -205,7 +205,7 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused_before_it_does(load, kind):
 
 def test_a_record_that_claims_to_be_larger_than_the_file_is_refused(load):
     file = bytearray(archive({"x": Rebuilt(GIGABYTES // 8, 0, (2,), (1,))}))
-    # Both sizes of data/0 in the directory at the end.
+    # Both sizes of data/0 in the central directory.
     place = file.rindex(b"PK\x01\x02") + 20
     file[place : place + 8] = struct.pack("<II", GIGABYTES // 2, GIGABYTES // 2)
 
@@ -232,21 +232,21 @@ INSTRUCTIONS = {
     "storage that is not there": (pickled(Rebuilt(4, 0, (2,), (1,), "1")), "data/1"),
     "deep key": (b"\x80\x02}" + b"(" * 200_000 + b"t" * 200_000 + b"Ns.", "key of a dict"),
     "call of a value": (b"\x80\x02K\x01)R.", "no function"),
-    "class": (b"\x80\x02cbuiltins\nexec\n.", "asks for builtins.exec"),
+    "class": (b"\x80\x02cbuiltins\nexec\n.", "imports builtins.exec"),
     "empty stack": (b"\x80\x02.", "empty"),
     "no end": (b"\x80\x02N", "STOP"),
 }
 
 
 @pytest.mark.parametrize("kind", list(INSTRUCTIONS))
-def test_a_pickle_that_does_more_than_build_tensors_and_plain_values_is_refused(load, kind):
+def test_a_pickle_with_more_than_tensors_and_plain_values_is_refused(load, kind):
     content, message = INSTRUCTIONS[kind]
 
     with pytest.raises(ValueError, match=rf"given\.pth .*{message}"):
         load(archive(content))
 
 
-def test_a_record_that_is_there_twice_is_refused(load):
+def test_a_duplicate_record_is_refused(load):
     with pytest.warns(UserWarning, match="Duplicate"), io.BytesIO() as file:
         with zipfile.ZipFile(file, "w") as target:
             for value in ({}, []):
@@ -268,7 +268,7 @@ def test_a_file_of_another_byte_order_is_refused(load, form):
         load(file)
 
 
-def test_a_flipped_bit_of_the_weights_is_found(load):
+def test_a_flipped_bit_in_the_weights_is_detected(load):
     file = bytearray(saved({"x": torch.ones(1000)}))
     file[file.index(struct.pack("<2f", 1, 1)) + 400] ^= 1
 
@@ -289,7 +289,7 @@ def test_a_tar_file_is_refused(load):
         load(file.getvalue())
 
 
-def test_safetensors_give_back_weights_and_what_is_said_of_them(load):
+def test_safetensors_keep_weights_and_metadata(load):
     x = torch.arange(6.0).reshape(2, 3)
     content = {"state_dict": {"x": x, "same": x.t()}, "meta": {"CLASSES": ["cat", "dog"]}}
 
@@ -299,7 +299,7 @@ def test_safetensors_give_back_weights_and_what_is_said_of_them(load):
     assert torch.equal(given["model"]["x"], x) and torch.equal(given["model"]["same"], x.t())
 
 
-def test_safetensors_of_others_are_read_whatever_their_metadata(load):
+def test_safetensors_with_foreign_metadata_are_read(load):
     header = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     header["__metadata__"] = {"format": "pt", "about": "a model"}
     text = json.dumps(header).encode()
@@ -319,7 +319,7 @@ def test_safetensors_of_others_are_read_whatever_their_metadata(load):
         {"data_offsets": [-4, 0]},
     ],
 )
-def test_safetensors_whose_header_does_not_fit_are_named(load, changes):
+def test_safetensors_with_an_invalid_header_are_named(load, changes):
     header = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}}
     text = json.dumps(header).encode()
 

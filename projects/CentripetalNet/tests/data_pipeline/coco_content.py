@@ -1,4 +1,4 @@
-"""Small contents of annotation files for the tests of the dataset checks."""
+"""Small annotation files for the tests of the dataset checks."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ HEIGHT, WIDTH = 8, 10
 
 
 def rle(height: int = HEIGHT, width: int = WIDTH) -> dict:
-    """The compressed code of a small mask."""
+    """The compressed run-length encoding of a small mask."""
     mask = np.zeros((height, width), dtype=np.uint8, order="F")
     mask[1:4, 2:6] = 1
     code = mask_util.encode(mask)
@@ -22,7 +22,7 @@ def rle(height: int = HEIGHT, width: int = WIDTH) -> dict:
 
 
 def annotation(annotation_id: int, **changes) -> dict:
-    """One that is right, but for the changes; a field with the value ... is left out."""
+    """A valid annotation with the given changes; ... removes a field."""
     fields = {
         "id": annotation_id,
         "image_id": 1,
@@ -51,7 +51,7 @@ def coco(annotations=(), images=None) -> dict:
 
 
 def sound() -> dict:
-    """A file with every form of annotation and nothing wrong."""
+    """A valid file with every form of annotation."""
     counts = {"size": [HEIGHT, WIDTH], "counts": [10, 20, 50]}
     return coco(
         [
@@ -65,7 +65,7 @@ def sound() -> dict:
 
 
 def load(content: dict) -> list:
-    """What Detectron2 reads from the content."""
+    """Detectron2's records of the content."""
     name = "dataset_check_test"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "annotations.json"

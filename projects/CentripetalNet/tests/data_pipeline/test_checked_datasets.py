@@ -18,7 +18,7 @@ from centripetalnet.data.checked_datasets import check_datasets, usable_datasets
 
 @pytest.fixture
 def register(tmp_path):
-    """Registers a content as the dataset "checked", with the images 1.png and 2.png."""
+    """Registers a content as the dataset "checked" with the images 1.png and 2.png."""
     for i in (1, 2):
         Image.new("RGB", (10, 8)).save(tmp_path / f"{i}.png")
 
@@ -35,19 +35,19 @@ def register(tmp_path):
             MetadataCatalog.remove(name)
 
 
-# The box is outside the image; the category is unknown; the file is missing.
+# A box outside the image, an unknown category and an image without a file.
 BAD = [annotation(2, bbox=[20, 1, 4, 4]), annotation(3, category_id=9), annotation(4, image_id=5)]
 BAD_CONTENT = coco([annotation(1), *BAD], [image(1), image(2), image(5)])
 
 
-def test_a_sound_dataset_is_taken_as_it_is_and_says_nothing(register, tmp_path, caplog):
+def test_a_valid_dataset_is_used_unchanged_without_a_warning(register, tmp_path, caplog):
     register(coco([annotation(1)]))
 
     assert usable_datasets(["checked"], str(tmp_path / "out"), False) == ["checked"]
     assert not (tmp_path / "out").exists() and not caplog.records
 
 
-def test_what_cannot_be_used_stops_a_training_with_a_page(register, tmp_path):
+def test_invalid_entries_stop_a_training_with_a_report(register, tmp_path):
     register(BAD_CONTENT)
 
     with pytest.raises(ValueError) as error:
@@ -65,7 +65,7 @@ def test_what_cannot_be_used_stops_a_training_with_a_page(register, tmp_path):
     assert len(page.splitlines()) < 60
 
 
-def test_by_config_key_it_is_left_out_and_counted(register, tmp_path, caplog):
+def test_with_skip_unusable_invalid_entries_are_left_out_and_counted(register, tmp_path, caplog):
     register(BAD_CONTENT)
 
     for _ in range(2):
@@ -79,14 +79,14 @@ def test_by_config_key_it_is_left_out_and_counted(register, tmp_path, caplog):
     assert "Left out 3 of 4 annotations" in caplog.text
 
 
-def test_what_is_converted_is_told(register, tmp_path, caplog):
+def test_converted_entries_are_logged(register, tmp_path, caplog):
     register(coco([annotation(1), annotation(2, bbox=[2, 2, 0, 3])]))
 
     assert usable_datasets(["checked"], str(tmp_path), False) == ["checked"]
     assert re.search("box without an area +1 in 1 image", caplog.text)
 
 
-def test_a_file_is_looked_at_again_only_if_it_has_changed(register, tmp_path, caplog):
+def test_a_file_is_checked_again_only_if_it_has_changed(register, tmp_path, caplog):
     register(coco([annotation(1), annotation(2, bbox=[2, 2, 0, 3])]))
     for _ in range(2):
         usable_datasets(["checked"], str(tmp_path), False)
@@ -118,7 +118,7 @@ def register_function(tmp_path, monkeypatch):
 
 
 def box(**changes):
-    """An annotation of a record that is right, but for the changes; ... leaves a field out."""
+    """A valid annotation of a record with the given changes; ... removes a field."""
     fields = {"bbox": [2, 1, 6, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1, **changes}
     return {key: value for key, value in fields.items() if value is not ...}
 
@@ -135,7 +135,7 @@ def record(number, *annotations, **changes):
     return {key: value for key, value in fields.items() if value is not ...}
 
 
-def test_records_in_every_form_that_detectron2_takes_are_sound(register_function, tmp_path, caplog):
+def test_records_in_every_form_of_detectron2_are_valid(register_function, tmp_path, caplog):
     polygon = [2, 1, 6, 1, 6, 4.0, 2, 4]
     code = rle()
     records = [
@@ -170,16 +170,16 @@ BAD_POLYGON = [[1, 2, 3, 4, 5, math.nan]]
         ({"bbox": ...}, "there is no bbox"),
         ({"bbox_mode": ...}, "there is none; expected one of detectron2.structures.BoxMode"),
         ({"bbox_mode": BoxMode.XYXY_REL}, "it is <BoxMode.XYXY_REL: 2>"),
-        ({"category_id": 2}, "category_id is 2; expected one of the 2 ids of categories, 0 to 1"),
+        ({"category_id": 2}, "category_id is 2; expected one of the 2 category ids, 0 to 1"),
         ({"category_id": -1}, "category_id is -1"),
         ({"category_id": ...}, "there is no category_id"),
         ({"iscrowd": 2}, "iscrowd is 2"),
         ({"segmentation": BAD_POLYGON}, "a coordinate is nan"),
         ({"segmentation": {"size": [8, 10], "counts": [80]}}, "its counts are a list"),
-        ({"segmentation": {"size": [8, 10], "counts": b"1"}}, "its runs are of 1 pixels together"),
+        ({"segmentation": {"size": [8, 10], "counts": b"1"}}, "its runs have 1 pixels together"),
     ],
 )
-def test_annotations_of_records_that_cannot_be_used_are_told(
+def test_invalid_annotations_of_records_are_reported(
     register_function, tmp_path, changes, expected
 ):
     good, bad = record(1, box()), record(2, box(), box(**changes))
@@ -190,7 +190,7 @@ def test_annotations_of_records_that_cannot_be_used_are_told(
 
     page = str(error.value)
     assert f"image 2 '2.png' annotation 1: {expected}" in page
-    assert "Mend the function" in page and "DATALOADER.SKIP_UNUSABLE True" in page
+    assert "Fix the function" in page and "DATALOADER.SKIP_UNUSABLE True" in page
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,12 @@ def test_annotations_of_records_that_cannot_be_used_are_told(
         ({"file_name": "/gone/2.png"}, "there is no file /gone/2.png"),
         ({"height": ...}, "there is no height"),
         ({"width": "10"}, "width is '10'; expected a positive integer"),
-        ({"image_id": ...}, "no image_id; expected an integer or a text"),
+        ({"image_id": ...}, "no image_id; expected an integer or a string"),
         ({"image_id": 2.5}, "image_id is 2.5"),
         ({"image_id": 1}, "2 images have the id"),
     ],
 )
-def test_images_of_records_that_cannot_be_used_are_told(
-    register_function, tmp_path, changes, expected
-):
+def test_invalid_images_of_records_are_reported(register_function, tmp_path, changes, expected):
     records = [record(1, box()), record(2, box(), **changes)]
     register_function(lambda: records)
 
@@ -221,22 +219,20 @@ def test_images_of_records_that_cannot_be_used_are_told(
     "records, message",
     [([5], "record 0 is 5"), ([{"annotations": None}], "annotations of record 0 are None")],
 )
-def test_what_is_no_record_is_told(register_function, tmp_path, records, message):
+def test_values_that_are_not_records_are_refused(register_function, tmp_path, records, message):
     register_function(lambda: records)
 
     with pytest.raises(ValueError, match=f"records of made .*{message}; expected"):
         usable_datasets(["made"], str(tmp_path), True)
 
 
-def test_by_config_key_records_are_left_out_and_the_rest_is_evaluated(
-    register_function, tmp_path, caplog
-):
+def test_with_skip_unusable_the_valid_records_are_evaluated(register_function, tmp_path, caplog):
     bad = [box(category_id=9), box(bbox=[20, 1, 24, 4])]
     records = [
         record(1, box(), bad[0], box(category_id=0), bad[1]),
         record(5, box(), box()),
         record(2, box()),
-        # One object in each of two records of an image: neither is all of it.
+        # Two records of one image with different objects: the objects are ambiguous.
         record(3, box()),
         record(3, box(category_id=0)),
     ]
@@ -262,7 +258,7 @@ def test_by_config_key_records_are_left_out_and_the_rest_is_evaluated(
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_a_function_is_asked_once_until_another_is_registered(register_function, tmp_path):
+def test_a_function_is_called_once_until_another_is_registered(register_function, tmp_path):
     calls = []
     register_function(lambda: calls.append("first") or [record(1)])
     for _ in range(2):
@@ -283,7 +279,7 @@ def test_a_dataset_of_a_function_is_checked_again_after_its_evaluation(register_
     assert usable_datasets(["made"], str(tmp_path), False) == ["made"]
 
 
-def test_what_is_no_list_is_said_not_to_be_checked(register_function, tmp_path, caplog):
+def test_a_dataset_that_is_not_a_list_is_logged_as_not_checked(register_function, tmp_path, caplog):
     register_function(lambda: iter([5]))
 
     assert usable_datasets(["made"], str(tmp_path), False) == ["made"]

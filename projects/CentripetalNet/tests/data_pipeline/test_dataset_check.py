@@ -27,7 +27,7 @@ def annotation_file(tmp_path, categories):
     return str(path)
 
 
-def test_gives_the_classes_in_the_order_of_their_ids(tmp_path):
+def test_classes_are_in_the_order_of_their_ids(tmp_path):
     path = annotation_file(tmp_path, [{"id": 7, "name": "cow"}, {"id": 2, "name": "bear"}])
 
     assert check_coco_categories(path) == ["bear", "cow"]
@@ -45,7 +45,7 @@ def test_a_missing_file_is_named(tmp_path):
         ([{"id": 1, "name": "cow"}, {"id": 2, "name": "cow"}], "name 'cow'"),
     ],
 )
-def test_a_category_named_twice_is_named(tmp_path, categories, message):
+def test_a_duplicate_category_is_named(tmp_path, categories, message):
     with pytest.raises(ValueError, match=f"annotations.json.*{message}"):
         check_coco_categories(annotation_file(tmp_path, categories))
 
@@ -62,13 +62,13 @@ def test_a_file_that_is_not_coco_is_named(tmp_path, content):
         check_coco_categories(str(path))
 
 
-def test_another_number_of_classes_is_named():
+def test_a_wrong_number_of_classes_is_named():
     check_num_classes("pets", ["cat", "dog"], 2)
     with pytest.raises(ValueError, match="NUM_CLASSES is 80.*pets has 2 classes.*set it to 2"):
         check_num_classes("pets", ["cat", "dog"], 80)
 
 
-def test_a_sound_file_has_no_problems_and_its_objects_are_counted():
+def test_a_valid_file_has_no_problems_and_its_objects_are_counted():
     report = check_annotations(sound(), PATH)
 
     assert report.problems == []
@@ -84,9 +84,9 @@ def test_a_test_set_needs_no_annotations():
 
 
 HUGE = 10**400
-BAD_CODE = "run-length code cannot be used"
-BAD_POLYGON = "polygon cannot be used"
-NO_FIELDS = "annotation without a usable id, image_id or category_id"
+BAD_CODE = "invalid run-length encoding"
+BAD_POLYGON = "invalid polygon"
+NO_FIELDS = "annotation without a valid id, image_id or category_id"
 BAD_BOX = "bbox is not four finite numbers"
 
 
@@ -99,7 +99,7 @@ BAD_BOX = "bbox is not four finite numbers"
         ({"image_id": [1]}, NO_FIELDS, "image_id is \\[1\\]"),
         ({"category_id": 3.0}, NO_FIELDS, "category_id is 3.0"),
         ({"category_id": HUGE}, NO_FIELDS, "an integer of 1329 bits"),
-        ({"id": 2}, "annotation id is not unique", "annotations\\[0\\] has the id, too"),
+        ({"id": 2}, "annotation id is not unique", "annotations\\[0\\] has the same id"),
         ({"id": 0}, "annotation id is not positive", "needs ids from 1"),
         ({"image_id": 9}, "annotation of an unknown image", "one of the file's images"),
         ({"category_id": 4}, "annotation of an unknown category", "category_id is 4"),
@@ -112,7 +112,7 @@ BAD_BOX = "bbox is not four finite numbers"
         ({"bbox": [1, 2, None, 4]}, BAD_BOX, "None"),
         ({"bbox": [HUGE, 2, 3, 4]}, BAD_BOX, "bits"),
         ({"bbox": [1, 2, 3, -4]}, "box of negative size", "\\[1, 2, 3, -4\\]; .* positive"),
-        ({"bbox": [1, 2, 0, 4]}, "box without an area", "no target"),
+        ({"bbox": [1, 2, 0, 4]}, "box without an area", "no training target"),
         ({"bbox": [10, 2, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
         ({"bbox": [1, -4, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
         ({"bbox": [-1.5, 2, 3, 4]}, "box reaches outside its image", "1.5 pixels are clipped"),
@@ -121,13 +121,13 @@ BAD_BOX = "bbox is not four finite numbers"
         ({"ignore": 1}, "ignore is not 0", "it is 1"),
         ({"ignore": None}, "ignore is not 0", "it is None"),
         ({"iscrowd": 2}, "iscrowd is not 0 or 1", "iscrowd is 2"),
-        ({"iscrowd": ...}, "no iscrowd", "evaluation stops"),
-        ({"area": ...}, "no usable area", "there is no area"),
-        ({"area": "12"}, "no usable area", "area is '12'"),
-        ({"keypoints": [1, 2]}, "keypoints cannot be used", "x, y, visibility"),
-        ({"keypoints": [1, 2, "2"]}, "keypoints cannot be used", "x, y, visibility"),
-        ({"segmentation": 5}, "segmentation is of no known form", "it is 5"),
-        ({"segmentation": "x"}, "segmentation is of no known form", "it is 'x'"),
+        ({"iscrowd": ...}, "no iscrowd", "evaluation fails"),
+        ({"area": ...}, "no valid area", "there is no area"),
+        ({"area": "12"}, "no valid area", "area is '12'"),
+        ({"keypoints": [1, 2]}, "invalid keypoints", "x, y, visibility"),
+        ({"keypoints": [1, 2, "2"]}, "invalid keypoints", "x, y, visibility"),
+        ({"segmentation": 5}, "segmentation of unknown format", "it is 5"),
+        ({"segmentation": "x"}, "segmentation of unknown format", "it is 'x'"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, BAD_POLYGON, "7 numbers.*Detectron2 drops"),
         ({"segmentation": [[1, 2, 3, 4]]}, BAD_POLYGON, "4 numbers.*Detectron2 drops the whole"),
         ({"segmentation": [[]]}, BAD_POLYGON, "0 numbers"),
@@ -141,7 +141,7 @@ BAD_BOX = "bbox is not four finite numbers"
         ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, BAD_POLYGON, "1e\\+09; expected at most"),
         (
             {"segmentation": [[1, 1, 5, 1, 5, 5], [1, 2, 3, 4]]},
-            "polygon is left out",
+            "polygon dropped by Detectron2",
             "4 numbers.*keeps 1 of the 2",
         ),
         ({"segmentation": {"counts": [80]}}, BAD_CODE, "size is None"),
@@ -154,7 +154,7 @@ BAD_BOX = "bbox is not four finite numbers"
         ({"segmentation": {"size": [8, 10], "counts": [80.0]}}, BAD_CODE, "expected integers"),
         ({"segmentation": {"size": [8, 10], "counts": [70, 9]}}, BAD_CODE, "79 pixels"),
         ({"segmentation": {"size": [8, 10], "counts": ""}}, BAD_CODE, "0 pixels"),
-        ({"segmentation": {"size": [8, 10], "counts": "0P"}}, BAD_CODE, "ends within a number"),
+        ({"segmentation": {"size": [8, 10], "counts": "0P"}}, BAD_CODE, "end within a number"),
         ({"segmentation": {"size": [8, 10], "counts": "ä"}}, BAD_CODE, "characters"),
         ({"segmentation": {"size": [8, 10], "counts": "0~"}}, BAD_CODE, "characters"),
         ({"segmentation": {"size": [8, 10], "counts": "\0"}}, BAD_CODE, "characters"),
@@ -163,7 +163,7 @@ BAD_BOX = "bbox is not four finite numbers"
         ({"segmentation": {"size": [8, 10], "counts": "T3"}}, BAD_CODE, "100 pixels"),
     ],
 )
-def test_each_problem_of_an_annotation_is_told(changes, kind, detail):
+def test_each_problem_of_an_annotation_is_reported(changes, kind, detail):
     content = coco([annotation(2), annotation(5, **changes)])
 
     (problem,) = check_annotations(content, PATH).problems
@@ -185,7 +185,7 @@ def test_bad_coordinates_are_found_among_many_polygons(monkeypatch):
     assert all(x.detail.startswith("a coordinate is inf") for x in problems)
 
 
-NO_IMAGE = "image without a usable id, file_name, height or width"
+NO_IMAGE = "image without a valid id, file_name, height or width"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ NO_IMAGE = "image without a usable id, file_name, height or width"
         ({"id": False}, NO_IMAGE, "id is False; expected an integer"),
         ({"file_name": ...}, NO_IMAGE, "there is no file_name"),
         ({"file_name": ""}, NO_IMAGE, "file_name is ''"),
-        ({"file_name": 5}, NO_IMAGE, "file_name is 5; expected a text"),
+        ({"file_name": 5}, NO_IMAGE, "file_name is 5; expected a string"),
         ({"height": 0}, NO_IMAGE, "height is 0; expected a positive integer"),
         ({"width": 10.0}, NO_IMAGE, "width is 10.0"),
         ({"width": [10]}, NO_IMAGE, "width is \\[10\\]"),
@@ -203,7 +203,7 @@ NO_IMAGE = "image without a usable id, file_name, height or width"
         ({"file_name": "/data/2.png"}, "file name leads outside the image folder", "relative"),
     ],
 )
-def test_each_problem_of_an_image_entry_is_told(changes, kind, detail):
+def test_each_problem_of_an_image_entry_is_reported(changes, kind, detail):
     content = coco([annotation(1)], [image(1), image(2, **changes)])
 
     (problem,) = check_annotations(content, PATH).problems
@@ -218,7 +218,7 @@ def test_of_equal_images_with_one_id_the_first_is_kept():
     (problem,) = check_annotations(content, PATH).problems
 
     assert (problem.kind, problem.position) == ("image id is not unique", 2)
-    assert "equal, one is enough" in problem.detail
+    assert "equal, the first is kept" in problem.detail
 
 
 def test_of_different_images_with_one_id_none_is_kept():
@@ -230,10 +230,10 @@ def test_of_different_images_with_one_id_none_is_kept():
         ("image id is not unique", 0),
         ("image id is not unique", 2),
     ]
-    assert "whose the annotations are is not known" in problems[0].detail
+    assert "annotations are ambiguous" in problems[0].detail
 
 
-def test_a_box_in_an_image_of_unknown_size_is_not_judged_by_it():
+def test_a_box_in_an_image_of_unknown_size_is_not_checked_against_it():
     boxes = [500, 500, 5, 5], [-50, -50, 5, 5], [-5, -5, 10, 10]
     annotations = [annotation(i + 1, bbox=x) for i, x in enumerate(boxes)]
     content = coco(annotations, [image(1, width=None)])
@@ -249,7 +249,7 @@ def test_a_box_in_an_image_of_unknown_size_is_not_judged_by_it():
         ({}, "no list 'categories'"),
         ({**coco(), "images": 5}, "its 'images' is 5"),
         ({**coco(), "annotations": {"a": 1}}, "its 'annotations' is {'a': 1}"),
-        (coco([annotation(1), None]), "annotations\\[1\\] is None, no object"),
+        (coco([annotation(1), None]), "annotations\\[1\\] is None, not an object"),
         (coco(images=[[image(1)]]), "images\\[0\\] is \\[{"),
         ({**coco(), "categories": []}, "'categories' is empty"),
         ({**coco(), "categories": ["cow"]}, "categories\\[0\\] is 'cow'"),
@@ -257,7 +257,7 @@ def test_a_box_in_an_image_of_unknown_size_is_not_judged_by_it():
         ({**coco(), "categories": [{"id": 1, "name": 5}]}, "the name 5"),
     ],
 )
-def test_what_leaving_out_cannot_mend_is_refused(content, message):
+def test_a_file_that_is_not_in_coco_format_is_refused(content, message):
     with pytest.raises(ValueError, match=f"annotations.json is not a COCO.*{message}.*Expected"):
         check_annotations(content, PATH)
 
@@ -270,7 +270,7 @@ def test_what_leaving_out_cannot_mend_is_refused(content, message):
         elements=st.integers(0, 1),
     )
 )
-def test_compressed_codes_are_read_as_pycocotools_writes_them(mask):
+def test_compressed_counts_are_decoded_as_pycocotools_encodes_them(mask):
     encoded = mask_util.encode(np.asfortranarray(mask))
     pixels = mask.ravel(order="F")
     changes = np.flatnonzero(np.diff(pixels, prepend=0)).tolist()
@@ -281,7 +281,7 @@ def test_compressed_codes_are_read_as_pycocotools_writes_them(mask):
     assert counts == expected
 
 
-def test_codes_of_long_runs_are_read():
+def test_compressed_counts_of_long_runs_are_decoded():
     counts = [0, 1_000_000, 3, 2, 30_000_000, 1_000_000, 1]
     size = [1, sum(counts)]
     encoded = mask_util.frPyObjects({"size": size, "counts": counts}, *size)

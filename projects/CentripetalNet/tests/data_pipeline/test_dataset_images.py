@@ -1,4 +1,4 @@
-"""Checks of image files, and the tool that does all checks."""
+"""Checks of image files, and the tool that runs all checks."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def orientation(value: int) -> Image.Exif:
 
 
 def deep_picture() -> Image.Image:
-    """16 bits; half of the pixels are above 255."""
+    """16 bits per channel; half of the pixels are above 255."""
     values = np.zeros((HEIGHT, WIDTH), dtype=np.uint16)
     values[:, ::2] = 1000
     return Image.fromarray(values)
@@ -53,11 +53,11 @@ def two_frames(format: str, extension: str) -> tuple:
 JPEG = encoded("JPEG", picture(size=(100, 100)))
 PNG = encoded("PNG", picture(size=(100, 100)))
 TRUNCATED, UNREADABLE = "image file is truncated", "image file cannot be read"
-OTHER_SIZE, DEEP = "image has another size", "more than 8 bits a channel"
+OTHER_SIZE, DEEP = "image size differs from the annotation file", "more than 8 bits per channel"
 
 
 def write_images(folder: Path, *files) -> dict:
-    """Files of (extension, bytes), and the content of an annotation file that names them."""
+    """Writes files of (extension, bytes); returns the content of their annotation file."""
     names = []
     for index, (extension, data) in enumerate(files, start=1):
         (folder / f"{index}.{extension}").write_bytes(data)
@@ -75,7 +75,7 @@ def write_images(folder: Path, *files) -> dict:
         ("jpg", encoded("JPEG", picture(), exif=orientation(1))),
     ],
 )
-def test_usual_and_grey_images_have_no_problem(tmp_path, extension, data):
+def test_rgb_and_grey_images_have_no_problem(tmp_path, extension, data):
     content = write_images(tmp_path, (extension, data))
 
     assert check_images(content, str(tmp_path), num_workers=0).problems == []
@@ -86,14 +86,14 @@ def test_usual_and_grey_images_have_no_problem(tmp_path, extension, data):
     [
         ("jpg", JPEG[: len(JPEG) // 2], TRUNCATED, "truncated"),
         ("png", PNG[: len(PNG) // 2], TRUNCATED, "truncated"),
-        ("jpg", b"", UNREADABLE, "no image of a format that Pillow knows"),
-        ("jpg", b"<html>not found</html>", UNREADABLE, "no image of a format that Pillow knows"),
-        ("png", PNG, OTHER_SIZE, "the file has 100 x 100, the annotations say 10 x 8"),
+        ("jpg", b"", UNREADABLE, "no image format that Pillow supports"),
+        ("jpg", b"<html>not found</html>", UNREADABLE, "no image format that Pillow supports"),
+        ("png", PNG, OTHER_SIZE, "the file has 100 x 100, the annotations have 10 x 8"),
         (
             "jpg",
             encoded("JPEG", picture(), exif=orientation(6)),
             OTHER_SIZE,
-            "8 x 10, the annotations say 10 x 8, which is its size before the rotation",
+            "8 x 10, the annotations have 10 x 8, its size before the rotation",
         ),
         (
             "jpg",
@@ -111,7 +111,7 @@ def test_usual_and_grey_images_have_no_problem(tmp_path, extension, data):
         (*two_frames("WEBP", "webp"), "several frames", "2; the first is used"),
     ],
 )
-def test_each_problem_of_an_image_file_is_told(tmp_path, extension, data, kind, detail):
+def test_each_problem_of_an_image_file_is_reported(tmp_path, extension, data, kind, detail):
     content = write_images(tmp_path, (extension, data))
 
     (problem,) = check_images(content, str(tmp_path), num_workers=0).problems
@@ -129,7 +129,7 @@ def test_an_animated_gif_has_frames_and_a_palette(tmp_path):
     assert "several frames" in {x.kind for x in problems}
 
 
-def test_an_animation_with_a_damaged_later_frame_can_be_used(tmp_path):
+def test_an_animation_with_a_damaged_later_frame_is_valid(tmp_path):
     extension, data = two_frames("GIF", "gif")
     content = write_images(tmp_path, (extension, data[:-40]))
     read_image(str(tmp_path / "1.gif"), format="RGB")
@@ -137,7 +137,7 @@ def test_an_animation_with_a_damaged_later_frame_can_be_used(tmp_path):
     assert check_images(content, str(tmp_path), num_workers=0).errors == []
 
 
-def test_values_of_deep_images_become_what_the_note_says(tmp_path):
+def test_values_of_deep_images_are_clipped_as_the_note_says(tmp_path):
     (tmp_path / "deep.png").write_bytes(encoded("PNG", deep_picture()))
 
     image_array = read_image(str(tmp_path / "deep.png"), format="RGB")
@@ -146,7 +146,7 @@ def test_values_of_deep_images_become_what_the_note_says(tmp_path):
 
 
 @pytest.mark.parametrize("limit, severity", [(60, "note"), (30, "error")])
-def test_images_that_pillow_finds_too_large_are_told(tmp_path, monkeypatch, limit, severity):
+def test_images_that_are_too_large_for_pillow_are_reported(tmp_path, monkeypatch, limit, severity):
     content = write_images(tmp_path, ("png", encoded("PNG", picture())))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
 
@@ -156,7 +156,7 @@ def test_images_that_pillow_finds_too_large_are_told(tmp_path, monkeypatch, limi
     assert "decompression bomb" in problem.detail
 
 
-def test_missing_images_are_found_wherever_their_names_lead(tmp_path):
+def test_missing_images_are_found_in_any_folder(tmp_path):
     root = tmp_path / "images"
     (root / "sub").mkdir(parents=True)
     (root / "folder.png").mkdir()
@@ -173,7 +173,7 @@ def test_missing_images_are_found_wherever_their_names_lead(tmp_path):
     assert {x.kind for x in report.problems} == {"image file is missing"}
 
 
-def test_worker_processes_find_the_same_in_the_same_order(tmp_path):
+def test_worker_processes_report_the_same_in_the_same_order(tmp_path):
     good, bad = ("png", encoded("PNG", picture())), ("png", PNG)
     content = write_images(tmp_path, *[good, bad, bad] * 12)
     content["images"].append(image(99))
@@ -184,7 +184,7 @@ def test_worker_processes_find_the_same_in_the_same_order(tmp_path):
     assert len(report.problems) == 25 and report.num_images == 37
 
 
-def test_entries_without_a_usable_name_or_size_are_no_concern_of_the_image_check(tmp_path):
+def test_the_image_check_skips_entries_without_a_valid_name_or_size(tmp_path):
     content = write_images(tmp_path, ("png", encoded("PNG", picture())))
     content["images"][0]["width"] = None
     content["images"].append(image(2, file_name=None))
@@ -199,11 +199,13 @@ def run_tool(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def tool_main():
-    """The tool's main in this process, as importing takes seconds."""
+    """The tool's main in this process, since the imports take seconds."""
     return runpy.run_path(str(TOOL))["main"]
 
 
-def test_the_tool_prints_lists_and_cleans(tmp_path, tool_main, capsys):
+def test_the_tool_prints_a_report_lists_problems_and_writes_a_clean_file(
+    tmp_path, tool_main, capsys
+):
     content = write_images(tmp_path, ("png", encoded("PNG", picture())), ("png", PNG[:500]))
     content["annotations"] = [annotation(1), annotation(2, bbox=None), annotation(3, image_id=2)]
     json_file, listed, cleaned = (tmp_path / x for x in (PATH, "problems.jsonl", "cleaned.json"))
@@ -221,10 +223,10 @@ def test_the_tool_prints_lists_and_cleans(tmp_path, tool_main, capsys):
     ]
     assert [x["id"] for x in json.loads(cleaned.read_text())["annotations"]] == [1]
     assert tool_main(["--json", str(cleaned), *arguments]) == 0
-    assert "errors, cannot be used: none" in capsys.readouterr().out
+    assert "errors (invalid entries): none" in capsys.readouterr().out
 
 
-def test_the_tool_takes_a_registered_dataset(tmp_path, tool_main, capsys):
+def test_the_tool_checks_a_registered_dataset(tmp_path, tool_main, capsys):
     json_file = tmp_path / PATH
     json_file.write_text(json.dumps(coco()))
     register_coco_instances("dataset_images_test", {}, str(json_file), str(tmp_path))
@@ -257,9 +259,7 @@ def test_the_tool_takes_a_registered_dataset(tmp_path, tool_main, capsys):
         (["--json", "{annotations}", "--no-images"], 1, "is not a COCO annotation file"),
     ],
 )
-def test_what_the_tool_cannot_check_is_one_line(
-    tmp_path, tool_main, capsys, arguments, status, message
-):
+def test_an_error_of_the_tool_is_one_line(tmp_path, tool_main, capsys, arguments, status, message):
     json_file = tmp_path / PATH
     json_file.write_text("[]")
 

@@ -24,7 +24,7 @@ class FixedWindow(T.Augmentation):
 
 @pytest.fixture
 def record(tmp_path):
-    """Writes an image and gives its record in Detectron2's format."""
+    """Writes an image and returns its record in Detectron2's format."""
 
     def make(boxes=(), size=(60, 80), mode="RGB", **annotation):
         path = tmp_path / "image.png"
@@ -55,8 +55,8 @@ def mapper(*augmentations, is_train=True, masks=None):
     )
 
 
-def test_boxes_are_clipped_and_those_whose_centre_is_cut_off_are_left_out(record):
-    # Inside; cut with its centre inside; cut with its centre outside.
+def test_boxes_are_clipped_and_dropped_if_their_centre_is_cut_off(record):
+    # Inside; cut with the centre inside; cut with the centre outside.
     boxes = [(20, 20, 30, 30), (35, 25, 55, 35), (38, 20, 70, 30)]
 
     result = mapper(FixedWindow(10, 10, 40, 40))(record(boxes))
@@ -94,12 +94,12 @@ def test_masks_follow_crop_pad_resize_and_flip(record, kind):
     for annotation in data["annotations"]:
         box = annotation["bbox"]
         annotation["segmentation"] = square_mask(kind, *box)
-    # The window leaves the image above, and the third object outside of it.
+    # The window exceeds the image at the top and does not contain the third object.
     augmentations = [FixedWindow(10, -10, 40, 50), T.Resize((100, 80)), T.RandomFlip(prob=1.0)]
 
     instances = mapper(*augmentations, masks=kind)(data)["instances"]
 
-    # Two objects have their centre in the window; a box is where its mask is.
+    # Two objects have their centre in the window; each mask fills its box.
     assert isinstance(instances.gt_masks, PolygonMasks if kind == "polygon" else BitMasks)
     assert instances.gt_classes.tolist() == [0, 1]
     masks = masks_of(instances)
@@ -129,7 +129,7 @@ def test_an_object_without_mask_is_an_error_that_names_its_image(record):
         mapper(masks="polygon")(record([(20, 20, 30, 30)]))
 
 
-def test_run_length_encoded_masks_want_the_other_format(record):
+def test_run_length_encoded_masks_need_the_bitmask_format(record):
     data = record([(20, 20, 30, 30)], segmentation=square_mask("rle", 20, 20, 30, 30))
 
     with pytest.raises(ValueError, match="image.png .*INPUT.MASK_FORMAT.*need 'bitmask'"):
@@ -146,7 +146,7 @@ def test_crowd_and_empty_boxes_are_no_targets(record):
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (700, 600)])
 @pytest.mark.parametrize("boxes", [[], [(0, 0, 1, 1)]])
-def test_the_released_recipe_takes_images_of_any_size(record, size, boxes):
+def test_the_released_recipe_accepts_images_of_any_size(record, size, boxes):
     cfg = config()
     released = CentripetalNetDatasetMapper(cfg, is_train=True)
 
@@ -218,7 +218,7 @@ def test_training_resizes_an_image_before_it_crops(record, kind):
         np.random.seed(seed)
         result = resizing(data)
 
-        # The crop may be at the edge of the object, but sees all of the image's other half.
+        # The crop contains the object's centre and possibly cuts it.
         (x0, y0, x1, y1) = result["instances"].gt_boxes.tensor[0].int().tolist()
         assert max(x1 - x0, y1 - y0) <= 20 and min(x1 - x0, y1 - y0) >= 10
         white = result["image"].float().mean(dim=0) > 200
@@ -241,7 +241,7 @@ def test_training_sizes_are_drawn_as_the_sampling_says(sizes, sampling, expected
     assert seen == expected
 
 
-def test_the_released_recipe_draws_the_same_random_numbers_as_before_sizes_could_be_set(record):
+def test_the_released_recipe_draws_the_recorded_random_numbers(record):
     data = record([(100, 100, 300, 200), (400, 300, 700, 500)], size=(600, 800))
     released = CentripetalNetDatasetMapper(config(), is_train=True)
 
@@ -273,8 +273,8 @@ def test_the_released_recipe_draws_the_same_random_numbers_as_before_sizes_could
     ],
 )
 @pytest.mark.parametrize("is_train", [False, True])
-def test_a_size_that_makes_no_sense_is_named(key, value, is_train):
-    # Before the training, too, where it is one of the evaluation.
+def test_an_invalid_size_is_named(key, value, is_train):
+    # A training also checks the sizes of the evaluation.
     with pytest.raises(ValueError, match=rf"INPUT\.{key} .*{re.escape(str(value))}"):
         build_augmentations(config(**{f"INPUT__{key}": value}), is_train)
 
@@ -287,7 +287,7 @@ def test_a_range_of_training_sizes_has_a_positive_low_and_high_end(sizes):
         build_augmentations(cfg, is_train=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken"])
 def test_an_image_that_cannot_be_read_is_named(record, content):
     data = record()
     with open(data["file_name"], "wb") as file:
@@ -327,6 +327,6 @@ def test_an_unknown_flip_is_named():
         build_augmentations(config(INPUT__RANDOM_FLIP="vertical"), is_train=True)
 
 
-def test_a_box_that_is_no_number_is_named(record):
+def test_a_nan_box_is_named(record):
     with pytest.raises(ValueError, match="image.png has the boxes .*nan"):
         mapper()(record([(0, 0, float("nan"), 10)]))

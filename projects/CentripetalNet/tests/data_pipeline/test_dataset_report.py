@@ -1,4 +1,4 @@
-"""The page about a dataset, and the dataset without what cannot be used."""
+"""The report about a dataset, and the dataset without invalid entries."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_the_most_frequent_and_the_rarest_classes_are_shown():
     assert "... and 56 more, each with 9 to 64 ..." in page
 
 
-def test_text_that_cannot_be_printed_is_escaped():
+def test_unprintable_text_is_escaped():
     content = coco([annotation(1, id=None)], [image(1, file_name="牛\ud800\x1b.png")])
 
     page = check_annotations(content, PATH).format()
@@ -58,7 +58,7 @@ def test_text_that_cannot_be_printed_is_escaped():
     assert "牛" in page and "\x1b" not in page and "\\ud800" in page
 
 
-def test_errors_and_notes_are_told_apart():
+def test_errors_and_notes_are_separate():
     content = coco([annotation(1, bbox=[1, 2, -3, 4]), annotation(2, bbox=[-1, 2, 3, 4])])
 
     report = check_annotations(content, PATH)
@@ -80,7 +80,7 @@ def test_reports_of_one_file_are_merged():
         annotations + Report("other.json", [], 2, 1)
 
 
-def test_an_image_goes_with_its_annotations_and_an_annotation_goes_alone():
+def test_an_invalid_image_is_removed_with_its_annotations():
     content = coco(
         [annotation(1), annotation(2, id=None), annotation(3, image_id=2), annotation(4, area=...)],
         [image(1), image(2, height="8")],
@@ -95,7 +95,7 @@ def test_an_image_goes_with_its_annotations_and_an_annotation_goes_alone():
     assert content == before
 
 
-def test_annotations_stay_where_one_of_two_equal_images_goes():
+def test_annotations_are_kept_when_one_of_two_equal_images_is_removed():
     content = coco([annotation(1)], [image(1), image(1)])
 
     cleaned = without_errors(content, check_annotations(content, PATH))
@@ -117,7 +117,7 @@ VALUES = st.recursive(
 
 
 def places(value, place=()):
-    """The keys that lead to every node of a value of JSON."""
+    """The path of keys to each node of a JSON value."""
     found = [place]
     if isinstance(value, (dict, list)):
         for key in value if isinstance(value, dict) else range(len(value)):
@@ -127,7 +127,7 @@ def places(value, place=()):
 
 @st.composite
 def damaged_contents(draw):
-    """A sound content in which one or two random nodes are other values, or are gone."""
+    """A valid content in which one or two random nodes are replaced or removed."""
     content = sound()
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.sampled_from(places(content)))
@@ -145,7 +145,7 @@ def damaged_contents(draw):
 
 @settings(max_examples=600, deadline=None)
 @given(damaged_contents())
-def test_whatever_a_file_holds_detectron2_loads_all_that_the_check_leaves(content):
+def test_detectron2_loads_all_entries_that_pass_the_check(content):
     try:
         report = check_annotations(content, PATH)
     except ValueError as error:

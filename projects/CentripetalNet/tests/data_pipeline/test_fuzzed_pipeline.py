@@ -1,4 +1,4 @@
-"""Any image and any boxes, through the released training recipe, to targets."""
+"""Targets of random images and boxes after the released training recipe."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 @st.composite
 def records(draw):
-    """Size of an image and boxes on it, degenerate, huge and partly or wholly outside ones too."""
+    """Image size and boxes, also degenerate, huge, and partly or completely outside."""
     height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     size = max(height, width)
     coordinate = st.one_of(
@@ -61,7 +61,7 @@ def records(draw):
     canvas=st.tuples(st.integers(4, 140), st.integers(4, 140)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_every_target_lies_on_the_map_and_is_a_number(folder, record, canvas, seed):
+def test_every_target_is_on_the_map_and_finite(folder, record, canvas, seed):
     (height, width), boxes = record
     path = folder / "image.png"
     Image.fromarray(np.full((height, width, 3), 100, np.uint8)).save(path)

@@ -31,7 +31,7 @@ def test_datasets_of_a_config_are_registered_with_their_classes(entry):
     assert len(DatasetCatalog.get("own_train")) == 2
 
 
-def test_a_file_that_is_missing_is_left_to_what_needs_it(entry):
+def test_a_missing_file_is_no_error_at_registration(entry):
     register_own_datasets([[entry[0], entry[1] + ".no", entry[2]]])
 
     assert "own_train" in DatasetCatalog.list()
@@ -61,16 +61,16 @@ def test_a_dataset_may_be_remote(remote):
     try:
         config(DATASETS__COCO_FORMAT=[entry])
         names = usable_datasets(["remote_train"], "test-store://output", skip_unusable=False)
-        pictures = [read_image(x["file_name"], "RGB") for x in DatasetCatalog.get("remote_train")]
+        images = [read_image(x["file_name"], "RGB") for x in DatasetCatalog.get("remote_train")]
     finally:
         DatasetCatalog.remove("remote_train")
         MetadataCatalog.remove("remote_train")
 
     assert names == ["remote_train"]
-    assert [x.shape for x in pictures] == [(HEIGHT, WIDTH, 3)] * 2
+    assert [x.shape for x in images] == [(HEIGHT, WIDTH, 3)] * 2
 
 
-def test_a_remote_dataset_goes_without_what_is_unusable(remote):
+def test_a_remote_dataset_is_used_without_invalid_entries(remote):
     (remote / "images").mkdir()
     content = coco([annotation(1)])
     names = [x["file_name"] for x in content["images"]]

@@ -1,4 +1,4 @@
-"""The silhouettes dataset: equal bytes every time, true annotations, no trust in its source."""
+"""The silhouettes dataset: reproducible bytes, correct annotations, untrusted sources."""
 
 import dataclasses
 import gzip
@@ -57,7 +57,7 @@ def all_bytes(root):
     }
 
 
-def test_two_builds_of_one_spec_are_equal_to_the_byte(dataset, tmp_path):
+def test_two_builds_of_one_spec_are_equal_byte_for_byte(dataset, tmp_path):
     silhouettes.build_silhouettes(str(tmp_path / "again"), SPEC)
 
     first, second = all_bytes(dataset), all_bytes(tmp_path / "again")
@@ -225,7 +225,7 @@ def test_the_folder_is_that_of_the_environment_at_first_use(monkeypatch, tmp_pat
     try:
         monkeypatch.setenv("DETECTRON2_DATASETS", "chosen")
         files = [x["file_name"] for x in DatasetCatalog.get("silhouettes_train")]
-        # Training and evaluation read the same files, whatever happens in between.
+        # Training and evaluation read the same files, even if the environment changes.
         monkeypatch.setenv("DETECTRON2_DATASETS", "later")
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -243,7 +243,7 @@ def test_the_folder_is_that_of_the_environment_at_first_use(monkeypatch, tmp_pat
         silhouettes.register_silhouettes()
 
 
-def test_concurrent_builds_leave_one_whole_dataset(tmp_path):
+def test_concurrent_builds_give_one_complete_dataset(tmp_path):
     spec = dataclasses.replace(SPEC, num_train=5, num_val=5)
     root = tmp_path / "shared"
     context = multiprocessing.get_context("fork")
@@ -295,7 +295,7 @@ def test_interrupted_build_leaves_nothing(monkeypatch, tmp_path):
 def test_dataset_of_another_spec_is_refused(dataset):
     before = all_bytes(dataset)
 
-    with pytest.raises(FileExistsError, match="num_val is 15 and not 31"):
+    with pytest.raises(FileExistsError, match="num_val is 15, expected 31"):
         silhouettes.build_silhouettes(str(dataset), dataclasses.replace(SPEC, num_val=31))
 
     assert all_bytes(dataset) == before
@@ -340,7 +340,7 @@ def test_pickled_array_is_read_back(tmp_path):
     assert (found == expected).all()
 
 
-def test_pickle_of_something_else_than_integers_is_refused(tmp_path):
+def test_pickle_without_integers_is_refused(tmp_path):
     for number, content in enumerate(([1, 2], np.array([1, None]), np.zeros(3))):
         path = tmp_path / f"{number}.gz"
         with gzip.open(path, "wb") as file:

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from centripetalnet.data import TrainingStream, build_training_loader
 
-RECORDS = [{"file_name": f"picture{i}.jpg", "number": i} for i in range(5)]
+RECORDS = [{"file_name": f"image{i}.jpg", "number": i} for i in range(5)]
 
 
 def draw(record):
@@ -33,7 +33,7 @@ def first(stream, count):
     return list(itertools.islice(iter(stream), count))
 
 
-def test_samples_are_the_same_whatever_was_drawn_before_and_by_how_many_workers():
+def test_samples_are_independent_of_earlier_draws_and_the_number_of_workers():
     expected = first(stream_of(), 24)
 
     np.random.seed(8)
@@ -45,7 +45,7 @@ def test_samples_are_the_same_whatever_was_drawn_before_and_by_how_many_workers(
         assert list(itertools.chain.from_iterable(batches)) == expected
 
 
-def test_each_place_has_random_numbers_of_its_own():
+def test_each_position_has_its_own_random_numbers():
     samples = first(stream_of(), 200)
 
     for kind in range(3):
@@ -60,11 +60,11 @@ def test_another_seed_gives_another_order_and_other_augmentations():
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 7, 24])
-def test_a_stream_goes_on_where_another_one_stopped(num_samples):
+def test_a_stream_resumes_where_another_one_stopped(num_samples):
     expected = first(stream_of(), 30)[num_samples:]
     other = stream_of(seed=9)
 
-    other.go_on(3, num_samples)
+    other.resume(3, num_samples)
 
     assert first(other, len(expected)) == expected
 
@@ -74,7 +74,7 @@ def test_a_stream_goes_on_where_another_one_stopped(num_samples):
     [plain_sampler, lambda seed: RepeatFactorTrainingSampler(torch.full((5,), 1.5), seed=seed)],
     ids=["plain", "repeat factors"],
 )
-def test_processes_see_together_what_one_process_sees(build_sampler, monkeypatch):
+def test_processes_together_see_the_samples_of_one_process(build_sampler, monkeypatch):
     expected = first(stream_of(build_sampler=build_sampler), 24)
 
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
@@ -82,7 +82,7 @@ def test_processes_see_together_what_one_process_sees(build_sampler, monkeypatch
     for rank in range(3):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         stream = stream_of(build_sampler=build_sampler)
-        stream.go_on(3, 6)
+        stream.resume(3, 6)
         shares.append(first(stream, 6))
 
     assert list(itertools.chain.from_iterable(zip(*shares))) == expected[6:]
@@ -94,26 +94,26 @@ def unless_bad(record):
     return None if record["number"] == 2 else draw(record)
 
 
-def test_images_that_cannot_be_used_are_replaced_and_told_by_config_key():
+def test_with_skip_unusable_images_are_replaced_and_reported():
     samples = first(stream_of(unless_bad, skip_unusable=True), 50)
 
     assert {x["number"] for x in samples} == {0, 4}
-    told = {problem for x in samples for problem in x.get("left_out", ())}
-    assert told == {
-        "cannot read picture1.jpg",
-        "the mapper has no use for picture2.jpg",
-        "cannot read picture3.jpg",
+    reported = {problem for x in samples for problem in x.get("left_out", ())}
+    assert reported == {
+        "cannot read image1.jpg",
+        "the mapper returned None for image2.jpg",
+        "cannot read image3.jpg",
     }
     assert any("left_out" not in x for x in samples)
     assert samples == first(stream_of(unless_bad, skip_unusable=True), 50)
 
 
-def test_otherwise_an_image_that_cannot_be_used_is_an_error():
-    with pytest.raises(OSError, match=r"cannot read picture[13]\.jpg"):
+def test_without_skip_unusable_an_unusable_image_is_an_error():
+    with pytest.raises(OSError, match=r"cannot read image[13]\.jpg"):
         first(stream_of(unless_bad), 50)
 
 
-def test_a_dataset_of_which_nothing_can_be_used_is_an_error_and_no_endless_search():
+def test_a_dataset_of_unusable_images_is_an_error():
     def never(record):
         raise ValueError(f"{record['file_name']} has no masks")
 
@@ -158,6 +158,6 @@ def test_a_negative_seed_is_drawn(datasets):
 @pytest.mark.parametrize(
     "key, value", [("DATALOADER__ASPECT_RATIO_GROUPING", True), ("SOLVER__IMS_PER_BATCH", 0)]
 )
-def test_a_config_that_cannot_be_streamed_is_named(key, value):
+def test_an_invalid_loader_config_is_named(key, value):
     with pytest.raises(ValueError, match=key.replace("__", ".")):
         build_training_loader(config(**{key: value}), draw)

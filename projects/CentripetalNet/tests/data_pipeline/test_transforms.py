@@ -62,7 +62,7 @@ def test_hue_and_saturation_are_those_of_hsv(image_format):
     assert np.abs(np.array(expected) * 255 - found).max() <= 3
 
 
-def test_distortion_stays_in_range_and_leaves_the_input_alone():
+def test_distortion_stays_in_range_and_does_not_change_the_input():
     image = random_image()
     copy = image.copy()
 
@@ -109,7 +109,7 @@ def test_crop_pad_keeps_pixels_at_their_coordinates(x0, y0):
             assert np.array_equal(window[y, x], expected)
 
 
-def test_crop_pad_goes_back():
+def test_crop_pad_is_inverted():
     image = random_image(20, 30)
     transform = CropPadTransform(-5, -7, 50, 40, (20, 30), fill=0)
 
@@ -145,7 +145,7 @@ def test_border_is_halved_until_twice_of_it_fits(size, expected):
     assert min(centers) >= expected and max(centers) < max(size - expected, 1)
 
 
-def test_a_window_that_sees_an_object_is_preferred():
+def test_a_window_with_an_object_is_preferred():
     image = random_image(60, 60)
     boxes = np.array([[10.0, 10, 20, 20]])
 

@@ -34,7 +34,7 @@ def test_without_a_kernel_the_reference_runs_with_one_warning(reason, monkeypatc
         (ImportError("_C.so: undefined symbol: _ZN2at"), "loaded: .*undefined symbol: _ZN2at"),
     ],
 )
-def test_reason_for_a_missing_extension_is_told(error, problem, monkeypatch):
+def test_reason_for_a_missing_extension_is_reported(error, problem, monkeypatch):
     def fail(name):
         raise error
 

@@ -40,7 +40,7 @@ def test_the_operator_takes_the_boxes_that_the_reference_takes(method):
     assert torch.equal(keep[lowered >= 0], expected_keep[expected >= 0])
 
 
-def test_boxes_of_other_classes_do_not_touch_each_other():
+def test_boxes_of_different_classes_do_not_affect_each_other():
     boxes, scores, classes = random_boxes(40, seed=0)
 
     keep, lowered = batched_soft_nms(boxes, scores, classes, 40)
@@ -138,7 +138,7 @@ def test_half_precision_is_float32_with_rounded_results(dtype, method):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_operator_keeps_what_pytorch_asks_of_operators(dtype, opcheck):
+def test_operator_passes_opcheck(dtype, opcheck):
     boxes, scores, classes = random_boxes(12, seed=0)
 
     for limit in (0, 5, 100):
@@ -162,7 +162,7 @@ def test_compiles_to_one_graph_for_any_number_of_boxes():
 
 @pytest.mark.skipif(not hasattr(torch.export, "Dim"), reason="PyTorch 2.1 has no torch.export.Dim")
 def test_is_exported_for_any_number_of_boxes():
-    # Which of count and the limit of 20 is smaller has to be known to PyTorch before 2.4.
+    # PyTorch before 2.4 cannot export min(count, 20) without knowing which is smaller.
     count = torch.export.Dim("count", min=20, max=1000)
     shapes = ({1: count}, {1: count}, {1: count})
 
@@ -175,7 +175,7 @@ def test_is_exported_for_any_number_of_boxes():
 
 
 def both_ways(boxes, scores, classes, sigma=0.5, min_score=0.001, method="gaussian"):
-    """What the operator and what the reference make of the same boxes."""
+    """Scores of the operator and of the reference for the same boxes."""
     options = (3, method, sigma, 0.5, min_score)
     return [
         function(boxes, scores, classes, *options)[1]
@@ -193,7 +193,7 @@ def both_ways(boxes, scores, classes, sigma=0.5, min_score=0.001, method="gaussi
         ({"min_score": float("nan")}, "min_score to be a number"),
     ],
 )
-def test_options_that_make_no_sense_are_named(function, changed, message):
+def test_invalid_options_are_named(function, changed, message):
     options = {"method": "gaussian", "sigma": 0.5, "iou_threshold": 0.5, "min_score": 0.001}
 
     with pytest.raises(ValueError, match=message):
@@ -201,7 +201,7 @@ def test_options_that_make_no_sense_are_named(function, changed, message):
 
 
 @pytest.mark.parametrize("sigma", [1e-40, 1e-300])
-def test_a_sigma_that_float32_cannot_say_leaves_boxes_that_do_not_overlap(sigma):
+def test_a_sigma_too_small_for_float32_keeps_boxes_that_do_not_overlap(sigma):
     boxes = torch.tensor([[[0.0, 0, 1, 1], [5, 5, 6, 6], [5, 5, 6, 7]]])
     scores = torch.tensor([[0.9, 0.8, 0.7]])
 
@@ -210,7 +210,7 @@ def test_a_sigma_that_float32_cannot_say_leaves_boxes_that_do_not_overlap(sigma)
 
 
 @pytest.mark.parametrize("score", [float("nan"), -0.5, -float("inf")])
-def test_a_score_that_is_negative_or_no_number_is_padding(score):
+def test_a_negative_or_nan_score_is_padding(score):
     boxes, _, classes = random_boxes(3, seed=0)
     scores = torch.tensor([[0.5, score, 0.6]])
 
@@ -218,7 +218,7 @@ def test_a_score_that_is_negative_or_no_number_is_padding(score):
         torch.testing.assert_close(kept, torch.tensor([[0.6, 0.5, -1]]))
 
 
-def test_operator_wants_numbers_with_a_point_even_where_there_are_none():
+def test_operator_refuses_empty_tensors_that_are_not_floating_point():
     none = torch.zeros(0, 0, 4, dtype=torch.bool)
 
     with pytest.raises(TypeError, match="floating point"):

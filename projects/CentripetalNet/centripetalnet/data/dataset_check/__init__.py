@@ -1,4 +1,4 @@
-"""Checks of a dataset in COCO format or of a function, of what Detectron2's loader passes over.
+"""Checks datasets in COCO format or of a function, also for what Detectron2 silently ignores.
 
 In the docstrings of this package A is the number of annotations, (height, width) are pixels of an
 image, and a box is x, y, width, height in pixels of its image, as COCO writes it.

@@ -1,4 +1,4 @@
-"""What is wrong with the entries of an annotation file."""
+"""Checks the entries of an annotation file."""
 
 import os
 from collections import Counter
@@ -10,29 +10,29 @@ from .report import Problem, Report
 from .segmentations import BAD_POLYGON, CoordinateCheck, KindAndDetail, check_segmentation
 from .structure import class_names, entries_of, is_integer, is_number, shown
 
-# Pixels. COCO's x and width are each rounded to hundredths, and their sum is no exact decimal.
+# Pixels. COCO rounds x and width to hundredths each, and their sum is not exact.
 OUTSIDE_TOLERANCE = 0.02
 
 Size = Optional[Tuple[int, int]]
 
 
 def check_annotations(content: Any, path: str) -> Report:
-    """Looks for everything in an annotation file that Detectron2 would fail on or pass over.
+    """Finds all entries of an annotation file that Detectron2 would fail on or silently ignore.
 
     Args:
-        content: the parsed file, any value of JSON.
+        content: the parsed file, any JSON value.
         path: of the file, for the messages.
 
     Returns:
-        All problems but those of the image files, and the number of objects of each class.
+        All problems except those of the image files, and the number of objects of each class.
 
     Raises:
-        ValueError: if it is not in COCO format, or an id or a name of a category stands there
-            twice, so that it cannot be mended by leaving entries out.
+        ValueError: if it is not in COCO format, or an id or a name of a category is not unique, so
+            that leaving out entries cannot fix it.
     """
     classes = class_names(content, path)
     images = entries_of(content, "images", path)
-    # A test set has none.
+    # A test set has no annotations.
     annotations = entries_of(content, "annotations", path, required=False)
 
     problems = list(_check_images(images))
@@ -44,7 +44,7 @@ def check_annotations(content: Any, path: str) -> Report:
     }
 
     found = _check_annotations(annotations, sizes, classes)
-    # In the order of the file, whichever check it was.
+    # In the order of the file, not of the checks.
     for position, kind, detail in sorted(found, key=lambda x: x[0]):
         annotation = annotations[position]
         image_id = _integer_or_none(annotation.get("image_id"))
@@ -75,12 +75,12 @@ def _check_images(images: List[dict]) -> Iterator[Problem]:
         else:
             wrong.append(_wrong_field(image, "id", "an integer"))
         if not usable_name:
-            wrong.append(_wrong_field(image, "file_name", "a text"))
+            wrong.append(_wrong_field(image, "file_name", "a string"))
         for side in ("height", "width"):
             if not _is_side(image.get(side)):
                 wrong.append(_wrong_field(image, side, "a positive integer"))
         if wrong:
-            kind = "image without a usable id, file_name, height or width"
+            kind = "image without a valid id, file_name, height or width"
             yield Problem(kind, *where, "; ".join(wrong))
         if usable_name and _leads_outside(file_name):
             kind = "file name leads outside the image folder"
@@ -91,12 +91,12 @@ def _check_images(images: List[dict]) -> Iterator[Problem]:
 
 
 def _check_copies(image_id: int, positions: List[int], images: List[dict]) -> Iterator[Problem]:
-    """Entries with the same id. Of equal ones the first is as good as all."""
+    """Problems of entries with the same id. Of equal entries the first is kept."""
     equal = all(images[x] == images[positions[0]] for x in positions[1:])
     detail = f"{len(positions)} images have the id, the first is images[{positions[0]}]; " + (
-        "they are equal, one is enough"
+        "they are equal, the first is kept"
         if equal
-        else "they differ, and whose the annotations are is not known"
+        else "they differ, so their annotations are ambiguous"
     )
     for position in positions[1:] if equal else positions:
         name = images[position].get("file_name")
@@ -105,7 +105,7 @@ def _check_copies(image_id: int, positions: List[int], images: List[dict]) -> It
 
 
 def _sizes(images: List[dict]) -> Dict[int, Size]:
-    """(height, width) by image id; None where it is not known or there are several."""
+    """(height, width) by image id; None if unknown or ambiguous."""
     sizes: Dict[int, Size] = {}
     for image in images:
         if not is_integer(image.get("id")):
@@ -138,7 +138,7 @@ def _check_annotations(
             detail = _wrong_field(annotation, "bbox", "[x, y, width, height]")
             problems.append(("bbox is not four finite numbers", detail))
         segmentation = annotation.get("segmentation")
-        # Detectron2 takes an empty one for none, as it stands in files with boxes only.
+        # Files with boxes only may have an empty one, which Detectron2 ignores.
         if segmentation:
             problems += check_segmentation(segmentation, size, position, coordinates)
         keypoints = annotation.get("keypoints")
@@ -161,7 +161,7 @@ def _check_ids(
     classes: Dict[int, str],
     first_of_id: Dict[int, int],
 ) -> List[KindAndDetail]:
-    """``first_of_id``, positions of the ids so far, is brought up to date."""
+    """Checks the ids and adds them to ``first_of_id``, the first position of each id."""
     problems = []
     annotation_id = annotation.get("id")
     image_id = annotation.get("image_id")
@@ -172,10 +172,10 @@ def _check_ids(
     else:
         first = first_of_id.setdefault(annotation_id, position)
         if first != position:
-            detail = f"annotations[{first}] has the id, too; that one is kept"
+            detail = f"annotations[{first}] has the same id and is kept"
             problems.append(("annotation id is not unique", detail))
         if annotation_id <= 0:
-            detail = "COCO's evaluation needs ids from 1 on, and counts a find of object 0 as false"
+            detail = "COCO's evaluation needs ids from 1; it counts a match with object 0 as false"
             problems.append(("annotation id is not positive", detail))
     if not is_integer(image_id):
         wrong.append("image_id")
@@ -186,12 +186,12 @@ def _check_ids(
     if not is_integer(category_id):
         wrong.append("category_id")
     elif category_id not in classes:
-        known = f"{len(classes)} ids of categories, {min(classes)} to {max(classes)}"
+        known = f"{len(classes)} category ids, {min(classes)} to {max(classes)}"
         detail = f"category_id is {category_id}; expected one of the {known}"
         problems.append(("annotation of an unknown category", detail))
     if wrong:
         detail = "; ".join(_wrong_field(annotation, x, "an integer") for x in wrong)
-        problems.append(("annotation without a usable id, image_id or category_id", detail))
+        problems.append(("annotation without a valid id, image_id or category_id", detail))
     return problems
 
 
@@ -200,10 +200,10 @@ def _check_flags(annotation: dict) -> List[KindAndDetail]:
     problems = []
     ignore, iscrowd = annotation.get("ignore", 0), annotation.get("iscrowd")
     if ignore != 0:
-        detail = f"it is {shown(ignore)}; Detectron2 stops at any value but 0"
+        detail = f"it is {shown(ignore)}; Detectron2 raises an error unless it is 0"
         problems.append(("ignore is not 0", detail))
     if "iscrowd" not in annotation:
-        detail = "training takes it for an object, COCO's evaluation stops without it; write 0 or 1"
+        detail = "training uses it as an object, COCO's evaluation fails without it; add 0 or 1"
         problems.append(("no iscrowd", detail))
     elif not (iscrowd == 0 or iscrowd == 1):
         problems.append(("iscrowd is not 0 or 1", _wrong_field(annotation, "iscrowd", "0 or 1")))
@@ -211,7 +211,7 @@ def _check_flags(annotation: dict) -> List[KindAndDetail]:
     if not (is_number(area) and area >= 0):
         detail = _wrong_field(annotation, "area", "a number of pixels")
         problems.append(
-            ("no usable area", f"{detail}. Training needs none, COCO's evaluation does")
+            ("no valid area", f"{detail}. COCO's evaluation needs it, training does not")
         )
     return problems
 
@@ -219,16 +219,16 @@ def _check_flags(annotation: dict) -> List[KindAndDetail]:
 def _check_keypoints(keypoints: Any) -> List[KindAndDetail]:
     if isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(is_number, keypoints)):
         return []
-    detail = f"they are {shown(keypoints)}; expected a list of x, y, visibility of each"
-    return [("keypoints cannot be used", detail)]
+    detail = f"they are {shown(keypoints)}; expected a list of x, y, visibility, ..."
+    return [("invalid keypoints", detail)]
 
 
 def _check_boxes(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[Tuple[int, str, str]]:
-    """Looks at all boxes together.
+    """Checks all boxes at once.
 
     Args:
         boxes: (A, 4) float64, finite.
-        sizes: (A, 2) float64, (height, width) of each one's image; NaN if not known.
+        sizes: (A, 2) float64, (height, width) of the box's image; NaN if unknown.
 
     Returns:
         Index of the box, kind and detail of each problem.
@@ -245,7 +245,7 @@ def _check_boxes(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[Tuple[int, st
     negative = (sides < 0).any(axis=1)
     for kind, flags, consequence in (
         ("box of negative size", negative, "width and height must be positive"),
-        ("box without an area", empty & ~negative, "no target is made of it"),
+        ("box without an area", empty & ~negative, "it gives no training target"),
     ):
         for index in np.flatnonzero(flags):
             yield index, kind, f"bbox is {_box_text(boxes[index])}; {consequence}"

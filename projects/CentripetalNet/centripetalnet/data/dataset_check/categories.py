@@ -1,4 +1,4 @@
-"""Reading an annotation file, and whether its classes are the config's."""
+"""Reads annotation files and compares their classes with the config."""
 
 import functools
 import json
@@ -11,28 +11,28 @@ from .structure import class_names
 
 
 def read_annotation_file(json_file: str) -> Any:
-    """The value in a JSON file.
+    """Reads a JSON file.
 
     Args:
         json_file: path of the annotation file.
 
     Returns:
-        What it holds, whatever that is.
+        Its value, of any type.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if it does not exist.
         ValueError: if it is not JSON; names it.
     """
     path = PathManager.get_local_path(json_file)
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"there is no annotation file {json_file} (seen from {os.getcwd()}). Put the dataset "
-            "there, or set the environment variable DETECTRON2_DATASETS to the folder it lies in."
+            "there, or set the environment variable DETECTRON2_DATASETS to its parent folder."
         )
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    # RecursionError: lists in lists, a thousand deep.
+    # RecursionError: deeply nested lists.
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{json_file} is not a COCO annotation file: {type(error).__name__}: {error}. Expected "
@@ -41,17 +41,17 @@ def read_annotation_file(json_file: str) -> Any:
 
 
 def check_coco_categories(json_file: str) -> List[str]:
-    """Raises if an annotation file is missing, is no COCO file, or names a category twice.
+    """Checks the categories of an annotation file.
 
     Args:
         json_file: path of the annotation file.
 
     Returns:
-        Names of the categories in the order of their ids.
+        Category names in the order of their ids.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is not in COCO format or a category's id or name stands in it twice.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not in COCO format, or an id or a name of a category is not unique.
     """
     path = PathManager.get_local_path(json_file)
     modified = os.path.getmtime(path) if os.path.isfile(path) else 0.0
@@ -60,7 +60,7 @@ def check_coco_categories(json_file: str) -> List[str]:
 
 @functools.lru_cache(maxsize=None)
 def _categories(json_file: str, modified: float) -> Tuple[str, ...]:
-    """Names in the order of their ids; a large file is not read again at each evaluation."""
+    """Cached, since a large file would be read again at each evaluation."""
     return tuple(class_names(read_annotation_file(json_file), json_file).values())
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the image files of an annotation file."""
+"""Checks the image files of an annotation file."""
 
 import os
 import warnings
@@ -16,18 +16,18 @@ from .report import Problem, Report
 from .segmentations import KindAndDetail
 from .structure import entries_of, is_integer
 
-# Images that a worker takes at once.
+# Images per task of a worker.
 CHUNK = 16
 ORIENTATION_TAG = next(key for key, name in ExifTags.TAGS.items() if name == "Orientation")
-# Those of EXIF that Detectron2 turns or mirrors an image for.
+# EXIF orientations for which Detectron2 rotates or mirrors an image.
 TURNED_ORIENTATIONS = range(2, 9)
-# Those that exchange width and height.
+# EXIF orientations that exchange width and height.
 TRANSPOSED_ORIENTATIONS = range(5, 9)
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
 class _Header(NamedTuple):
-    """What a file says about its image before it is decoded."""
+    """Properties of an image file that are known before decoding."""
 
     mode: str
     stored: str
@@ -38,15 +38,15 @@ class _Header(NamedTuple):
 
 
 def missing_images(content: Any, image_root: str, path: str = "the annotation file") -> Report:
-    """Looks only whether the image files are there, by listing the folders they lie in.
+    """Checks only that the image files exist, by listing their folders.
 
     Args:
         content: the parsed annotation file.
-        image_root: folder that the file names start from.
+        image_root: folder to which the file names are relative.
         path: of the annotation file, for the messages.
 
     Returns:
-        A problem for each image whose file is missing.
+        A problem for each missing image file.
 
     Raises:
         ValueError: if the content has no list of images.
@@ -67,23 +67,23 @@ def check_images(
     num_workers: Optional[int] = None,
     show_progress: bool = False,
 ) -> Report:
-    """Looks whether the image files are there, decodes each one and compares its size.
+    """Checks that the image files exist, decodes them and compares their sizes.
 
-    An image can be used if Detectron2's ``read_image`` reads it as RGB.
+    An image is valid if Detectron2's ``read_image`` reads it as RGB.
 
     Args:
         content: the parsed annotation file.
-        image_root: folder that the file names start from.
+        image_root: folder to which the file names are relative.
         path: of the annotation file, for the messages.
-        num_workers: processes; 0 for none but this one, None for one for each core.
-        show_progress: whether a bar is drawn on stderr.
+        num_workers: processes; 0 decodes in this process, None takes one per core.
+        show_progress: whether to draw a progress bar on stderr.
 
     Returns:
-        Problems of the image files. An entry without a file name has none.
+        Problems of the image files. Entries without a file name are skipped.
 
     Raises:
         ValueError: if the content has no list of images.
-        RuntimeError: if a worker process died, as for want of memory.
+        RuntimeError: if a worker process died, for example for lack of memory.
     """
     images = entries_of(content, "images", path)
     report = missing_images(content, image_root, path)
@@ -114,37 +114,37 @@ def _inspect_all(tasks: list, num_workers: int) -> Iterator[List[KindAndDetail]]
             yield from pool.map(_inspect, tasks, chunksize=CHUNK)
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"one of {num_workers} processes that decode images died. If memory is short, "
-                "take fewer; with 0 workers the images are decoded in this process, one by one"
+                f"one of {num_workers} processes that decode images died. If memory is short, use "
+                "fewer workers; 0 decodes the images one by one in this process."
             ) from error
 
 
 def _inspect(task: Tuple[str, Optional[Tuple[int, int]]]) -> List[KindAndDetail]:
-    """What is wrong with one image file; ``task`` is its path and the expected (width, height)."""
+    """Problems of one image file; ``task`` is its path and expected (width, height)."""
     path, expected = task
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             image = read_image(path, format="RGB")
             header = _read_header(path)
-    # For a damaged file Pillow raises nearly anything.
+    # For a damaged file Pillow raises many types of errors.
     except Exception as error:
         return [_unreadable(error)]
     size = image.shape[1], image.shape[0]
     if expected is not None and size != expected:
-        detail = f"the file has {_times(size)}, the annotations say {_times(expected)}"
+        detail = f"the file has {_times(size)}, the annotations have {_times(expected)}"
         if header.orientation in TRANSPOSED_ORIENTATIONS and header.size == expected:
-            detail += ", which is its size before the rotation that its EXIF data ask for"
-        return [("image has another size", detail)]
+            detail += ", its size before the rotation by EXIF"
+        return [("image size differs from the annotation file", detail)]
     texts = sorted({str(x.message) for x in warned})
-    return list(_notes(header, image)) + [("Pillow warns", x) for x in texts]
+    return list(_notes(header, image)) + [("Pillow warning", x) for x in texts]
 
 
 def _read_header(path: str) -> _Header:
     with PathManager.open(path, "rb") as file, Image.open(file) as image:
         try:
             orientation = image.getexif().get(ORIENTATION_TAG)
-        # Pillow raises nearly anything; Detectron2 goes without EXIF data that it cannot read, too.
+        # Pillow raises many types of errors. Detectron2 ignores unreadable EXIF data, too.
         except Exception:
             orientation = None
         mode, size = image.mode, image.size
@@ -152,7 +152,7 @@ def _read_header(path: str) -> _Header:
         stored = str([tile[3] for tile in image.tile])
         try:
             num_frames = getattr(image, "n_frames", 1)
-        # Counting goes through the frames, of which only the first has been seen to be sound.
+        # Counting reads all frames, of which only the first one was checked.
         except Exception:
             num_frames = None
         orientation = orientation if orientation in TURNED_ORIENTATIONS else None
@@ -160,24 +160,24 @@ def _read_header(path: str) -> _Header:
 
 
 def _notes(header: _Header, image: np.ndarray) -> Iterator[KindAndDetail]:
-    """What Detectron2 does to an image without a word; ``image`` (h, w, 3) is what it makes."""
+    """Silent conversions by Detectron2's ``read_image``, whose result is ``image`` (h, w, 3)."""
     if header.orientation is not None:
-        detail = f"orientation {header.orientation}; boxes have to be those of the turned image"
+        detail = f"orientation {header.orientation}; boxes must be those of the rotated image"
         yield "rotated by EXIF", detail
     if header.mode.startswith(("I", "F")):
         white = (image == 255).all(axis=2).mean()
         yield (
-            "more than 8 bits a channel",
-            f"mode {header.mode}; values are cut to 0 ... 255, which makes {white:.0%} white",
+            "more than 8 bits per channel",
+            f"mode {header.mode}; values are clipped to 0 ... 255, which makes {white:.0%} white",
         )
     elif "16" in header.stored:
-        yield "more than 8 bits a channel", "of 16 bits the upper 8 are used"
+        yield "more than 8 bits per channel", "of 16 bits the upper 8 are used"
     if header.mode == "CMYK":
         yield "CMYK", "converted to RGB without a colour profile"
     if header.mode in ("P", "PA"):
         yield "palette", "converted to the palette's colours"
     if header.has_transparency:
-        yield "alpha channel", "dropped; the colour below transparent pixels shows"
+        yield "alpha channel", "dropped; the colour of transparent pixels becomes visible"
     if header.num_frames != 1:
         number = "more than one" if header.num_frames is None else header.num_frames
         yield "several frames", f"{number}; the first is used"
@@ -185,7 +185,7 @@ def _notes(header: _Header, image: np.ndarray) -> Iterator[KindAndDetail]:
 
 def _unreadable(error: Exception) -> KindAndDetail:
     if isinstance(error, UnidentifiedImageError):
-        return "image file cannot be read", "no image of a format that Pillow knows"
+        return "image file cannot be read", "no image format that Pillow supports"
     text = f"{type(error).__name__}: {error}"
     if "truncated" in text.lower():
         return "image file is truncated", text
@@ -193,11 +193,10 @@ def _unreadable(error: Exception) -> KindAndDetail:
 
 
 def _missing(images: List[dict], image_root: str) -> Set[int]:
-    """Positions of the images whose file is not there."""
+    """Positions of the images whose file is missing."""
     folders: Dict[str, List[int]] = {}
     for position, image in enumerate(images):
-        # What is not a file of this machine is fetched when it is read.
-        if _has_name(image) and "://" not in _path(image, image_root):
+        if _has_name(image):
             folder = os.path.dirname(_path(image, image_root))
             folders.setdefault(folder, []).append(position)
     missing = set()
@@ -212,13 +211,13 @@ def _missing(images: List[dict], image_root: str) -> Set[int]:
 
 
 def _files_in(folder: str) -> Optional[Set[str]]:
-    """Names of the files in a folder; None if it cannot be listed, which may still hold some."""
+    """Names of the files in a folder; None if it cannot be listed."""
     try:
         if "://" in folder:
             return set(PathManager.ls(folder))
         with os.scandir(folder or os.curdir) as entries:
             return {x.name for x in entries if x.is_file()}
-    # ValueError: a name that no file can have.
+    # ValueError: an impossible file name.
     except (NotImplementedError, OSError, ValueError):
         return None
 
@@ -226,7 +225,7 @@ def _files_in(folder: str) -> Optional[Set[str]]:
 def _is_file(path: str) -> bool:
     try:
         return PathManager.isfile(path)
-    # Of addresses such as https:// a handler cannot tell.
+    # The handler of https:// addresses has no isfile.
     except NotImplementedError:
         return True
 
@@ -240,7 +239,7 @@ def _path(image: dict, image_root: str) -> str:
 
 
 def _size(image: dict) -> Optional[Tuple[int, int]]:
-    """(width, height) that the annotation file gives."""
+    """(width, height) in the annotation file."""
     size = image.get("width"), image.get("height")
     return size if all(map(is_integer, size)) else None
 

@@ -1,4 +1,4 @@
-"""The checks for a dataset that a function returns, in Detectron2's dataset format."""
+"""Checks the records of a dataset that a function returns, in Detectron2's dataset format."""
 
 import os
 from dataclasses import replace
@@ -14,27 +14,27 @@ from .segmentations import BAD_CODE
 from .structure import is_integer, is_number, shown
 
 BAD_MODE = "bbox_mode is not XYXY_ABS or XYWH_ABS"
-NO_ID = "image without a usable id, file_name, height or width"
-# A record has the whole path.
+NO_ID = "image without a valid id, file_name, height or width"
+# A record has the full path.
 FOREIGN_KIND = "file name leads outside the image folder"
-# In any image, so that nothing is said about a box that is not known.
+# Inside any image, so that an unknown box gives no further problem.
 UNKNOWN_BOX = [0, 0, 0.5, 0.5]
 
 
 def check_records(records: Sequence[dict], classes: Sequence[str], path: str) -> Report:
-    """Looks for everything in a list of records that training or evaluation would fail on.
+    """Finds all entries of a list of records that training or evaluation would fail on.
 
     Args:
-        records: images in Detectron2's dataset format; other fields are passed over.
-        classes: names of the classes.
-        path: what the messages call the list.
+        records: images in Detectron2's dataset format; other fields are ignored.
+        classes: class names.
+        path: name of the list in messages.
 
     Returns:
-        All problems but those inside the image files, and the number of objects of each class. The
-        position of an annotation counts those of all records, its id those of its own, from 0.
+        All problems except those inside the image files, and the number of objects of each class.
+        An annotation's position counts over all records, its id within its record, from 0.
 
     Raises:
-        ValueError: if a record or an annotation is not a dict, or a class is named twice.
+        ValueError: if a record or an annotation is not a dict, or a class name is not unique.
     """
     images: List[dict] = []
     annotations: List[dict] = []
@@ -46,9 +46,9 @@ def check_records(records: Sequence[dict], classes: Sequence[str], path: str) ->
         image_id = _plain(record.get("image_id"))
         if not (is_integer(image_id) or isinstance(image_id, str)):
             seen = f"image_id is {shown(image_id)}" if "image_id" in record else "no image_id"
-            found.append(("images", index, NO_ID, f"{seen}; expected an integer or a text"))
+            found.append(("images", index, NO_ID, f"{seen}; expected an integer or a string"))
             image_id = ("unknown", index)
-        # COCO knows integers only.
+        # COCO has integer ids only.
         number = numbers.setdefault(image_id, len(numbers))
         image = {x: _plain(record[x]) for x in ("file_name", "height", "width") if x in record}
         images.append({**image, "id": number})
@@ -73,7 +73,7 @@ def check_records(records: Sequence[dict], classes: Sequence[str], path: str) ->
 def _add_objects(
     images: List[dict], annotations: List[dict], owners: List[Tuple[int, int]]
 ) -> None:
-    """Makes images of one id equal only if their objects are."""
+    """Makes images with the same id equal only if their objects are equal."""
     for image in images:
         image["objects"] = []
     for annotation, (index, _) in zip(annotations, owners):
@@ -81,10 +81,10 @@ def _add_objects(
 
 
 def records_without(records: Sequence[dict], left_out: Set[Tuple[str, int]]) -> List[dict]:
-    """The records without what cannot be used.
+    """Removes invalid records and annotations.
 
     Args:
-        records: as they were checked; they are not changed.
+        records: the checked records; they are not changed.
         left_out: section and position of each error, see :func:`check_records`.
     """
     kept = []
@@ -107,7 +107,7 @@ def _annotations_of(record: Any, index: int, path: str) -> Sequence[dict]:
             f"{path}: record {index} is {shown(record)}; expected a dict in Detectron2's dataset "
             "format"
         )
-    # A test set has none.
+    # A test set has no annotations.
     annotations = record.get("annotations", [])
     if not isinstance(annotations, (list, tuple)) or not all(
         isinstance(x, dict) for x in annotations
@@ -120,9 +120,9 @@ def _annotations_of(record: Any, index: int, path: str) -> Sequence[dict]:
 
 
 def _coco_annotation(entry: dict) -> Tuple[dict, List[Tuple[str, str]]]:
-    """As COCO writes it, with kinds and details of what COCO cannot say."""
+    """An annotation in COCO format, with kinds and details of problems outside that format."""
     problems = []
-    # Neither is needed: COCO's evaluation gets them from Detectron2.
+    # Both are optional: Detectron2 passes them to COCO's evaluation.
     annotation = {"area": 0, "iscrowd": _plain(entry.get("iscrowd", 0))}
     if "category_id" in entry:
         annotation["category_id"] = _plain(entry["category_id"])
@@ -137,7 +137,7 @@ def _coco_annotation(entry: dict) -> Tuple[dict, List[Tuple[str, str]]]:
     if isinstance(segmentation, dict):
         segmentation = {key: _plain(value) for key, value in segmentation.items()}
         if isinstance(segmentation.get("counts"), list):
-            detail = "its counts are a list; Detectron2 needs the compressed code, text or bytes"
+            detail = "its counts are a list; Detectron2 needs compressed counts, a string or bytes"
             problems.append((BAD_CODE, detail))
             segmentation = None
     elif isinstance(segmentation, list):
@@ -148,7 +148,7 @@ def _coco_annotation(entry: dict) -> Tuple[dict, List[Tuple[str, str]]]:
 
 
 def _coco_box(box: Any, mode: int) -> Any:
-    """x, y, width, height; what is no box is left as it is."""
+    """Converts a box to x, y, width, height; returns other values unchanged."""
     # Detectron2 cannot convert a single box in an array.
     if isinstance(box, (list, tuple)) or mode == BoxMode.XYXY_ABS:
         box = _plain(box)
@@ -161,7 +161,7 @@ def _coco_box(box: Any, mode: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; functions also return NumPy's values, tuples, bytes and paths."""
+    """Converts NumPy values, tuples, bytes and paths to JSON types."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, tuple):
@@ -172,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 
 def _located(problem: Problem, records: Sequence[dict], owners: List[Tuple[int, int]]) -> Problem:
-    """With the names that the records themselves have."""
+    """The problem with ids and names of the record."""
     index, annotation_id = problem.position, None
     if problem.section == "annotations":
         index, annotation_id = owners[problem.position]

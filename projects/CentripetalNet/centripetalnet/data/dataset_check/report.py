@@ -1,4 +1,4 @@
-"""What was found in a dataset, as a page of text, and the dataset without it."""
+"""The report about a dataset, and the dataset without invalid entries."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -9,26 +9,26 @@ from .structure import entries_of, is_integer, shown
 ERROR = "error"
 NOTE = "note"
 
-# Every kind of problem. An error cannot be used; what has a note is used, converted as Detectron2
-# converts it. The page is written for a list of this length: see PAGE_LINES.
+# All kinds of problems. An entry with an error is invalid, one with a note is used as Detectron2
+# converts it. A longer list needs more PAGE_LINES.
 SEVERITIES = {
     # entries of "images"
-    "image without a usable id, file_name, height or width": ERROR,
+    "image without a valid id, file_name, height or width": ERROR,
     "image id is not unique": ERROR,
     "image file is missing": ERROR,
     "image file is truncated": ERROR,
     "image file cannot be read": ERROR,
-    "image has another size": ERROR,
+    "image size differs from the annotation file": ERROR,
     "file name leads outside the image folder": NOTE,
     "rotated by EXIF": NOTE,
-    "more than 8 bits a channel": NOTE,
+    "more than 8 bits per channel": NOTE,
     "CMYK": NOTE,
     "palette": NOTE,
     "alpha channel": NOTE,
     "several frames": NOTE,
-    "Pillow warns": NOTE,
+    "Pillow warning": NOTE,
     # entries of "annotations"
-    "annotation without a usable id, image_id or category_id": ERROR,
+    "annotation without a valid id, image_id or category_id": ERROR,
     "annotation id is not unique": ERROR,
     "annotation of an unknown image": ERROR,
     "annotation of an unknown category": ERROR,
@@ -38,40 +38,40 @@ SEVERITIES = {
     "box outside its image": ERROR,
     "ignore is not 0": ERROR,
     "iscrowd is not 0 or 1": ERROR,
-    "segmentation is of no known form": ERROR,
-    "polygon cannot be used": ERROR,
-    "run-length code cannot be used": ERROR,
-    "keypoints cannot be used": ERROR,
-    # COCO 2017 itself has some, which Detectron2 passes over.
+    "segmentation of unknown format": ERROR,
+    "invalid polygon": ERROR,
+    "invalid run-length encoding": ERROR,
+    "invalid keypoints": ERROR,
+    # COCO 2017 itself has some, which Detectron2 ignores.
     "box without an area": NOTE,
     "box reaches outside its image": NOTE,
-    "polygon is left out": NOTE,
+    "polygon dropped by Detectron2": NOTE,
     "annotation id is not positive": NOTE,
     "no iscrowd": NOTE,
-    "no usable area": NOTE,
+    "no valid area": NOTE,
 }
 
 PAGE_LINES = 60
 LINE_CHARACTERS = 140
 CLASS_COLUMNS = 3
 CLASS_CHARACTERS = 24
-# Rows of the table of classes where not all classes have place in it.
+# Rows of the table of classes if it does not fit all of them.
 MOST_FREQUENT_ROWS = 5
 RAREST_ROWS = 3
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with one entry of an annotation file.
+    """A problem of one entry of an annotation file.
 
     Attributes:
         kind: one of ``SEVERITIES``.
-        section: the list that the entry stands in, ``images`` or ``annotations``.
-        position: its index there.
-        image_id: of the image or of the annotation's image, if that is an integer; in a record of
-            a function also a text.
-        annotation_id: None for an image, or if it is no integer.
-        file_name: of the image, if it is known.
-        detail: what was seen, and what belongs there.
+        section: the list with the entry, ``images`` or ``annotations``.
+        position: the entry's index in the list.
+        image_id: of the image or of the annotation's image, if it is an integer; in a record of a
+            function also a string.
+        annotation_id: None for an image, or if it is not an integer.
+        file_name: of the image, if known.
+        detail: the value found and the value expected.
     """
 
     kind: str
@@ -84,27 +84,25 @@ class Problem(NamedTuple):
 
     @property
     def severity(self) -> str:
-        """``error``: cannot be used. ``note``: is used, converted as Detectron2 converts it."""
+        """``error``: the entry is invalid. ``note``: it is used as Detectron2 converts it."""
         return SEVERITIES[self.kind]
 
     def as_dict(self) -> Dict[str, Any]:
-        """The problem as an object of JSON."""
+        """The problem as a JSON object."""
         return {"severity": self.severity, **self._asdict()}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Problems of one annotation file and its images.
-
-    Reports of the same file are merged by ``+``.
+    """Problems of one annotation file and its images. ``+`` merges reports of the same file.
 
     Attributes:
         path: of the annotation file.
         problems: in the order in which they were found.
-        num_images: entries of the list of images.
-        num_annotations: entries of the list of annotations.
-        classes: by class name the number of objects and that of crowds, whether or not they can be
-            used. Empty in a report of images only.
+        num_images: length of the list of images.
+        num_annotations: length of the list of annotations.
+        classes: numbers of objects and of crowds by class name, valid or not. Empty in a report of
+            images only.
     """
 
     path: str
@@ -115,12 +113,12 @@ class Report:
 
     @property
     def errors(self) -> List[Problem]:
-        """Problems of what cannot be used."""
+        """Problems of invalid entries."""
         return [x for x in self.problems if x.severity == ERROR]
 
     @property
     def notes(self) -> List[Problem]:
-        """Problems of what is used all the same."""
+        """Problems of entries that are used as Detectron2 converts them."""
         return [x for x in self.problems if x.severity == NOTE]
 
     @property
@@ -137,11 +135,10 @@ class Report:
         return replace(self, problems=self.problems + other.problems, classes=classes)
 
     def format(self, max_examples: int = 3) -> str:
-        """The report as text of at most ``PAGE_LINES`` lines, however many problems there are.
+        """The report as text of at most ``PAGE_LINES`` lines.
 
         Args:
-            max_examples: most examples of a kind of problem; fewer are given where there are so
-                many kinds that they would not have place on the page.
+            max_examples: most examples per kind of problem; fewer if the page has no room.
 
         Returns:
             The number of problems of each kind with examples, and the classes.
@@ -163,7 +160,10 @@ class Report:
         for problem in self.problems:
             groups[problem.kind].append(problem)
         lines = []
-        titles = {ERROR: "errors, cannot be used", NOTE: "notes, used as Detectron2 converts it"}
+        titles = {
+            ERROR: "errors (invalid entries)",
+            NOTE: "notes (accepted or converted by Detectron2)",
+        }
         for severity, title in titles.items():
             kinds = [x for x in SEVERITIES if x in groups and SEVERITIES[x] == severity]
             lines += ["", f"{title}:" if kinds else f"{title}: none"]
@@ -175,18 +175,18 @@ class Report:
 
 
 def without_errors(content: dict, report: Report) -> dict:
-    """An annotation file's content without what cannot be used.
+    """An annotation file's content without invalid entries.
 
     Args:
-        content: the content that the report is about; it is not changed.
+        content: the checked content; it is not changed.
         report: from ``check_annotations``, with or without that of the images.
 
     Returns:
-        The content without images that have an error, without their annotations, and without
-        annotations that have an error. All other entries are the given ones.
+        The content without images that have an error, their annotations, and annotations that have
+        an error.
 
     Raises:
-        ValueError: if the content is so different from COCO format that leaving out does not help.
+        ValueError: if the content is not in COCO format.
     """
     images = entries_of(content, "images", report.path)
     annotations = entries_of(content, "annotations", report.path, required=False)
@@ -206,7 +206,7 @@ def without_errors(content: dict, report: Report) -> dict:
 
 
 def _extent(problems: List[Problem]) -> str:
-    """How many, and of how many images."""
+    """Number of problems and of affected images."""
     count = f"{len(problems):>10,}"
     if problems[0].section == "images":
         return count
@@ -227,7 +227,7 @@ def _example(problem: Problem) -> str:
 
 
 def _class_lines(classes: Dict[str, Tuple[int, int]]) -> List[str]:
-    """A table of the classes, the most frequent first; of many only both ends."""
+    """A table of the classes, the most frequent first; of many the first and the last rows."""
     if not classes:
         return []
     ordered = sorted(classes.items(), key=lambda x: -sum(x[1]))
@@ -256,5 +256,5 @@ def _cut(text: str, characters: int) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Line breaks, control characters and lone surrogates, which cannot be printed, as escapes."""
+    """Escapes line breaks, control characters and lone surrogates."""
     return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)

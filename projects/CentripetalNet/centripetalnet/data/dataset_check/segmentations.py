@@ -1,8 +1,7 @@
-"""Checks of masks, none of which hands anything to pycocotools.
+"""Checks masks without pycocotools, which does not validate its input.
 
-pycocotools trusts what it is given: where the runs of a code do not add up to the mask's size, some
-versions write beyond their buffer and others give pixels that were never set, and a polygon takes
-memory in proportion to its length.
+If the runs do not add up to the mask's size, some versions of pycocotools write beyond their buffer
+and others return uninitialised pixels. A polygon takes memory proportional to its length.
 """
 
 from array import array
@@ -12,24 +11,24 @@ import numpy as np
 
 from .structure import is_integer, is_number, shown
 
-# pycocotools counts pixels in 32 bits, and shifts by signed integers of 32 bits.
+# pycocotools counts pixels in 32 bits and shifts by signed 32-bit integers.
 MAX_MASK_PIXELS = 2**31 - 1
-# A polygon's outline is drawn pixel by pixel, wherever it is.
+# pycocotools draws a polygon's outline pixel by pixel, also outside the image.
 MAX_COORDINATE = 1e6
-# Numbers of polygons that are looked at together; bounds the memory.
+# Polygon coordinates that are checked together; limits the memory.
 COORDINATES_AT_ONCE = 2**20
 
-# Severity is not part of it, as the kind says that.
+# The kind implies the severity.
 KindAndDetail = Tuple[str, str]
 
-NO_FORM = "segmentation is of no known form"
-BAD_POLYGON = "polygon cannot be used"
-DROPPED_POLYGON = "polygon is left out"
-BAD_CODE = "run-length code cannot be used"
+NO_FORM = "segmentation of unknown format"
+BAD_POLYGON = "invalid polygon"
+DROPPED_POLYGON = "polygon dropped by Detectron2"
+BAD_CODE = "invalid run-length encoding"
 
 
 class CoordinateCheck:
-    """Looks at the numbers of many polygons together, as there are too many to do it singly."""
+    """Checks the coordinates of many polygons together, which is faster than one by one."""
 
     def __init__(self) -> None:
         self._numbers = array("d")
@@ -38,28 +37,28 @@ class CoordinateCheck:
         self._bad: List[Tuple[int, str]] = []
 
     def add(self, owner: int, polygon: list) -> None:
-        """Takes a polygon.
+        """Adds a polygon.
 
         Args:
             owner: position of its annotation.
             polygon: x, y, x, y, ...
 
         Raises:
-            TypeError: if one of its values is no number; then nothing is taken.
-            OverflowError: if one is too large to be a float; likewise.
+            TypeError: if a value is not a number; nothing is added.
+            OverflowError: if a value is too large for a float; nothing is added.
         """
         self._numbers.fromlist(polygon)
         self._ends.append(len(self._numbers))
         self._owners.append(owner)
         if len(self._numbers) > COORDINATES_AT_ONCE:
-            self._look()
+            self._check()
 
     def bad(self) -> List[Tuple[int, str]]:
-        """Owners of polygons with a number that is not finite or too large, and what it is."""
-        self._look()
+        """Owners of polygons with a coordinate that is not finite or too large, with details."""
+        self._check()
         return self._bad
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         numbers = np.array(self._numbers)
         # A comparison with NaN is false.
         wrong = np.flatnonzero(~(np.abs(numbers) <= MAX_COORDINATE))
@@ -75,13 +74,13 @@ class CoordinateCheck:
 def check_segmentation(
     segmentation: Any, size: Optional[Tuple[int, int]], owner: int, coordinates: CoordinateCheck
 ) -> List[KindAndDetail]:
-    """What is wrong with an object's mask, but for the coordinates' values.
+    """Checks an object's mask, except for the values of coordinates.
 
     Args:
-        segmentation: a list of polygons, or a run-length code as a dict of ``size`` and ``counts``.
-        size: (height, width) of the image; None if that is not known.
+        segmentation: a list of polygons, or run lengths as a dict of ``size`` and ``counts``.
+        size: (height, width) of the image; None if unknown.
         owner: position of the annotation.
-        coordinates: takes the polygons.
+        coordinates: receives the polygons.
 
     Returns:
         Kinds of problems, with details.
@@ -117,9 +116,9 @@ def _check_polygons(
         return []
     numbers = f"{dropped[0]} numbers; expected an even number of at least 6. Detectron2 drops"
     if len(dropped) == len(polygons):
-        return [(BAD_POLYGON, f"{numbers} the whole object without a word")]
+        return [(BAD_POLYGON, f"{numbers} the whole object without a warning")]
     kept = f"{len(polygons) - len(dropped)} of the {len(polygons)} polygons"
-    return [(DROPPED_POLYGON, f"{numbers} it without a word and keeps {kept}")]
+    return [(DROPPED_POLYGON, f"{numbers} it without a warning and keeps {kept}")]
 
 
 def _check_code(code: dict, size: Optional[Tuple[int, int]]) -> List[KindAndDetail]:
@@ -131,7 +130,7 @@ def _check_code(code: dict, size: Optional[Tuple[int, int]]) -> List[KindAndDeta
 
 
 def _check_runs(code: dict, image_size: Optional[Tuple[int, int]]) -> None:
-    """Raises ValueError if a run-length code is not one of a mask of the image's size."""
+    """Raises ValueError unless a run-length encoding is valid and has the image's size."""
     size, counts = code.get("size"), code.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(is_integer(x) for x in size)):
         raise ValueError(f"its size is {shown(size)}; expected [height, width]")
@@ -145,31 +144,31 @@ def _check_runs(code: dict, image_size: Optional[Tuple[int, int]]) -> None:
     elif isinstance(counts, list) and all(map(is_integer, counts)):
         lowest, total = min(counts, default=0), sum(counts)
     else:
-        raise ValueError(f"its counts are {shown(counts)}; expected integers or their code")
+        raise ValueError(f"its counts are {shown(counts)}; expected integers or a string")
     if lowest < 0:
-        raise ValueError(f"one of its runs has the length {lowest}; expected no less than 0")
+        raise ValueError(f"one of its runs has the length {lowest}; expected at least 0")
     if total != size[0] * size[1]:
         raise ValueError(
-            f"its runs are of {total} pixels together; expected {size[0] * size[1]}, as height "
-            f"times width of its size {size}"
+            f"its runs have {total} pixels together; expected {size[0] * size[1]}, height times "
+            f"width of its size {size}"
         )
 
 
 def decode_counts(code: str) -> np.ndarray:
-    """Lengths of the runs in COCO's compressed code.
+    """Decodes the run lengths in COCO's compressed ``counts``.
 
-    A character stands for 6 bits, counted from "0": the lower 5 are digits of a number, the lowest
-    first, and 0x20 says that more follow. In the last one 0x10 is the sign. The first three numbers
-    are lengths, each further one the difference to the length two before it.
+    A character has 6 bits, counted from "0": 5 bits of a number, the lowest first, and 0x20 if more
+    follow. In the last character 0x10 is the sign. The first three numbers are lengths, each
+    further one is the difference to the length two before it.
 
     Args:
-        code: text, as in ``counts``.
+        code: the string.
 
     Returns:
-        (R,) int64; of damaged code also negative ones.
+        (R,) int64; lengths of damaged encodings may be negative.
 
     Raises:
-        ValueError: if the text has other characters, ends within a number, or one is too large.
+        ValueError: if it has other characters, ends within a number, or a number is too large.
     """
     try:
         digits = np.frombuffer(code.encode("ascii"), dtype=np.uint8).astype(np.int64) - ord("0")
@@ -178,15 +177,15 @@ def decode_counts(code: str) -> np.ndarray:
     if not digits.size:
         return digits
     if digits.min() < 0 or digits.max() > 0x3F:
-        raise ValueError(f"its code {shown(code)} has characters other than '0' to 'o'")
+        raise ValueError(f"its counts {shown(code)} have characters other than '0' to 'o'")
     ends = np.flatnonzero((digits & 0x20) == 0)
     if not ends.size or ends[-1] != digits.size - 1:
-        raise ValueError(f"its code {shown(code)} ends within a number")
+        raise ValueError(f"its counts {shown(code)} end within a number")
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    # 7 characters hold any difference of two numbers of pixels.
+    # 7 characters are enough for any difference of two lengths.
     if lengths.max() > 7:
-        raise ValueError(f"its code {shown(code)} has a number beyond 32 bits")
+        raise ValueError(f"its counts {shown(code)} have a number beyond 32 bits")
     places = np.arange(digits.size) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((digits & 0x1F) << (5 * places), starts)
     numbers -= np.where(digits[ends] & 0x10, np.int64(1) << (5 * lengths), 0)

@@ -1,4 +1,4 @@
-"""What has to hold before single entries of an annotation file can be looked at."""
+"""Checks the overall structure of an annotation file."""
 
 import math
 import reprlib
@@ -6,7 +6,7 @@ from typing import Any, Dict, List
 
 
 class _ShortRepr(reprlib.Repr):
-    """Any value of a file, however large or deep, in at most about a line."""
+    """Shortens any value, however large or nested, to about a line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -14,7 +14,7 @@ class _ShortRepr(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_int(self, x: int, level: int) -> str:
-        # Python refuses to write integers of more than some thousand digits.
+        # Python raises an error for integers of more than some thousand digits.
         return f"an integer of {x.bit_length()} bits" if x.bit_length() > 64 else repr(x)
 
 
@@ -34,19 +34,19 @@ def is_number(value: Any) -> bool:
 
 
 def entries_of(content: Any, section: str, path: str, required: bool = True) -> List[dict]:
-    """One of the lists of an annotation file.
+    """Returns one of the lists of an annotation file.
 
     Args:
         content: the parsed file.
         section: ``images``, ``annotations`` or ``categories``.
         path: of the file, for the message.
-        required: whether it is an error that there is none; else an absent list is an empty one.
+        required: whether a missing list is an error; otherwise it is empty.
 
     Returns:
-        The list, whose entries are dicts.
+        The list of dicts.
 
     Raises:
-        ValueError: if it is anything else; names the file and what was seen.
+        ValueError: if it is anything else; names the file and the value.
     """
     if not isinstance(content, dict):
         raise _not_coco(path, f"it holds {shown(content)}")
@@ -59,12 +59,12 @@ def entries_of(content: Any, section: str, path: str, required: bool = True) -> 
         raise _not_coco(path, f"its {section!r} is {shown(entries)}")
     position = next((i for i, x in enumerate(entries) if not isinstance(x, dict)), None)
     if position is not None:
-        raise _not_coco(path, f"{section}[{position}] is {shown(entries[position])}, no object")
+        raise _not_coco(path, f"{section}[{position}] is {shown(entries[position])}, not an object")
     return entries
 
 
 def class_names(content: Any, path: str) -> Dict[int, str]:
-    """The categories of an annotation file.
+    """Returns the categories of an annotation file.
 
     Args:
         content: the parsed file.
@@ -74,8 +74,8 @@ def class_names(content: Any, path: str) -> Dict[int, str]:
         Names by id, in the order of the ids.
 
     Raises:
-        ValueError: if the categories are not a list of objects with an integer ``id`` and a text
-            ``name``, if there is none, or an id or a name stands there twice.
+        ValueError: if the categories are not a non-empty list of objects with an integer ``id`` and
+            a string ``name``, or an id or a name is not unique.
     """
     names: Dict[int, str] = {}
     for position, category in enumerate(entries_of(content, "categories", path)):
@@ -84,13 +84,13 @@ def class_names(content: Any, path: str) -> Dict[int, str]:
             raise _not_coco(
                 path,
                 f"categories[{position}] has the id {shown(category_id)} and the name "
-                f"{shown(name)}, where an integer and a text belong",
+                f"{shown(name)}, expected an integer and a string",
             )
         for what, value, values in (("id", category_id, names), ("name", name, names.values())):
             if value in values:
                 raise ValueError(
-                    f"{path} has more than one category with the {what} {shown(value)}; give each "
-                    f"category a {what} of its own"
+                    f"{path} has more than one category with the {what} {shown(value)}. Give each "
+                    f"category a unique {what}."
                 )
         names[category_id] = name
     if not names:

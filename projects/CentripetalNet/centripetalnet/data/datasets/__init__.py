@@ -1,4 +1,4 @@
-"""Datasets that need no download by hand; importing this package registers them."""
+"""Datasets that are built from installed packages; the import registers them."""
 
 from .silhouettes import SilhouettesSpec, build_silhouettes, register_silhouettes
 

@@ -46,7 +46,7 @@ T intersection_over_union(const T* a, const T* b) {
   return all > 0 ? intersection / all : T{0};
 }
 
-// Takes the boxes of one image. Those that are left stand at the front of `left`, in their order.
+// Takes the boxes of one image. `left` holds the remaining ones in their order.
 template <typename T>
 void take_boxes(
     const T* boxes, const T* scores, const int64_t* classes, int64_t count, int64_t rounds,
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(
   const int64_t images = scores.size(0), count = scores.size(1);
   const int64_t rounds = std::min(max_detections, count);
   const auto dtype = scores.scalar_type();
-  // A product of lowered scores, rounded in half precision each time, would change the order.
+  // Repeated rounding to half precision would change the order.
   const auto compute_dtype = is_half(dtype) ? at::kFloat : dtype;
   Tensor keep = at::zeros({images, rounds}, classes.options());
   Tensor kept_scores =
@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(
   const Tensor dense_scores = scores.to(compute_dtype).contiguous();
   const Tensor dense_classes = classes.contiguous();
   AT_DISPATCH_FLOATING_TYPES(compute_dtype, "soft_nms_cpu", [&] {
-    // Rounded to 0, sigma would make 0 / 0 of boxes that do not overlap.
+    // If sigma is rounded to 0, boxes that do not overlap give 0 / 0.
     const auto least_sigma = std::numeric_limits<scalar_t>::min();
     const Decay<scalar_t> decay{
         gaussian, std::max(static_cast<scalar_t>(sigma), least_sigma),

@@ -1,12 +1,12 @@
 """Silhouettes: a small detection dataset for the CPU, made of real outlines and photographs.
 
 Outlines of real animals (`animal-mnist`, 28 x 28 pixels each) are painted at random sizes and in
-random colours onto crops of the photographs that scikit-learn and matplotlib bring along. Outlines
-and photograph regions of the training and the validation images are disjoint, so the validation AP
-says whether a detector has learnt the classes and not the pictures.
+random colours onto crops of the photographs in scikit-learn and matplotlib. Training and validation
+images share neither outlines nor regions of a photograph, so the validation AP measures
+generalisation.
 
-Words of this package: an outline is one source silhouette, an object is an outline painted into an
-image. H x W is an image in pixels, h x w a patch of one. Colours are BGR, 0..255, as cv2 has them.
+Terms: an outline is one source silhouette, an object is an outline painted into an image. H x W is
+the size of an image in pixels, h x w of a patch. Colours are BGR, 0..255, as in cv2.
 """
 
 from .builder import build_silhouettes, register_silhouettes

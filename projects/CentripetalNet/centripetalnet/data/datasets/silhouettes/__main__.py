@@ -1,4 +1,4 @@
-"""The command line that builds the dataset."""
+"""Command line that builds the dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--root",
         default=os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "silhouettes"),
-        help="folder to make (default: %(default)s)",
+        help="folder to create (default: %(default)s)",
     )
     root = parser.parse_args(arguments).root
     logging.basicConfig(level=logging.INFO, format="%(message)s")

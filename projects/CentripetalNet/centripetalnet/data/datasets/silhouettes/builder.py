@@ -1,4 +1,4 @@
-"""Writing the dataset where it is missing, and registering it."""
+"""Builds and registers the dataset."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from .spec import SPLITS, SilhouettesSpec
 
 logger = logging.getLogger(__name__)
 
-# Raised whenever the same spec gives other files, so that an older dataset is not taken for it.
+# Incremented when the same spec gives other files, so that older datasets are not reused.
 _BUILDER_VERSION = 1
 _SPEC_FILE = "spec.json"
 
-# RGB, far from each other, so that a class is known by its boxes.
+# RGB, easy to tell apart.
 _CLASS_COLORS = ((255, 127, 14), (44, 160, 44), (214, 39, 40), (31, 119, 180), (148, 103, 189))
 _DEFAULT_SPEC = SilhouettesSpec()
 
 
 def build_silhouettes(root: str, spec: SilhouettesSpec = _DEFAULT_SPEC) -> None:
-    """Writes the dataset, or does nothing where it is complete already.
+    """Writes the dataset unless it exists.
 
     The result has `{train,val}/*.png`, `annotations/{train,val}.json` in COCO format (boxes tight
     around the visible mask, masks as RLE, each with the `outline` it was painted from), and
-    `spec.json`. It appears all at once: it is made in a folder beside `root` and then renamed, so
-    processes that build at the same time get the one that was ready first.
+    `spec.json`. It is written atomically, to a folder next to `root` that is then renamed. Of
+    processes that build at the same time, all use the dataset that was ready first.
 
     Args:
-        root: the folder to make; its parents are made too.
-        spec: what to make; the same spec gives the same bytes with the same library versions.
+        root: the folder to create, with its parents.
+        spec: the same spec gives the same bytes with the same library versions.
 
     Raises:
         FileExistsError: `root` holds something else, or a dataset of another spec.
-        ModuleNotFoundError: a package that the outlines or photographs come from is missing.
+        ModuleNotFoundError: a package with the outlines or photographs is missing.
     """
     root = os.path.realpath(os.path.expanduser(root))
     if _is_built(root, spec):
@@ -53,7 +53,7 @@ def build_silhouettes(root: str, spec: SilhouettesSpec = _DEFAULT_SPEC) -> None:
     parent, name = os.path.split(root)
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=parent) as scratch:
-        # One level down, since the temporary folder itself is private to this user.
+        # A subfolder, since the temporary folder itself is only readable for this user.
         staged = os.path.join(scratch, name)
         os.mkdir(staged)
         _write_dataset(staged, spec)
@@ -62,19 +62,19 @@ def build_silhouettes(root: str, spec: SilhouettesSpec = _DEFAULT_SPEC) -> None:
         except OSError:
             if not _is_built(root, spec):
                 raise
-            logger.info("Another process has built %s meanwhile", root)
+            logger.info("Another process has already built %s", root)
 
 
 def register_silhouettes(root: str | None = None, spec: SilhouettesSpec = _DEFAULT_SPEC) -> None:
-    """Registers `silhouettes_train` and `silhouettes_val`; the last call's root and spec hold.
+    """Registers `silhouettes_train` and `silhouettes_val`, replacing earlier registrations.
 
-    The first use through `DatasetCatalog.get` builds the dataset where it is missing. An evaluator
-    reads the annotation file, so it has to be made after that, as Detectron2's trainers do.
+    The first `DatasetCatalog.get` builds the dataset if it is missing. An evaluator reads the
+    annotation file, so it has to be created after that, as Detectron2's trainers do.
 
     Args:
         root: the dataset's folder; by default `silhouettes` in `$DETECTRON2_DATASETS`, or in
-            `datasets` where that is not set, as the environment is at the first use.
-        spec: what to build.
+            `datasets` if that is not set, read at the first use.
+        spec: the dataset to build.
     """
     for split in SPLITS:
         name = f"silhouettes_{split}"
@@ -87,7 +87,7 @@ def register_silhouettes(root: str | None = None, spec: SilhouettesSpec = _DEFAU
             thing_colors=[_CLASS_COLORS[i % len(_CLASS_COLORS)] for i in range(len(spec.classes))],
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(spec.classes))},
             evaluator_type="coco",
-            # For whoever reads the annotation file before the dataset is first loaded.
+            # For code that reads the annotation file before the dataset is loaded.
             prepare=functools.partial(_prepare, spec),
         )
     if root is not None:
@@ -95,18 +95,18 @@ def register_silhouettes(root: str | None = None, spec: SilhouettesSpec = _DEFAU
 
 
 def _set_root(root: str) -> None:
-    """Tells Detectron2 where the dataset is, for good."""
+    """Sets the dataset's paths in Detectron2's metadata."""
     root = os.path.abspath(os.path.expanduser(root))
     for split in SPLITS:
         metadata = MetadataCatalog.get(f"silhouettes_{split}")
         metadata.image_root = os.path.join(root, split)
-        # An evaluator that came before the first use has written a file of its own.
+        # An evaluator created before the first use has set a file of its own.
         if metadata.get("json_file") is None:
             metadata.json_file = os.path.join(root, "annotations", f"{split}.json")
 
 
 def _prepare(spec: SilhouettesSpec) -> str:
-    """Builds the dataset where it is missing; returns its folder."""
+    """Builds the dataset if it is missing; returns its folder."""
     metadata = MetadataCatalog.get("silhouettes_train")
     if metadata.get("image_root") is None:
         _set_root(os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "silhouettes"))
@@ -125,7 +125,7 @@ def _load_split(spec: SilhouettesSpec, split: str) -> list[dict[str, Any]]:
 
 
 def _is_built(root: str, spec: SilhouettesSpec) -> bool:
-    """Whether `root` holds this dataset; raises FileExistsError where it holds something else."""
+    """Whether `root` holds this dataset; raises FileExistsError if it holds something else."""
     if not os.path.lexists(root) or (os.path.isdir(root) and not os.listdir(root)):
         return False
     try:
@@ -133,27 +133,27 @@ def _is_built(root: str, spec: SilhouettesSpec) -> bool:
             found = json.load(file)
     except (OSError, ValueError):
         raise FileExistsError(
-            f"{root} exists but is no silhouettes dataset ({_SPEC_FILE} is missing or unreadable); "
-            "remove it or choose another root"
+            f"{root} exists but is no silhouettes dataset ({_SPEC_FILE} is missing or unreadable). "
+            "Remove it or choose another root."
         ) from None
     wanted = _spec_record(spec)
     if found == wanted:
         return True
     keys = sorted(set(found) | set(wanted)) if isinstance(found, dict) else []
     differences = ", ".join(
-        f"{key} is {found.get(key)!r} and not {wanted.get(key)!r}"
+        f"{key} is {found.get(key)!r}, expected {wanted.get(key)!r}"
         for key in keys
         if found.get(key) != wanted.get(key)
     )
     raise FileExistsError(
-        f"{root} holds a silhouettes dataset of another spec ({differences}); "
-        "remove it or choose another root"
+        f"{root} holds a silhouettes dataset of another spec ({differences}). "
+        "Remove it or choose another root."
     )
 
 
 def _spec_record(spec: SilhouettesSpec) -> dict[str, Any]:
     record = {"builder_version": _BUILDER_VERSION, **dataclasses.asdict(spec)}
-    # Through JSON and back: tuples become lists, as they are when read from the file.
+    # Through JSON, which turns tuples into lists as in the file.
     return json.loads(json.dumps(record))
 
 
@@ -166,7 +166,7 @@ def _write_dataset(root: str, spec: SilhouettesSpec) -> None:
         regions = [split_photograph(photo, split, spec) for photo in photographs]
         images, annotations = [], []
         for image_id in range(1, num_images + 1):
-            # A generator per image: no image depends on how many others there are.
+            # A generator per image, so that images do not depend on the number of images.
             rng = np.random.default_rng([spec.seed, split_index, image_id])
             image, objects = compose_image(regions, outlines[split], spec, rng)
             file_name = f"{image_id:06d}.png"

@@ -1,4 +1,4 @@
-"""Painting one image: a background, the objects on it, and the annotations that follow."""
+"""Paints one image with its background, objects and annotations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def compose_image(
     """Paints one image.
 
     Returns:
-        The image (H, W, 3) uint8, and of each object the keys of a COCO annotation that say what
-        and where it is, in the order of painting.
+        The image (H, W, 3) uint8, and for each object the category, outline, box, area and mask of
+        a COCO annotation, in the order of painting.
     """
     height = int(rng.integers(spec.image_height[0], spec.image_height[1] + 1))
     width = int(rng.integers(spec.image_width[0], spec.image_width[1] + 1))
     background = _draw_background(regions, height, width, spec, rng)
-    # A pixel of border takes the soft edge of objects that touch the side of the image.
+    # A border of one pixel for the soft edge of objects that touch the side of the image.
     canvas = cv2.copyMakeBorder(background, 1, 1, 1, 1, cv2.BORDER_REPLICATE).astype(np.float32)
     visible: list[np.ndarray] = []
     whole_areas: list[int] = []
@@ -66,7 +66,7 @@ def _draw_background(
     spec: SilhouettesSpec,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A crop of a photograph, mirrored or not, as an image (H, W, 3) uint8."""
+    """A random crop of a photograph, possibly mirrored, as an image (H, W, 3) uint8."""
     region = regions[int(rng.integers(len(regions)))]
     scale = min(rng.uniform(*spec.crop_scale), region.shape[0] / height, region.shape[1] / width)
     crop_height, crop_width = int(height * scale), int(width * scale)
@@ -82,11 +82,11 @@ def _draw_background(
 def _draw_outline(
     opacity: np.ndarray, spec: SilhouettesSpec, rng: np.random.Generator
 ) -> np.ndarray:
-    """Resizes an outline at random, and mirrors it or not.
+    """Randomly resizes and mirrors an outline.
 
     Returns:
-        Opacity (h, w) in 0..1 with an edge about one pixel wide; from 0.5 on is the object's mask,
-        around which there is one pixel of border.
+        Opacity (h, w) in 0..1 with an edge about one pixel wide. The object's mask is where it is
+        at least 0.5, with one pixel of border around it.
     """
     if rng.random() < 0.5:
         opacity = opacity[:, ::-1]
@@ -103,9 +103,9 @@ def _draw_outline(
         smooth = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
     else:
         smooth = cv2.resize(padded, size, interpolation=cv2.INTER_CUBIC)
-        # Rounds off the steps of the source's pixels, which would give every object away.
+        # Smooths the steps of the source's pixels, by which any object could be recognised.
         smooth = cv2.GaussianBlur(smooth, (0, 0), sigmaX=0.4 * scale)
-    # A soft edge of one source pixel has grown `scale` pixels wide; this makes it one again.
+    # The soft edge of one source pixel is now `scale` pixels wide; this makes it one again.
     sharp = np.clip(0.5 + (smooth - 0.5) * max(1.0, scale), 0, 1)
     top, left, bottom, right = _tight_box(sharp >= 0.5)
     return np.pad(sharp, 1)[top : bottom + 2, left : right + 2]
@@ -120,9 +120,9 @@ def _find_place(
     spec: SilhouettesSpec,
     rng: np.random.Generator,
 ) -> tuple[slice, slice] | None:
-    """A window of the canvas where `mask` leaves enough of every earlier object, or None."""
+    """A window of the canvas where `mask` hides no earlier object too much, or None."""
     height, width = mask.shape
-    # In pixels: how much more of each may be hidden.
+    # Pixels of each that may still be hidden.
     allowances = [
         max(0, int(earlier.sum()) - math.ceil((1 - max_hidden) * area))
         for earlier, area in zip(visible, whole_areas)
@@ -145,7 +145,7 @@ def _draw_paint(
     spec: SilhouettesSpec,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A shaded and textured colour (h, w, 3) that stands out from `surroundings` (h, w, 3)."""
+    """A shaded, textured colour (h, w, 3) with contrast to `surroundings` (h, w, 3)."""
     height, width = shape
     step = max(1, int(math.sqrt(height * width / 400)))
     pixels = surroundings[::step, ::step].reshape(1, -1, 3)
@@ -169,7 +169,7 @@ def _draw_paint(
 
 
 def _annotate(mask: np.ndarray) -> dict[str, Any]:
-    """The keys of a COCO annotation that follow from the visible mask (H, W) bool."""
+    """Box, area and segmentation of a COCO annotation from the visible mask (H, W) bool."""
     top, left, bottom, right = _tight_box(mask)
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {

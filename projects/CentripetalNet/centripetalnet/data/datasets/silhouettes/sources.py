@@ -1,7 +1,7 @@
-"""What the images are painted from: outlines and photographs that installed packages bring along.
+"""Reads outlines and photographs from installed packages.
 
-They are read without importing or trusting these packages, cleaned, and split into what training
-and what validation may show.
+The packages are neither imported nor trusted. The outlines are cleaned, and both are split into
+training and validation.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 from .spec import SOURCE_CLASSES, SPLITS, SilhouettesSpec
 
-# These come with their stripes as holes, so their outline has to be recovered first.
+# Their stripes are holes in the source and have to be filled first.
 _STRIPED_CLASSES = ("zebra",)
-# Larger holes are seen through an animal's legs; smaller ones are spots and eyes.
+# Larger holes are gaps between legs; smaller ones are spots and eyes.
 _MAX_FILLED_HOLE = 8
 
 _OUTLINE_PACKAGE = "animal_mnist"
@@ -41,7 +41,7 @@ PHOTOGRAPHS = (
     ),
 )
 
-# No source file is larger when unpacked; what is larger was not made by the package.
+# The packages' own files are smaller when unpacked.
 _MAX_UNPACKED_BYTES = 64 * 2**20
 _SIMILARITY_SIDE = 24
 
@@ -55,29 +55,29 @@ class Outline:
 
 
 def _package_file(package: str, install: str, parts: Sequence[str]) -> str:
-    """The path of a file inside a package that is not imported for it."""
+    """The path of a file inside a package, without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
             f"the silhouettes dataset needs {'/'.join(parts)} of the package {package!r}, which is "
-            f"not installed: {install}",
+            f"not installed. Install it: {install}",
             name=package,
         )
     path = os.path.join(next(iter(found.submodule_search_locations)), *parts)
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"the package {package!r} is installed but has no {path}; reinstall it: {install}"
+            f"the package {package!r} is installed but has no {path}. Reinstall it: {install}"
         )
     return path
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and refuses everything else, because a pickle can run any function."""
+    """Unpickles only numpy arrays, because a pickle can run any function."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        # numpy 2 renamed the private module; arrays of either are read by either.
+        # numpy 2 renamed the private module; each version reads arrays of both.
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and (
             name == "_reconstruct"
         ):
@@ -94,7 +94,7 @@ def _read_pickled_array(path: str) -> np.ndarray:
         raise ValueError(f"{path} unpacks to more than {_MAX_UNPACKED_BYTES} bytes")
     array = _ArrayUnpickler(io.BytesIO(content)).load()
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
-        raise ValueError(f"{path} must hold one array of integers, but holds {type(array)}")
+        raise ValueError(f"{path} holds {type(array)}, expected one array of integers")
     return array
 
 
@@ -104,9 +104,9 @@ def load_outlines(spec: SilhouettesSpec) -> dict[str, list[list[Outline]]]:
     labels = _read_pickled_array(_package_file(_OUTLINE_PACKAGE, _OUTLINE_INSTALL, _OUTLINE_LABELS))
     if images.shape != (len(labels), _OUTLINE_SIDE, _OUTLINE_SIDE) or images.dtype != np.uint8:
         raise ValueError(
-            f"{_OUTLINE_PACKAGE} has images {images.shape} of {images.dtype} for {labels.shape} "
-            f"labels, but must have one {_OUTLINE_SIDE} x {_OUTLINE_SIDE} of uint8 for each; "
-            f"{_OUTLINE_INSTALL}"
+            f"{_OUTLINE_PACKAGE} has images {images.shape} {images.dtype}, labels {labels.shape}, "
+            f"expected one image of {_OUTLINE_SIDE} x {_OUTLINE_SIDE} uint8 per label. Reinstall "
+            f"it: {_OUTLINE_INSTALL}"
         )
     split_outlines: dict[str, list[list[Outline]]] = {split: [] for split in SPLITS}
     for name in spec.classes:
@@ -127,8 +127,8 @@ def load_outlines(spec: SilhouettesSpec) -> dict[str, list[list[Outline]]]:
             (val if len(val) + len(group) <= num_val else train).extend(group)
         if not train or not val:
             raise ValueError(
-                f"{name} has {len(train)} outlines to train and {len(val)} to validate; both must "
-                f"have some: loosen the outline bounds of {spec}"
+                f"{name} has {len(train)} outlines for training and {len(val)} for validation, "
+                f"expected at least one each. Loosen the outline bounds of {spec}."
             )
         split_outlines["train"].append(train)
         split_outlines["val"].append(val)
@@ -138,7 +138,7 @@ def load_outlines(spec: SilhouettesSpec) -> dict[str, list[list[Outline]]]:
 def _cut_outline(
     index: int, image: np.ndarray, class_name: str, spec: SilhouettesSpec
 ) -> Outline | None:
-    """The largest connected piece of a source image; None where it does not meet the spec."""
+    """The largest connected piece of a source image, or None if it violates the spec."""
     if class_name in _STRIPED_CLASSES:
         image = _fill_stripes(image)
     mask = (image >= 128).astype(np.uint8)
@@ -156,7 +156,7 @@ def _cut_outline(
     solid = (piece > 0) | holes
     if (faint & ~solid).sum() > spec.max_outline_faded * solid.sum():
         return None
-    # The soft edge lies outside the thresholded piece: one pixel around it belongs to it.
+    # One more pixel, since the soft edge is outside the thresholded piece.
     near = cv2.dilate(piece, square) > 0
     opacity = np.where(holes, 255, np.where(near, image, 0))
     return Outline(index, opacity[y : y + height, x : x + width].astype(np.float32) / 255)
@@ -168,13 +168,13 @@ def _fill_stripes(image: np.ndarray) -> np.ndarray:
         (image >= 48).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)
     )
     filled = np.where((closed > 0) | _small_holes(closed), 255, 0).astype(np.uint8)
-    # As soft an edge as the other sources have.
+    # The other sources have an edge this soft.
     return cv2.GaussianBlur(filled, (3, 3), 0)
 
 
 def _small_holes(mask: np.ndarray) -> np.ndarray:
-    """Which cells (h, w) bool are in holes of the uint8 mask that no animal has."""
-    # The frame joins all that is outside, so that no part of it is taken for a hole.
+    """(h, w) bool, the pixels in small holes of the uint8 mask."""
+    # The frame connects all of the outside, so that no part of it counts as a hole.
     outside = np.pad(1 - mask, 1, constant_values=1)
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
     small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] <= _MAX_FILLED_HOLE)
@@ -182,7 +182,7 @@ def _small_holes(mask: np.ndarray) -> np.ndarray:
 
 
 def _duplicate_groups(outlines: Sequence[Outline], min_iou: float) -> list[list[int]]:
-    """Indices of outlines that are linked by a similarity of at least `min_iou`, in fixed order."""
+    """Groups of outlines linked by an IoU of at least `min_iou`, as indices in fixed order."""
     masks = np.zeros((len(outlines), _SIMILARITY_SIDE, _SIMILARITY_SIDE), np.float32)
     for mask, outline in zip(masks, outlines):
         scale = _SIMILARITY_SIDE / max(outline.opacity.shape)
@@ -192,7 +192,7 @@ def _duplicate_groups(outlines: Sequence[Outline], min_iou: float) -> list[list[
         mask[top : top + height, left : left + width] = resized >= 0.5
     flat = masks.reshape(len(masks), -1)
     mirrored = masks[:, :, ::-1].reshape(len(masks), -1)
-    # Counts of pixels are whole numbers, so no summation order can change a comparison below.
+    # Pixel counts are integers, so the summation order cannot change the comparison below.
     areas = flat.sum(axis=1)
     shared = np.maximum(flat @ flat.T, flat @ mirrored.T)
     similar = shared >= min_iou * (areas[:, None] + areas[None, :] - shared)
@@ -224,6 +224,6 @@ def read_photograph(package: str, install: str, parts: Sequence[str]) -> np.ndar
 
 
 def split_photograph(photograph: np.ndarray, split: str, spec: SilhouettesSpec) -> np.ndarray:
-    """The columns of a photograph that images of the split may show."""
+    """The columns of a photograph that belong to the split."""
     border = round(photograph.shape[1] * spec.train_photo_fraction)
     return photograph[:, :border] if split == "train" else photograph[:, border:]

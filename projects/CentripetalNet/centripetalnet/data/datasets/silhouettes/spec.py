@@ -1,4 +1,4 @@
-"""What decides how the dataset looks."""
+"""Parameters of the dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 SPLITS = ("train", "val")
 
-# Order of the labels in the source, which gives numbers only.
+# In the order of the source's integer labels.
 SOURCE_CLASSES = (
     "bear",
     "bird",
@@ -23,38 +23,38 @@ SOURCE_CLASSES = (
 
 @dataclasses.dataclass(frozen=True)
 class SilhouettesSpec:
-    """Everything that decides what the dataset looks like. Pairs are (lowest, highest), inclusive.
+    """All parameters of the dataset. Pairs are (lowest, highest), inclusive.
 
     Attributes:
         classes: the category names in the order of their ids; names of `SOURCE_CLASSES`. The five
             defaults are those that a nearest-neighbour classifier confuses least.
         num_train, num_val: images of the two splits.
         image_height, image_width: range of the images' sides, in pixels.
-        objects_per_image: range of the number of objects tried; one for which no place is found is
+        objects_per_image: range of the number of objects tried; objects without a free place are
             left out.
-        object_side: range of the longer side of an object's whole (not only visible) box, in
-            pixels, reached to within a pixel or two.
-        aspect: range of the factor by which height / width of an outline is changed.
-        overlap_probability: how often an object may hide a part of earlier ones at all.
-        max_hidden: the largest part of an object's area that later objects may hide.
+        object_side: range of the longer side of an object's full box, hidden parts included, in
+            pixels, up to two pixels more or less.
+        aspect: range of the factor on height / width of an outline.
+        overlap_probability: probability that an object may hide parts of earlier ones.
+        max_hidden: largest fraction of an object's area that later objects may hide.
         placement_tries: positions tried before an object is left out.
-        min_contrast: distance in RGB space, 0..442, that the object's colour keeps from four fifths
-            of the pixels around it, where any of `color_tries` colours does.
-        color_tries: random colours tried for one object.
+        min_contrast: least distance in RGB space, 0..442, of the object's colour from four fifths
+            of the pixels around it, if any of `color_tries` colours has it.
+        color_tries: random colours tried per object.
         shading: largest relative change of an object's brightness from its middle to its edge.
         texture: largest relative change of an object's brightness by its low-frequency texture.
         crop_scale: range of pixels of the photograph per pixel of the image.
-        train_photo_fraction: part of the photographs' width, from the left, for training; the rest
-            is for validation.
-        val_outline_fraction: part of the outlines of a class kept for validation.
+        train_photo_fraction: fraction of the photographs' width, from the left, for training; the
+            rest is for validation.
+        val_outline_fraction: fraction of the outlines of a class for validation.
         duplicate_iou: outlines at least this similar (IoU of the size-normalised masks, or with one
-            of them mirrored) are the same animal and stay in one split.
-        min_outline_side: shortest longer side of a source outline used, in pixels of the source.
-        min_outline_share: smallest part of a source outline's area in its largest connected piece,
+            of them mirrored) count as the same animal and are put into the same split.
+        min_outline_side: least longer side of a source outline, in pixels of the source.
+        min_outline_share: least fraction of a source outline's area in its largest connected piece,
             which alone is used.
-        max_outline_faded: largest area, relative to the outline's, of grey parts of the source that
-            are no part of the outline. What has more is a portrait of which only shreds are left.
-        seed: of all random numbers.
+        max_outline_faded: largest area of grey parts of the source outside the outline, relative to
+            the outline's area. Sources with more are incomplete portraits.
+        seed: for all random numbers.
     """
 
     classes: tuple[str, ...] = ("horse", "cow", "elephant", "bear", "bird")
@@ -85,7 +85,7 @@ class SilhouettesSpec:
         unknown = [name for name in self.classes if name not in SOURCE_CLASSES]
         if unknown or not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError(
-                f"classes is {self.classes!r}, but must be different names of {SOURCE_CLASSES}"
+                f"classes is {self.classes!r}, expected different names of {SOURCE_CLASSES}"
             )
         for name, lowest in (
             ("image_height", 1),
@@ -98,20 +98,18 @@ class SilhouettesSpec:
             pair = getattr(self, name)
             if len(pair) != 2 or not lowest <= pair[0] <= pair[1]:
                 raise ValueError(
-                    f"{name} is {pair!r}, but must be a pair (lowest, highest) from {lowest} on"
+                    f"{name} is {pair!r}, expected a pair (lowest, highest) from {lowest} on"
                 )
-        # Two pixels: a drawn outline may come out that much longer than asked for.
+        # Two pixels, since a drawn outline may be that much longer than its drawn size.
         smallest_side = min(self.image_height[0], self.image_width[0])
         if self.object_side[1] + 2 > smallest_side:
             raise ValueError(
-                f"object_side is {self.object_side!r}, but must end at least 2 pixels below the "
+                f"object_side is {self.object_side!r}, expected an end at least 2 pixels below the "
                 f"shortest image side, {smallest_side}"
             )
         for name in ("train_photo_fraction", "val_outline_fraction"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but must be above 0 and below 1"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected above 0 and below 1")
         for name in ("num_train", "num_val", "placement_tries", "color_tries"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected at least 1")
