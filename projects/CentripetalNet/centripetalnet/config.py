@@ -207,7 +207,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_centripetalnet_config(cfg)
     try:
-        # Detectron2 would by itself run what the file has of Python.
+        # Detectron2 by default runs Python code in the file.
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except yaml.constructor.ConstructorError as error:
         raise ValueError(

@@ -229,7 +229,7 @@ class Trainer(DefaultTrainer):
         return result
 
     def build_writers(self) -> list:
-        """As in DefaultTrainer; TensorBoard's is left out where OUTPUT_DIR is remote."""
+        """As in DefaultTrainer, without TensorBoard if OUTPUT_DIR is remote."""
         if "://" not in self.cfg.OUTPUT_DIR:
             return super().build_writers()
         # TensorBoard knows other schemes than Detectron2's PathManager.
