@@ -1,16 +1,13 @@
 """The options of train_net.py, and the processes that they ask for."""
 
 import argparse
-import builtins
 import logging
 import os
-import re
 import traceback
 from datetime import timedelta
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess as Process
-from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 import torch.distributed as dist
@@ -18,11 +15,7 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 from .config import check_device, load_config
-
-# Where an error comes from in a traceback, the line of code there, and what it is.
-_PLACE = re.compile(r'^ *File "(.+)", line \d+.*\n *(.*)', re.MULTILINE)
-_ERROR = re.compile(r"^([\w.]+): (.*)", re.MULTILINE | re.DOTALL)
-_PACKAGE = str(Path(__file__).parent) + os.sep
+from .errors import users_mistake
 
 # Given to a process to end after a signal.
 _SECONDS_TO_END = 5
@@ -75,27 +68,6 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
     except BaseException:
         _end_children()
         raise
-
-
-def users_mistake(error: str) -> Optional[str]:
-    """The message of an error that the user can mend, such as a missing file or a wrong value.
-
-    These are errors of the operating system and errors that this package raises.
-
-    Args:
-        error: the traceback. It may contain that of a worker or child process, which then decides.
-
-    Returns:
-        The message, or None for a bug, which needs its traceback.
-    """
-    *_, place = _PLACE.finditer(error)
-    end = _ERROR.search(error, place.end())
-    kind = getattr(builtins, end.group(1), None) if end else None
-    if not isinstance(kind, type):
-        return None
-    file, code = place.groups()
-    is_raised_here = file.startswith(_PACKAGE) and code.startswith("raise ")
-    return end.group(2).strip() if issubclass(kind, OSError) or is_raised_here else None
 
 
 class _MistakesWithoutTraceback(logging.Filter):

@@ -1,10 +1,12 @@
 """Every config key that this project adds to Detectron2's, with its default."""
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .config_files import find_config
 from .data.own_datasets import register_own_datasets
@@ -178,6 +180,22 @@ _NOT_FOLLOWED = {
     "TEST.AUG.MAX_SIZE": "set TEST.AUG.SCALES",
 }
 
+_CHOICES = {
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler",
+        "RepeatFactorTrainingSampler",
+        "WeightedTrainingSampler",
+        "RandomSubsetTrainingSampler",
+    ),
+}
+
 # What a message ends with.
 _KEYS_ARE_IN = "Detectron2's keys are in its config reference, those of CentripetalNet in config.py"
 
@@ -235,14 +253,55 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError if ``MODEL.DEVICE`` is a GPU and PyTorch finds none."""
-    if torch.device(device).type != "cuda" or torch.cuda.is_available():
+    """Raises ValueError if ``MODEL.DEVICE`` is no device, or a GPU and PyTorch finds none."""
+    try:
+        is_gpu = torch.device(device).type == "cuda"
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {device!r}, expected 'cpu' or 'cuda'") from error
+    if not is_gpu or torch.cuda.is_available():
         return
     reason = "finds no GPU" if torch.version.cuda else "was built without CUDA"
     raise ValueError(
         f"MODEL.DEVICE is {device!r}, but PyTorch {torch.__version__} {reason}. Mend the "
         "installation of CUDA, or set MODEL.DEVICE cpu."
     )
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Raises ValueError for values that would fail later with an error that does not name the key.
+
+    Args:
+        cfg: for Detectron2's trainer and its subclass here.
+    """
+
+    def check(key: str, is_valid: Callable, expected: object) -> None:
+        value = cfg
+        for name in key.split("."):
+            value = value[name]
+        if not is_valid(value):
+            raise ValueError(f"{key} is {value!r}, expected {expected}")
+
+    def is_norm(name: str) -> bool:
+        try:
+            get_norm(name, 32)
+        except (AssertionError, KeyError):
+            return False
+        return True
+
+    for key in ("MODEL.HOURGLASS.NORM", "MODEL.CENTRIPETALNET.NORM"):
+        check(key, is_norm, "a norm of detectron2.layers.get_norm")
+    check("MODEL.BACKBONE.NAME", lambda x: x in BACKBONE_REGISTRY, "a registered backbone")
+    check("MODEL.META_ARCHITECTURE", lambda x: x in META_ARCH_REGISTRY, "a registered model")
+    for key, choices in _CHOICES.items():
+        check(key, choices.__contains__, f"one of {', '.join(choices)}")
+    for key in ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"):
+        check(key, lambda x: x >= 1, "1 or more")
+    three = "three numbers, one for each channel"
+    check("MODEL.PIXEL_MEAN", lambda x: len(x) == 3, three)
+    check("MODEL.PIXEL_STD", lambda x: len(x) == 3 and min(x) > 0, f"{three}, positive")
+    crop = "INPUT.CENTER_CROP_PAD"
+    check(f"{crop}.SIZE", lambda x: len(x) == 2 and min(x) >= 1, "height and width in pixels")
+    check(f"{crop}.RATIOS", lambda x: len(x) > 0 and min(x) > 0, "positive numbers")
 
 
 def _refuse_what_is_not_followed(cfg: CfgNode) -> None:

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CentripetalNetCheckpointer
-from .config import check_device, load_config
+from .config import check_device, check_values, load_config
 from .config_files import find_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
 from .data.checked_datasets import check_datasets, usable_datasets
@@ -69,7 +69,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        self.unscaled_solver = cfg.SOLVER
+        self.given = cfg
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         if cfg.SEED < 0:
             # Drawn once and saved in checkpoints, so that a resume uses the same.
@@ -148,11 +148,11 @@ class Trainer(DefaultTrainer):
 
     def _log_recipe(self) -> None:
         """Batch, rate and iterations after they were scaled to the number of processes."""
-        solver, given = self.cfg.SOLVER, self.unscaled_solver
+        solver, given = self.cfg.SOLVER, self.given.SOLVER
         processes = comm.get_world_size()
         logger.info(
             "Iterations %d to %d: %d images each (%d processes with %d), base learning rate %g, "
-            "warm-up %d iterations, steps %s",
+            "warm-up %d iterations, %s",
             self.start_iter,
             self.max_iter,
             solver.IMS_PER_BATCH,
@@ -160,7 +160,7 @@ class Trainer(DefaultTrainer):
             solver.IMS_PER_BATCH // processes,
             solver.BASE_LR,
             solver.WARMUP_ITERS,
-            solver.STEPS,
+            solver.LR_SCHEDULER_NAME,
         )
         if given.REFERENCE_WORLD_SIZE not in (0, processes):
             logger.info(
@@ -189,6 +189,13 @@ class Trainer(DefaultTrainer):
         self.start_iter = comm.all_gather(self.start_iter)[0]
         if not (resume and self.checkpointer.has_checkpoint()):
             return
+        if self.start_iter > self.max_iter:
+            raise ValueError(
+                f"--resume: the checkpoint is of iteration {self.start_iter}, but SOLVER.MAX_ITER "
+                f"is {self.max_iter}. Set it to {self.start_iter} or more."
+            )
+        if self.given.SEED >= 0 and self.given.SEED != self._trainer.seed:
+            logger.warning("SEED stays %d, as in the checkpoint", self._trainer.seed)
         if self.start_iter < self.max_iter:
             changes = restore_hyperparameters(self.optimizer, self.scheduler, wanted)
             for name, (before, now) in changes.items():
@@ -373,6 +380,7 @@ def setup(args) -> CfgNode:
     args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     cfg = load_config(args.config_file, args.opts)
     check_device(cfg.MODEL.DEVICE)
+    check_values(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="centripetalnet")

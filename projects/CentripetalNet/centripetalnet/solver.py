@@ -77,6 +77,30 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> List[dict]:
     ]
 
 
+def check_same_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Raises ValueError if a state is that of another optimizer or of other parameters.
+
+    Args:
+        optimizer: what the state is to be loaded into.
+        state: ``state_dict`` of an optimizer.
+    """
+    here, saved = optimizer.state_dict()["param_groups"], state["param_groups"]
+    if ["betas" in x for x in here[:1]] != ["betas" in x for x in saved[:1]]:
+        problem, keys = "has the state of another optimizer", "SOLVER.OPTIMIZER"
+    elif [len(x["params"]) for x in here] != [len(x["params"]) for x in saved]:
+        problem = "has the state of an optimizer with other groups of parameters"
+        keys = (
+            "MODEL.BACKBONE.FREEZE_AT, SOLVER.BIAS_LR_FACTOR, WEIGHT_DECAY_NORM and "
+            "WEIGHT_DECAY_BIAS"
+        )
+    else:
+        return
+    raise ValueError(
+        f"--resume: the checkpoint {problem}. Resume with its {keys}, or start a new training from "
+        "its weights with MODEL.WEIGHTS and another OUTPUT_DIR."
+    )
+
+
 def restore_hyperparameters(
     optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, wanted: List[dict]
 ) -> Dict[str, Tuple]:
@@ -89,18 +113,9 @@ def restore_hyperparameters(
     Returns:
         Name of each hyperparameter that changed, with the checkpoint's and the config's value. The
         base learning rate is named "lr".
-
-    Raises:
-        ValueError: if the checkpoint has the state of another optimizer.
     """
     changes: Dict[str, Tuple] = {}
     for group, values in zip(optimizer.param_groups, wanted):
-        if ("betas" in group) != ("betas" in values):
-            raise ValueError(
-                "the checkpoint has the state of another optimizer. Resume with its "
-                "SOLVER.OPTIMIZER, or start a new training with MODEL.WEIGHTS and another "
-                "OUTPUT_DIR."
-            )
         for key in values.keys() - {"lr"}:
             # A checkpoint of another PyTorch version may have fewer keys.
             if group.get(key, values[key]) != values[key]:

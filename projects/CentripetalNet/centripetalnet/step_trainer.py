@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from .data import TrainingStream
 from .seeding import STEP, seed_generators
+from .solver import check_same_optimizer
 
 logger = logging.getLogger(__name__)
 
+# Overflows in a row after which the scale, at first 65536, is too small for any gradient.
+_MAX_OVERFLOWS = 30
 # Different unusable images that are logged.
 _MAX_WARNINGS = 10
 
@@ -74,6 +77,7 @@ class StepTrainer(SimpleTrainer):
         self.untrained = untrained
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        self._overflows = 0
         # Norm statistics before the step: the forward pass puts a bad batch into them.
         self._statistics_before = [x.clone() for x in model.buffers()]
 
@@ -111,9 +115,11 @@ class StepTrainer(SimpleTrainer):
             self.max_gradient_norm,
             self.norm_type,
         )
-        # The scaler itself skips gradients that overflow, and lowers its scale.
-        looked_at = [total] if self.grad_scaler.is_enabled() else [total, norm]
-        if not _are_finite_everywhere(looked_at):
+        loss_is_finite, norm_is_finite = _are_finite_everywhere(total, norm)
+        # The gradient scaler skips gradients that overflow and lowers its scale.
+        may_overflow = self.grad_scaler.is_enabled() and self._overflows < _MAX_OVERFLOWS
+        self._overflows = 0 if norm_is_finite else self._overflows + 1
+        if not (loss_is_finite and (norm_is_finite or may_overflow)):
             _copy(self._statistics_before, statistics)
             self._skip_step(losses, norm, data)
         else:
@@ -167,6 +173,11 @@ class StepTrainer(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """
+        Raises:
+            ValueError: if the state is that of another optimizer or of other parameters.
+        """
+        check_same_optimizer(self.optimizer, state_dict["optimizer"])
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
@@ -186,12 +197,12 @@ def _copy(sources: List[Tensor], targets: List[Tensor]) -> None:
         target.copy_(source)
 
 
-def _are_finite_everywhere(values: List[Tensor]) -> bool:
+def _are_finite_everywhere(*values: Tensor) -> List[bool]:
     """Over all processes, since they share one gradient and have to skip a step together."""
-    are_finite = torch.stack([x.detach().float() for x in values]).isfinite().all().float()
+    are_finite = torch.stack([x.detach().float() for x in values]).isfinite().float()
     if comm.get_world_size() > 1:
         dist.all_reduce(are_finite, op=dist.ReduceOp.MIN)
-    return bool(are_finite)
+    return are_finite.bool().tolist()
 
 
 def _grad_scaler(enabled: bool):

@@ -7,7 +7,7 @@ import pytest
 from conftest import CONFIGS
 
 from centripetalnet import config_files
-from centripetalnet.config import load_config
+from centripetalnet.config import check_device, check_values, load_config
 from centripetalnet.config_files import find_config, packaged_configs
 
 NAMES = ["centripetal_hg104", "centripetal_hg52", "centripetal_mask_hg104"]
@@ -58,6 +58,40 @@ def test_an_unknown_name_is_an_error_that_lists_the_names():
 def test_a_key_of_detectron2_without_effect_is_refused(key, value, instead):
     with pytest.raises(ValueError, match=f"{re.escape(key)} .* no effect .*{instead}"):
         load_config("centripetal_tiny", [key, value])
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("MODEL.HOURGLASS.NORM", "Foo"),
+        ("MODEL.CENTRIPETALNET.NORM", "Foo"),
+        ("MODEL.BACKBONE.NAME", "build_nothing"),
+        ("MODEL.META_ARCHITECTURE", "Nothing"),
+        ("MODEL.PIXEL_MEAN", "[1.0, 2.0]"),
+        ("MODEL.PIXEL_STD", "[1.0, 2.0, 0.0]"),
+        ("INPUT.FORMAT", "XYZ"),
+        ("INPUT.CENTER_CROP_PAD.SIZE", "[0, 127]"),
+        ("INPUT.CENTER_CROP_PAD.RATIOS", "[]"),
+        ("DATALOADER.SAMPLER_TRAIN", "Foo"),
+        ("SOLVER.LR_SCHEDULER_NAME", "Foo"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "foo"),
+        ("SOLVER.MAX_ITER", "0"),
+        ("SOLVER.CHECKPOINT_PERIOD", "0"),
+    ],
+)
+def test_an_invalid_value_is_an_error_with_key_and_value(key, value):
+    with pytest.raises(ValueError, match=f"{re.escape(key)} is .*, expected "):
+        check_values(load_config("centripetal_tiny", [key, value]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_the_package_are_valid(name):
+    check_values(load_config(name))
+
+
+def test_an_unknown_device_is_named():
+    with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu', expected 'cpu' or 'cuda'"):
+        check_device("gpu")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -65,6 +65,20 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
     assert "gradient norm nan" in caplog.text and "image0.jpg" in caplog.text
 
 
+def test_gradients_that_overflow_at_any_scale_end_the_training():
+    class Steep(Line):
+        def forward(self, batch):
+            return {"loss": (self.weight - 1).abs().sqrt()}
+
+    trainer = trainer_of(*[1.0] * 60, model=Steep())
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+
+    with pytest.raises(FloatingPointError, match="gradient norm nan"):
+        run(trainer, 60)
+
+    assert 20 < trainer.iter < 40
+
+
 class TwoWeights(Line):
     def __init__(self):
         super().__init__()

@@ -117,7 +117,7 @@ def test_visualize_data_checks_the_dataset_first(datasets, tmp_path, call):
 
     with pytest.raises(ValueError, match="NUM_CLASSES is 7, but the dataset .* has 5 classes"):
         draw("MODEL.CENTRIPETALNET.NUM_CLASSES", 7)
-    with pytest.raises(LookupError, match="no dataset 'nothing' is registered; known are"):
+    with pytest.raises(LookupError, match="no dataset 'nothing' is registered"):
         draw("DATASETS.TRAIN", "('nothing',)")
     assert not list(tmp_path.iterdir())
 

@@ -305,13 +305,26 @@ def test_a_training_in_a_remote_folder_is_resumed(datasets, remote):
     assert (folder / "training.png").exists()
 
 
-def test_a_checkpoint_of_another_optimizer_is_not_resumed(datasets, tmp_path):
+def test_a_checkpoint_that_does_not_fit_the_config_is_not_resumed(datasets, tmp_path):
     opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
     main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
 
-    opts += ["SOLVER.MAX_ITER", "4", "SOLVER.OPTIMIZER", "SGD"]
-    with pytest.raises(ValueError, match="another optimizer.*SOLVER.OPTIMIZER"):
-        main(arguments(tmp_path, *opts, resume=True))
+    for change, message in (
+        (["SOLVER.OPTIMIZER", "SGD"], "another optimizer.*SOLVER.OPTIMIZER"),
+        (["MODEL.BACKBONE.FREEZE_AT", "1"], "other groups of parameters.*FREEZE_AT"),
+        (["SOLVER.MAX_ITER", "1"], "iteration 2, but SOLVER.MAX_ITER is 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(arguments(tmp_path, "SOLVER.MAX_ITER", "4", *opts, *change, resume=True))
+
+
+def test_the_seed_of_a_checkpoint_is_kept_and_logged(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", "SEED", "5", *opts))
+
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "4", "SEED", "6", *opts, resume=True))
+
+    assert "SEED stays 5, as in the checkpoint" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_diverged_training_resumes_from_its_last_checkpoint_with_a_lower_rate(datasets, tmp_path):

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from ..errors import raise_in_all_processes
 from ..files import UNFINISHED, atomic_file
 from .conversion import COUNTER, check_plain, origin_of, weights_in
 from .safe_load import load_tensors
@@ -65,7 +66,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         finally:
             # Detectron2 does not reset it after an error, and then refuses the next file.
             self._parsed_url_during_load = None
-        _raise_in_all(error)
+        raise_in_all_processes(error)
         return extra
 
     def save(self, name: str, *, resumable: bool = True, **kwargs) -> None:
@@ -116,7 +117,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"--resume: this machine does not see the checkpoint {last}. Give all machines an "
                 "OUTPUT_DIR that they share, or copy the checkpoint there."
             )
-        _raise_in_all(error)
+        raise_in_all_processes(error)
         strict, self.strict = self.strict, True
         try:
             return self.load(last)
@@ -235,16 +236,6 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"\n  INPUT.FORMAT {about['input_format']} MODEL.PIXEL_MEAN "
                 f'"{list(about["pixel_mean"])}" MODEL.PIXEL_STD "{list(about["pixel_std"])}"'
             )
-
-
-def _raise_in_all(error: Optional[Exception]) -> None:
-    """Raises in all processes if one has an error."""
-    errors = comm.all_gather(None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, problem in enumerate(errors):
-        if problem is not None:
-            raise RuntimeError(f"process {rank} could not load the checkpoint: {problem}")
 
 
 def _age(path: str) -> Tuple[float, bool, str]:
