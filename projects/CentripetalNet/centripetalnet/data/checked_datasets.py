@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from functools import partial
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Set, Sized, Tuple
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from torch.utils.data import Dataset
 
 from ..files import atomic_file
 from .dataset_check import (
@@ -72,17 +73,21 @@ def check_datasets(names: Sequence[str], num_classes: int) -> None:
         check_num_classes(name, classes, num_classes)
 
 
-def usable_datasets(names: Sequence[str], output_dir: str, skip_unusable: bool) -> List[str]:
+def usable_datasets(
+    names: Sequence[str], output_dir: str, skip_unusable: bool, evaluated: bool = True
+) -> List[str]:
     """Checks all annotations of datasets, and that the image files exist.
 
     Each machine checks its own files, again only after they change. The result of a function is
-    checked once. For each dataset a report of its problems is logged. A dataset that is neither in
-    COCO format nor a list of records is not checked; a warning says so.
+    checked once. For each dataset a report of its problems is logged. A torch dataset or another
+    sequence that is not a list is not checked; a warning says so.
 
     Args:
         names: datasets that passed :func:`check_datasets`.
         output_dir: folder for copies of annotation files.
         skip_unusable: whether invalid entries are left out.
+        evaluated: whether a function's records need ``image_id``, ``height`` and ``width``, as for
+            COCO's evaluation. Training needs none of them.
 
     Returns:
         The names. A dataset with invalid entries is replaced by a copy without them, which is
@@ -90,9 +95,10 @@ def usable_datasets(names: Sequence[str], output_dir: str, skip_unusable: bool) 
         ``output_dir/usable_annotations``.
 
     Raises:
-        ValueError: if there are invalid entries and ``skip_unusable`` is False; has the report.
+        ValueError: if there are invalid entries and ``skip_unusable`` is False; has the report. If
+            a function returns an iterator.
     """
-    return [_usable_dataset(name, output_dir, skip_unusable) for name in names]
+    return [_usable_dataset(name, output_dir, skip_unusable, evaluated) for name in names]
 
 
 def _is_coco(metadata: Metadata) -> bool:
@@ -102,22 +108,26 @@ def _is_coco(metadata: Metadata) -> bool:
     return metadata.get("evaluator_type") == "coco" and None not in keys
 
 
-def _usable_dataset(name: str, output_dir: str, skip_unusable: bool) -> str:
+def _usable_dataset(name: str, output_dir: str, skip_unusable: bool, evaluated: bool) -> str:
     metadata = MetadataCatalog.get(name)
     if _is_coco(metadata):
         json_file = PathManager.get_local_path(metadata.json_file)
         source: tuple = (json_file, os.path.getmtime(json_file))
+        # A COCO file has one check for both uses.
+        evaluated = True
     else:
         source = (DatasetCatalog[name],)
-    arguments = (name, output_dir, skip_unusable)
+    arguments = (name, output_dir, skip_unusable, evaluated)
     checked, usable = _usable_names.get(arguments, (None, name))
     if checked != source:
-        usable = _check(name, metadata, output_dir, skip_unusable)
+        usable = _check(name, metadata, *arguments[1:])
         _usable_names[arguments] = (source, usable)
     return usable
 
 
-def _check(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool) -> str:
+def _check(
+    name: str, metadata: Metadata, output_dir: str, skip_unusable: bool, evaluated: bool
+) -> str:
     copy = os.path.join(output_dir, "usable_annotations", f"{name}.json")
     is_coco = _is_coco(metadata)
     error: Optional[Exception] = None
@@ -127,7 +137,7 @@ def _check(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool) 
             if is_coco:
                 left_out = _check_file(name, metadata, copy, skip_unusable)
             else:
-                left_out = _check_function(name, metadata, skip_unusable)
+                left_out = _check_function(name, metadata, skip_unusable, evaluated)
         # After any error of the function the other processes would wait for this one.
         except Exception as problem:
             error = problem
@@ -141,7 +151,7 @@ def _check(name: str, metadata: Metadata, output_dir: str, skip_unusable: bool) 
     left_out = set().union(*(x for _, x in found))
     if not left_out:
         return name
-    usable = f"{name}_usable"
+    usable = f"{name}_usable" if evaluated else f"{name}_usable_train"
     if usable in DatasetCatalog.list():
         DatasetCatalog.remove(usable)
         MetadataCatalog.remove(usable)
@@ -184,15 +194,22 @@ def _check_file(
     return left_out
 
 
-def _check_function(name: str, metadata: Metadata, skip_unusable: bool) -> Set[Tuple[str, int]]:
+def _check_function(
+    name: str, metadata: Metadata, skip_unusable: bool, evaluated: bool
+) -> Set[Tuple[str, int]]:
     """Section and position of each invalid entry in the function's result."""
     records = DatasetCatalog.get(name)
     if not isinstance(records, (list, tuple)):
         kind = type(records).__name__
+        if not isinstance(records, (Sized, Dataset)):
+            raise ValueError(
+                f"the function of the dataset {name} returns a {kind}, which has no length. Return "
+                "a list of records."
+            )
         logger.warning("The dataset %s is a %s, not a list of records: not checked", name, kind)
         return set()
     path = f"records of {name} (annotations of each counted from 0, boxes as x, y, width, height)"
-    report = check_records(records, metadata.get("thing_classes", []), path)
+    report = check_records(records, metadata.get("thing_classes", []), path, evaluated)
     advice = "Fix the function that returns the dataset"
     left_out = _unusable(name, report, skip_unusable, advice)
     if left_out:

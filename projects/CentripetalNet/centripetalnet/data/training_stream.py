@@ -1,7 +1,9 @@
 """The endless stream of training samples, which can be resumed at any position."""
 
 import itertools
+import os
 from functools import partial
+from multiprocessing import get_start_method
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -11,6 +13,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
@@ -57,6 +60,7 @@ class TrainingStream(IterableDataset):
         self.batch_size = batch_size
         self.skip_unusable = skip_unusable
         self.rank, self.num_processes = comm.get_rank(), comm.get_world_size()
+        self.pid = os.getpid()
         self.resume(seed, 0)
 
     def resume(self, seed: int, num_samples: int) -> None:
@@ -72,7 +76,15 @@ class TrainingStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
-        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker is None:
+            return self._samples(0, 1)
+        # PyTorch remembers the parent's pid only after this call. If the parent is dead already,
+        # the worker would wait forever. The parent of a worker of a fork server is that server.
+        if os.getppid() != self.pid and get_start_method() != "forkserver":
+            os._exit(1)
+        return self._samples(worker.id, worker.num_workers)
+
+    def _samples(self, worker_id: int, num_workers: int) -> Iterator[dict]:
         indices = itertools.islice(self.sampler, self.start, None)
         for i, index in enumerate(indices):
             if i // self.batch_size % num_workers == worker_id:
@@ -108,7 +120,7 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
 
     Raises:
         ValueError: if ``ASPECT_RATIO_GROUPING`` is True, the batch size is not a multiple of the
-            number of processes, or a dataset has invalid entries.
+            number of processes, a dataset has invalid entries, or no image has an object.
     """
     num_processes = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % num_processes:
@@ -122,10 +134,11 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
             "grouped batches cannot be resumed."
         )
     skip = cfg.DATALOADER.SKIP_UNUSABLE
-    records = get_detection_dataset_dicts(
-        usable_datasets(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR, skip),
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-    )
+    names = usable_datasets(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR, skip, evaluated=False)
+    records = get_detection_dataset_dicts(names, filter_empty=False)
+    # Detectron2 returns a torch dataset unchanged.
+    if isinstance(records, list):
+        records = _with_objects(cfg, records)
     # One block of memory that the workers share.
     records = DatasetFromList(records, copy=False)
     stream = TrainingStream(
@@ -143,6 +156,19 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
         aspect_ratio_grouping=False,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def _with_objects(cfg: CfgNode, records: List[dict]) -> List[dict]:
+    """The records after ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``; raises if none has an object."""
+    if all(a.get("iscrowd", 0) for x in records for a in x.get("annotations", ())):
+        raise ValueError(
+            f"DATASETS.TRAIN is {tuple(cfg.DATASETS.TRAIN)}, but no image has an object (an "
+            "annotation that is not a crowd). Add a dataset with objects."
+        )
+    # As in get_detection_dataset_dicts, which raises an AssertionError if no image is left.
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in records[0]:
+        return filter_images_with_only_crowd_annotations(records)
+    return records
 
 
 def _sampler(cfg: CfgNode, records: Sequence[dict], seed: int) -> Sampler:

@@ -110,7 +110,7 @@ def register_function(tmp_path, monkeypatch):
         MetadataCatalog.get("made").set(**{"thing_classes": ["cow", "bear"], **metadata})
 
     yield make
-    for name in ("made", "made_usable"):
+    for name in ("made", "made_usable", "made_usable_train"):
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
         if name in MetadataCatalog.list():
@@ -215,6 +215,54 @@ def test_invalid_images_of_records_are_reported(register_function, tmp_path, cha
     assert expected in str(error.value)
 
 
+BARE = {"image_id": ..., "height": ..., "width": ...}
+
+
+def test_records_without_id_and_size_are_valid_in_training_only(
+    register_function, tmp_path, caplog
+):
+    # Outside the image, whose size is unknown.
+    far = box(bbox=[20, 1, 24, 4], segmentation=rle())
+    records = [record(1, far, **BARE), record(2, box(), **BARE)]
+    register_function(lambda: records)
+
+    assert usable_datasets(["made"], str(tmp_path), False, evaluated=False) == ["made"]
+    assert not caplog.records
+    with pytest.raises(ValueError, match="there is no height.* no width(.|\n)*no image_id"):
+        usable_datasets(["made"], str(tmp_path), False)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"width": 10}, "there is no height"),
+        ({"height": "8", "width": 10}, "height is '8'"),
+        ({"image_id": 2.5}, "image_id is 2.5"),
+        ({"annotations": [box(), box(bbox=[6, 1, 2, 4])]}, "box of negative size +1 in 1 image"),
+        ({"annotations": [box(segmentation={"size": [8, 10], "counts": b"1"})]}, "1 pixels"),
+    ],
+)
+def test_in_training_records_without_id_and_size_are_checked(
+    register_function, tmp_path, changes, expected
+):
+    records = [record(1, box(), **BARE), record(2, box(), **{**BARE, **changes})]
+    register_function(lambda: records)
+
+    with pytest.raises(ValueError, match=expected):
+        usable_datasets(["made"], str(tmp_path), False, evaluated=False)
+
+
+def test_copies_for_training_and_evaluation_are_separate(register_function, tmp_path):
+    records = [record(1, box()), record(2, box(), **BARE), record(5, box())]
+    register_function(lambda: records)
+
+    (test,) = usable_datasets(["made"], str(tmp_path), True)
+    (train,) = usable_datasets(["made"], str(tmp_path), True, evaluated=False)
+
+    files = [[x["file_name"] for x in DatasetCatalog.get(name)] for name in (test, train)]
+    assert files == [["1.png"], ["1.png", "2.png"]]
+
+
 @pytest.mark.parametrize(
     "records, message",
     [([5], "record 0 is 5"), ([{"annotations": None}], "annotations of record 0 are None")],
@@ -280,7 +328,14 @@ def test_a_dataset_of_a_function_is_checked_again_after_its_evaluation(register_
 
 
 def test_a_dataset_that_is_not_a_list_is_logged_as_not_checked(register_function, tmp_path, caplog):
-    register_function(lambda: iter([5]))
+    register_function(lambda: range(5))
 
     assert usable_datasets(["made"], str(tmp_path), False) == ["made"]
-    assert "made is a list_iterator, not a list of records: not checked" in caplog.text
+    assert "made is a range, not a list of records: not checked" in caplog.text
+
+
+def test_a_generator_is_refused(register_function, tmp_path):
+    register_function(lambda: (record(i, box()) for i in (1, 2)))
+
+    with pytest.raises(ValueError, match="dataset made returns a generator.*Return a list"):
+        usable_datasets(["made"], str(tmp_path), False)

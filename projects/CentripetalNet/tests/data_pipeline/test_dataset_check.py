@@ -68,6 +68,11 @@ def test_a_wrong_number_of_classes_is_named():
         check_num_classes("pets", ["cat", "dog"], 80)
 
 
+def test_missing_class_names_are_named_with_their_remedy():
+    with pytest.raises(ValueError, match=r"pets has no class names.*'pets'\)\.thing_classes = \["):
+        check_num_classes("pets", [], 5)
+
+
 def test_a_valid_file_has_no_problems_and_its_objects_are_counted():
     report = check_annotations(sound(), PATH)
 

@@ -1,14 +1,24 @@
 import itertools
+import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import config
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from PIL import Image
 
-from centripetalnet.data import TrainingStream, build_training_loader
+from centripetalnet.data import (
+    CentripetalNetDatasetMapper,
+    TrainingStream,
+    build_training_loader,
+    training_stream,
+)
 
 RECORDS = [{"file_name": f"image{i}.jpg", "number": i} for i in range(5)]
 
@@ -88,6 +98,25 @@ def test_processes_together_see_the_samples_of_one_process(build_sampler, monkey
     assert list(itertools.chain.from_iterable(zip(*shares))) == expected[6:]
 
 
+@pytest.mark.parametrize("has_parent, status", [(True, 0), (False, 1)])
+def test_a_worker_whose_parent_died_during_its_start_ends(has_parent, status, monkeypatch):
+    worker = SimpleNamespace(id=0, num_workers=1)
+    monkeypatch.setattr(training_stream, "get_worker_info", lambda: worker)
+    stream = stream_of()
+
+    child = os.fork()
+    if child == 0:
+        try:
+            if not has_parent:
+                os.getppid = lambda: 1
+            iterator = iter(stream)
+            os._exit(0 if has_parent and "number" in next(iterator) else 2)
+        finally:
+            os._exit(3)
+
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == status
+
+
 def unless_bad(record):
     if record["number"] in (1, 3):
         raise OSError(f"cannot read {record['file_name']}")
@@ -161,3 +190,44 @@ def test_a_negative_seed_is_drawn(datasets):
 def test_an_invalid_loader_config_is_named(key, value):
     with pytest.raises(ValueError, match=key.replace("__", ".")):
         build_training_loader(config(**{key: value}), draw)
+
+
+@pytest.fixture
+def train_on(tmp_path):
+    """A config that trains on given records, each of the image 1.png."""
+    Image.new("RGB", (10, 8)).save(tmp_path / "1.png")
+
+    def make(*records, **options):
+        records = [{"file_name": str(tmp_path / "1.png"), **x} for x in records]
+        DatasetCatalog.register("made", lambda: records)
+        MetadataCatalog.get("made").thing_classes = ["cow"]
+        return config(
+            "quick_schedules/centripetal_tiny", DATASETS__TRAIN=("made",), SEED=5, **options
+        )
+
+    yield make
+    DatasetCatalog.remove("made")
+    MetadataCatalog.remove("made")
+
+
+OBJECT = {"bbox": [2, 1, 6, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+
+
+def test_records_without_id_and_size_are_loaded(train_on):
+    cfg = train_on({"annotations": [OBJECT]}, {"annotations": []}, SOLVER__IMS_PER_BATCH=1)
+
+    loader = build_training_loader(cfg, CentripetalNetDatasetMapper(cfg, is_train=True))
+
+    assert len(loader.dataset.records) == 1
+    assert "instances" in next(iter(loader))[0]
+
+
+@pytest.mark.parametrize("filter_empty", [True, False])
+@pytest.mark.parametrize(
+    "record", [{}, {"annotations": []}, {"annotations": [{**OBJECT, "iscrowd": 1}]}]
+)
+def test_a_training_without_objects_is_refused(train_on, record, filter_empty):
+    cfg = train_on(record, record, DATALOADER__FILTER_EMPTY_ANNOTATIONS=filter_empty)
+
+    with pytest.raises(ValueError, match=r"DATASETS.TRAIN is \('made',\), but no image has an obj"):
+        build_training_loader(cfg, draw_name)

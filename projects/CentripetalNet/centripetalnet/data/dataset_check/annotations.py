@@ -16,12 +16,14 @@ OUTSIDE_TOLERANCE = 0.02
 Size = Optional[Tuple[int, int]]
 
 
-def check_annotations(content: Any, path: str) -> Report:
+def check_annotations(content: Any, path: str, needs_sizes: bool = True) -> Report:
     """Finds all entries of an annotation file that Detectron2 would fail on or silently ignore.
 
     Args:
         content: the parsed file, any JSON value.
         path: of the file, for the messages.
+        needs_sizes: whether an image without height and width is invalid. If not, its objects are
+            not compared with its size.
 
     Returns:
         All problems except those of the image files, and the number of objects of each class.
@@ -35,7 +37,7 @@ def check_annotations(content: Any, path: str) -> Report:
     # A test set has no annotations.
     annotations = entries_of(content, "annotations", path, required=False)
 
-    problems = list(_check_images(images))
+    problems = list(_check_images(images, needs_sizes))
     sizes = _sizes(images)
     names = {
         x["id"]: x["file_name"]
@@ -57,7 +59,7 @@ def check_annotations(content: Any, path: str) -> Report:
     return Report(path, problems, len(images), len(annotations), counts)
 
 
-def _check_images(images: List[dict]) -> Iterator[Problem]:
+def _check_images(images: List[dict], needs_sizes: bool) -> Iterator[Problem]:
     same_id: Dict[int, List[int]] = {}
     for position, image in enumerate(images):
         image_id, file_name = image.get("id"), image.get("file_name")
@@ -76,7 +78,9 @@ def _check_images(images: List[dict]) -> Iterator[Problem]:
             wrong.append(_wrong_field(image, "id", "an integer"))
         if not usable_name:
             wrong.append(_wrong_field(image, "file_name", "a string"))
-        for side in ("height", "width"):
+        # Detectron2 accepts both or neither.
+        has_sizes = needs_sizes or "height" in image or "width" in image
+        for side in ("height", "width") if has_sizes else ():
             if not _is_side(image.get(side)):
                 wrong.append(_wrong_field(image, side, "a positive integer"))
         if wrong:

@@ -73,8 +73,13 @@ def check_num_classes(dataset_name: str, classes: Sequence[str], num_classes: in
         num_classes: ``MODEL.CENTRIPETALNET.NUM_CLASSES``.
 
     Raises:
-        ValueError: if they differ.
+        ValueError: if they differ, or the dataset has no class names.
     """
+    if not classes:
+        raise ValueError(
+            f"the dataset {dataset_name} has no class names. Set "
+            f"MetadataCatalog.get({dataset_name!r}).thing_classes = [...]"
+        )
     if len(classes) != num_classes:
         names = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
         raise ValueError(

@@ -21,13 +21,17 @@ FOREIGN_KIND = "file name leads outside the image folder"
 UNKNOWN_BOX = [0, 0, 0.5, 0.5]
 
 
-def check_records(records: Sequence[dict], classes: Sequence[str], path: str) -> Report:
+def check_records(
+    records: Sequence[dict], classes: Sequence[str], path: str, evaluated: bool = True
+) -> Report:
     """Finds all entries of a list of records that training or evaluation would fail on.
 
     Args:
         records: images in Detectron2's dataset format; other fields are ignored.
         classes: class names.
         path: name of the list in messages.
+        evaluated: whether each image needs ``image_id``, ``height`` and ``width``. Training does
+            not; without a size, objects are not compared with it.
 
     Returns:
         All problems except those inside the image files, and the number of objects of each class.
@@ -44,7 +48,9 @@ def check_records(records: Sequence[dict], classes: Sequence[str], path: str) ->
     for index, record in enumerate(records):
         entries = _annotations_of(record, index, path)
         image_id = _plain(record.get("image_id"))
-        if not (is_integer(image_id) or isinstance(image_id, str)):
+        if not evaluated and "image_id" not in record:
+            image_id = ("unknown", index)
+        elif not (is_integer(image_id) or isinstance(image_id, str)):
             seen = f"image_id is {shown(image_id)}" if "image_id" in record else "no image_id"
             found.append(("images", index, NO_ID, f"{seen}; expected an integer or a string"))
             image_id = ("unknown", index)
@@ -64,7 +70,8 @@ def check_records(records: Sequence[dict], classes: Sequence[str], path: str) ->
         "annotations": annotations,
         "categories": [{"id": i, "name": str(x)} for i, x in enumerate(classes)],
     }
-    report = check_annotations(content, path) + missing_images(content, "", path)
+    report = check_annotations(content, path, needs_sizes=evaluated)
+    report += missing_images(content, "", path)
     problems = [x for x in report.problems if x.kind != FOREIGN_KIND]
     problems += [Problem(kind, x, i, None, None, None, detail) for x, i, kind, detail in found]
     return replace(report, problems=[_located(x, records, owners) for x in problems])

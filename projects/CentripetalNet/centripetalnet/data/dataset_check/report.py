@@ -210,7 +210,7 @@ def _extent(problems: List[Problem]) -> str:
     count = f"{len(problems):>10,}"
     if problems[0].section == "images":
         return count
-    images = len({x.image_id for x in problems if x.image_id is not None})
+    images = len({x.file_name if x.image_id is None else x.image_id for x in problems} - {None})
     return f"{count} in {images:,} image{'s' * (images != 1)}"
 
 
