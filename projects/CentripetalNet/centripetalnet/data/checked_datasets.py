@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import Dataset
 
+from ..errors import raise_in_all_processes
 from ..files import atomic_file
 from .dataset_check import (
     Report,
@@ -141,14 +142,8 @@ def _check(
         # After any error of the function the other processes would wait for this one.
         except Exception as problem:
             error = problem
-    # All processes raise if one does.
-    found = comm.all_gather((None if error is None else str(error), left_out))
-    if error is not None:
-        raise error
-    for problem, _ in found:
-        if problem is not None:
-            raise ValueError(problem)
-    left_out = set().union(*(x for _, x in found))
+    raise_in_all_processes(error)
+    left_out = set().union(*comm.all_gather(left_out))
     if not left_out:
         return name
     usable = f"{name}_usable" if evaluated else f"{name}_usable_train"
