@@ -26,7 +26,15 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0")
 
 def cuda_architectures(nvcc):
     """TORCH_CUDA_ARCH_LIST without a GPU: what nvcc supports, and PTX for newer GPUs."""
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    try:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    except OSError as error:
+        raise RuntimeError(
+            f"{nvcc} cannot be run: {error}. CUDA_HOME is {CUDA_HOME}. Set it to the folder of the "
+            "CUDA toolkit."
+        ) from error
+    if listed.returncode:
+        raise RuntimeError(f"{nvcc} --list-gpu-arch failed: {listed.stderr or listed.stdout}")
     known = re.findall(r"compute_(\d+)(\d)$", listed.stdout, re.MULTILINE)
     architectures = [x for x in CUDA_ARCHITECTURES if tuple(x.split(".")) in known]
     if not architectures:

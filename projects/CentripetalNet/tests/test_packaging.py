@@ -205,6 +205,23 @@ def test_cuda_is_built_for_the_usual_architectures_where_there_is_no_gpu(build, 
         assert "IndexError" not in result.stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nvcc is a shell script")
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch was built without CUDA")
+def test_an_nvcc_that_fails_or_is_missing_is_named_with_its_message(build, tmp_path):
+    fails = 'case "$1" in --list-gpu-arch) echo no license for nvcc >&2; exit 3;; esac'
+    nvcc = executable(tmp_path / "cuda" / "bin" / "nvcc", fails)
+    forced = {"FORCE_CUDA": "1", "CUDA_HOME": str(tmp_path / "cuda"), "CUDA_VISIBLE_DEVICES": ""}
+
+    failed, _ = build(**forced, TORCH_CUDA_ARCH_LIST="")
+    nvcc.unlink()
+    missing, _ = build(**forced, TORCH_CUDA_ARCH_LIST="")
+
+    assert failed.returncode != 0 and missing.returncode != 0
+    assert f"{nvcc} --list-gpu-arch failed: no license for nvcc" in failed.stdout
+    assert f"{nvcc} cannot be run: " in missing.stdout
+    assert f"CUDA_HOME is {nvcc.parents[1]}. Set it to" in missing.stdout
+
+
 def test_the_license_is_that_of_the_repository():
     if not (PROJECT.parents[1] / "dev").is_dir():
         pytest.skip("the project is not in its repository")

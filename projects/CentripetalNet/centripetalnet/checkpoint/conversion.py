@@ -25,6 +25,9 @@ _HEATMAP_BIAS = re.compile(r"^heads\.\d+\.tl\.heatmap\.1\.bias$")
 _EMA_COPY = re.compile(r"^(module\.)?ema_")
 # Counters that PyTorch before 0.4.1 did not have.
 COUNTER = "num_batches_tracked"
+# A file may repeat one long string in a list; written out it would fill the memory.
+_MAX_CLASSES = 100_000
+_MAX_CLASS_NAME = 1_000
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,14 @@ class Converted:
 
     weights: Dict[str, Tensor]
     origin: str
-    """Implementation that wrote the file: "mmdet" or "paper"."""
+    """Implementation that trained the weights: "mmdet", "paper" or "centripetalnet"."""
+    has_our_names: bool
+    """Whether the file already has this project's names."""
     classes: Optional[List[str]]
     """Class names, if the file has them."""
     num_classes: int
-    convention: InputConvention
+    convention: Optional[InputConvention]
+    """None if a file with this project's names does not state it."""
     convention_is_from_file: bool
     left_out: List[str]
     """Tensors of the file that were not converted, such as EMA copies."""
@@ -70,8 +76,11 @@ class Converted:
 
     def checkpoint(self) -> dict:
         """The dict to save: Detectron2's format, with classes and input convention in "about"."""
+        content = {"model": self.weights, "__author__": "CentripetalNet"}
+        if self.convention is None:
+            return content
         about = {"origin": self.origin, "classes": self.classes, **asdict(self.convention)}
-        return {"model": self.weights, "__author__": "CentripetalNet", "about": about}
+        return {**content, "about": about}
 
 
 def origin_of(names) -> Tuple[Optional[str], str]:
@@ -127,6 +136,8 @@ def model_shapes(cfg: CfgNode) -> Dict[str, torch.Size]:
 def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Converted:
     """Converts a checkpoint of MMDetection or of the paper's authors.
 
+    Of a checkpoint with this project's names the weights and "about" are kept.
+
     Args:
         path: the file. Only tensors are read; no code in it is executed.
         cfg: describes the network; the number of classes is taken from the file.
@@ -140,7 +151,13 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
     found = weights_in(content)
     origin, prefix = origin_of(found)
     if origin == "centripetalnet":
-        raise ValueError(f"{path} already has this project's names. Use it as MODEL.WEIGHTS.")
+        ours = _read_ours(path, content, found, cfg, drop)
+        if "about" in content and ours.convention is None:
+            raise ValueError(
+                f"{path}: 'about' is invalid, expected 'input_format', 'pixel_mean' and "
+                "'pixel_std' as convert_checkpoint.py writes them. Convert the original file again."
+            )
+        return ours
     if origin is None:
         raise ValueError(
             f"{path} holds no CentripetalNet of MMDetection or of the paper's authors: none of its "
@@ -181,6 +198,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
     return Converted(
         weights={ours: weights[theirs] for theirs, ours in names.items()},
         origin=origin,
+        has_our_names=False,
         classes=_classes_of(meta),
         num_classes=cfg.MODEL.CENTRIPETALNET.NUM_CLASSES,
         convention=convention or DEFAULT_INPUT[origin],
@@ -190,13 +208,19 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
     )
 
 
-def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
+def convert_to_theirs(
+    path: str, cfg: CfgNode, target: str, drop: Optional[str] = None
+) -> Tuple[dict, Converted]:
     """Converts a checkpoint of this project to another implementation's names.
 
     Args:
         path: the file.
         cfg: describes the network; the number of classes is taken from the file.
         target: "mmdet" or "paper".
+        drop: a regular expression; tensors whose name in the file matches are left out.
+
+    Returns:
+        The dict to save, and the file's content.
 
     Raises:
         ValueError: if the file's weights do not match the network exactly.
@@ -205,6 +229,18 @@ def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
     found = weights_in(content)
     if origin_of(found)[0] != "centripetalnet":
         raise ValueError(f"{path} does not have this project's names, which --to needs")
+    ours = _read_ours(path, content, found, cfg, drop)
+    names = translation(ours.weights, _NAMES[target])
+    weights = {theirs: ours.weights[name] for theirs, name in names.items()}
+    meta = {"CLASSES": ours.classes} if ours.classes else {}
+    return {"meta": meta, "state_dict": weights}, ours
+
+
+def _read_ours(
+    path: str, content: Mapping, found: Dict[str, Tensor], cfg: CfgNode, drop: Optional[str]
+) -> Converted:
+    left_out = [x for x in found if drop and re.search(drop, x)]
+    found = {x: weight for x, weight in found.items() if x not in left_out}
     cfg = cfg.clone()
     cfg.defrost()
     for name, weight in found.items():
@@ -217,11 +253,19 @@ def convert_to_theirs(path: str, cfg: CfgNode, target: str) -> dict:
         {},
         path,
     )
-    names = translation(shapes, _NAMES[target])
     about = content.get("about") if isinstance(content.get("about"), Mapping) else {}
-    classes = _classes_of(about)
-    meta = {"CLASSES": classes} if classes else {}
-    return {"meta": meta, "state_dict": {theirs: found[ours] for theirs, ours in names.items()}}
+    origin = about.get("origin")
+    return Converted(
+        weights={name: found[name] for name in shapes},
+        origin=origin if isinstance(origin, str) and origin in _NAMES else "centripetalnet",
+        has_our_names=True,
+        classes=_classes_of(about),
+        num_classes=cfg.MODEL.CENTRIPETALNET.NUM_CLASSES,
+        convention=_convention_in(about),
+        convention_is_from_file=True,
+        left_out=left_out,
+        added=[],
+    )
 
 
 def check_fit(found: Dict, wanted: Dict, their_names: Dict[str, str], path: str) -> None:
@@ -271,9 +315,27 @@ def _classes_of(meta: Mapping) -> Optional[List[str]]:
     for place in (meta, dataset):
         for key in ("CLASSES", "classes"):
             names = place.get(key)
-            if isinstance(names, (list, tuple)) and all(isinstance(x, (str, int)) for x in names):
+            if not isinstance(names, (list, tuple)) or len(names) > _MAX_CLASSES:
+                continue
+            if all(isinstance(x, (str, int)) and len(str(x)) <= _MAX_CLASS_NAME for x in names):
                 return [str(x) for x in names]
     return None
+
+
+def _convention_in(about: Mapping) -> Optional[InputConvention]:
+    """Channel order, mean and std from this project's "about"."""
+    order, *triples = (about.get(key) for key in ("input_format", "pixel_mean", "pixel_std"))
+    for triple in triples:
+        if not isinstance(triple, (list, tuple)) or len(triple) != 3:
+            return None
+        if not all(isinstance(x, (int, float)) for x in triple):
+            return None
+    if not isinstance(order, str) or order not in ("RGB", "BGR"):
+        return None
+    try:
+        return InputConvention(order, *(tuple(float(x) for x in triple) for triple in triples))
+    except OverflowError:
+        return None
 
 
 def _convention_of(meta: Mapping) -> Optional[InputConvention]:

@@ -46,6 +46,8 @@ _SCALARS = (str, int, float, bool, type(None))
 # An instruction may create an object larger than itself. A training checkpoint of Hourglass-104 has
 # 90,000 instructions.
 _MAX_INSTRUCTIONS = 1_000_000
+# PyTorch's limit.
+_MAX_DIMENSIONS = 64
 
 
 class _Global(NamedTuple):
@@ -171,7 +173,11 @@ def _set_metadata(state: Any, target: Any) -> None:
 
 
 def _are_sizes(values: Any) -> bool:
-    return type(values) is tuple and all(type(x) is int and x >= 0 for x in values)
+    return (
+        type(values) is tuple
+        and len(values) <= _MAX_DIMENSIONS
+        and all(type(x) is int and x >= 0 for x in values)
+    )
 
 
 def _storage_id(pid: Any) -> StorageId:
@@ -199,9 +205,16 @@ def _tensor(
     if not (_are_sizes((offset,)) and _are_sizes(size) and _are_sizes(stride)):
         raise ValueError("the shape of a tensor is not a tuple of sizes")
     # With strides of 0 a tensor may be larger than its storage, and a small file than the memory.
-    end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride))
-    if math.prod(size) > len(storage) or (end > len(storage) and 0 not in size):
-        raise ValueError(f"a tensor {size} is larger than its storage of {len(storage)} values")
+    # Factors are checked before products, which could be large integers. The stride of a dimension
+    # of 1 has no effect and may be any.
+    steps = [step for n, step in zip(size, stride) if n > 1]
+    fits = 0 in size or (
+        all(x <= len(storage) for x in (offset, *size, *steps))
+        and math.prod(size) <= len(storage)
+        and offset + sum((n - 1) * step for n, step in zip(size, stride)) < len(storage)
+    )
+    if not fits:
+        raise ValueError(f"a tensor is larger than its storage of {len(storage)} values")
     return storage.as_strided(size, stride, offset)
 
 

@@ -50,7 +50,8 @@ def load_tensors(path: str) -> dict:
             f"{path} is not a checkpoint that can be loaded safely: {reason}. It must be a file "
             "of tensors as torch.save writes it, or a .safetensors file. If it also holds other "
             "objects, someone who trusts it has to save it again without them: "
-            "torch.save({'state_dict': torch.load(PATH, weights_only=False)['state_dict']}, NEW)"
+            "x = torch.load(PATH, weights_only=False); "
+            "torch.save({key: x[key] for key in ('state_dict', 'meta') if key in x}, NEW)"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")

@@ -17,6 +17,9 @@ DESCRIPTION = f"""{__doc__}
     %(prog)s SRC DST              to this project: MODEL.WEIGHTS DST
     %(prog)s SRC DST --to mmdet   from this project to MMDetection
 
+If SRC already has this project's names, DST gets its weights and normalisation in DST's format,
+and no optimizer.
+
 SRC is read as tensors only; nothing in it is executed. Values are not changed. Tensors that are
 missing, unexpected or of a wrong shape are an error that lists them all.
 """
@@ -72,20 +75,25 @@ def run(args: argparse.Namespace) -> None:
     if os.path.exists(args.dst) and os.path.samefile(args.src, args.dst):
         raise ValueError(f"SRC and DST are the same file, {args.src}; name another DST")
     if args.to:
-        content = convert_to_theirs(args.src, cfg, args.to)
-        save(content, args.dst)
-        print(f"{args.dst}: {len(content['state_dict'])} tensors, names of {THEIRS[args.to]}")
-        return
-
-    converted = convert_to_ours(args.src, cfg, args.drop)
-    save(converted.checkpoint(), args.dst)
+        content, converted = convert_to_theirs(args.src, cfg, args.to, args.drop)
+    else:
+        converted = convert_to_ours(args.src, cfg, args.drop)
+        content = converted.checkpoint()
+    save(content, args.dst)
     known = "as the file says" if converted.convention_is_from_file else "assumed, as released"
+    if converted.convention is None:
+        stated = "not stated in SRC"
+    else:
+        stated = f"{' '.join(converted.convention.options())} ({known})"
+    if args.to:
+        stated += f"; not in DST, set it in the config of {THEIRS[args.to]}"
+    origin = "this project" if converted.has_our_names else THEIRS[converted.origin]
     classes = ", ".join(converted.classes[:5]) + ", ..." if converted.classes else "not named"
     values = sum(x.numel() for x in converted.weights.values())
     print(f"{args.dst}: {len(converted.weights)} tensors, {values:,} values")
-    print(f"  from        {args.src}, names of {THEIRS[converted.origin]}")
+    print(f"  from        {args.src}, names of {origin}")
     print(f"  classes     {converted.num_classes} ({classes})")
-    print(f"  input       {' '.join(converted.convention.options())} ({known})")
+    print(f"  input       {stated}")
     for what, names in (("left out", converted.left_out), ("added", converted.added)):
         if names:
             print(f"  {what:<12}{len(names)}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}")

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_every_form_of_checkpoint_is_converted_loaded_and_converted_back(
     cfg.merge_from_list(converted.convention.options())
     model = build_model(cfg)
     CentripetalNetCheckpointer(model).load(ours)
-    back = convert_to_theirs(ours, cfg, origin)
+    back, _ = convert_to_theirs(ours, cfg, origin)
 
     assert converted.origin == origin
     state = model.state_dict()
@@ -145,7 +146,8 @@ def test_classes_and_input_convention_are_converted(cfg, save):
     assert (named.convention.input_format, newer.convention.input_format) == ("BGR", "RGB")
     assert named.convention.pixel_mean == (123.675, 116.28, 103.53)
     assert silent.classes is None and not silent.convention_is_from_file
-    assert convert_to_theirs(save(named.checkpoint()), cfg, "mmdet")["meta"] == {"CLASSES": CLASSES}
+    back, _ = convert_to_theirs(save(named.checkpoint()), cfg, "mmdet")
+    assert back["meta"] == {"CLASSES": CLASSES}
 
 
 def test_another_number_of_classes_than_the_configs_is_converted(cfg, save):
@@ -245,15 +247,99 @@ def test_a_heatmap_bias_of_a_wrong_shape_is_named(cfg, save, origin, shape):
             convert_to_theirs(path, cfg, "mmdet")
 
 
-@pytest.mark.parametrize("classes", [3, "abc", torch.ones(2), [["cat"]]])
+@pytest.mark.parametrize(
+    "classes", [3, "abc", torch.ones(2), [["cat"]], ["cat", "x" * 1001], ["cat"] * 100_001]
+)
 def test_classes_that_are_not_a_list_of_names_are_left_out(cfg, save, classes):
     weights = {name: torch.zeros(shape) for name, shape in model_shapes(cfg).items()}
 
-    theirs = convert_to_theirs(
+    theirs, _ = convert_to_theirs(
         save({"model": weights, "about": {"classes": classes}}), cfg, "paper"
     )
 
     assert theirs["meta"] == {}
+
+
+OPTIONS = ["--config-file", "centripetal_hg104", "--opts"]
+OPTIONS += [str(x) for item in GOLDEN_MODEL.items() for x in item]
+ABOUT = {
+    "origin": "mmdet",
+    "classes": CLASSES,
+    "input_format": "BGR",
+    "pixel_mean": (1.0, 2.0, 3.0),
+    "pixel_std": (4.0, 5.0, 6.0),
+}
+
+
+def trained(cfg, **more):
+    """A training checkpoint of this project."""
+    shapes = model_shapes(cfg)
+    weights = {name: weight_from_name(name, shape, 0) for name, shape in shapes.items()}
+    return {"model": weights, "optimizer": {"state": {}}, "iteration": 7, **more}
+
+
+@pytest.mark.parametrize("name", ["new.pth", "new.safetensors"])
+def test_weights_and_about_of_a_trained_model_are_rewritten(cfg, save, tmp_path, capsys, name):
+    content, new = trained(cfg, about=ABOUT), str(tmp_path / name)
+
+    assert convert.main([save(content, "trained.pth"), new, *OPTIONS]) == 0
+
+    rewritten = load_tensors(new)
+    assert not {"optimizer", "iteration"} & set(rewritten)
+    assert json.loads(json.dumps(rewritten["about"])) == json.loads(json.dumps(ABOUT))
+    assert set(rewritten["model"]) == set(content["model"])
+    assert all(torch.equal(rewritten["model"][x], y) for x, y in content["model"].items())
+    printed = capsys.readouterr().out
+    assert f"{new}: {len(content['model'])} tensors" in printed
+    assert "INPUT.FORMAT BGR MODEL.PIXEL_MEAN [1.0, 2.0, 3.0]" in printed
+    assert "classes     5 (cow, bear, " in printed
+
+
+def test_a_trained_model_without_about_is_rewritten_without_it(cfg, save, tmp_path, capsys):
+    new = str(tmp_path / "new.safetensors")
+
+    assert convert.main([save(trained(cfg)), new, *OPTIONS]) == 0
+
+    assert set(load_tensors(new)) == {"model"}
+    assert "input       not stated in SRC" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "about", [3, {"classes": CLASSES}, {**ABOUT, "pixel_std": 1}, {**ABOUT, "input_format": "x"}]
+)
+def test_a_trained_model_with_an_invalid_about_is_refused(cfg, save, about):
+    with pytest.raises(ValueError, match=r"ours\.pth: 'about' is invalid, expected 'input_format'"):
+        convert_to_ours(save(trained(cfg, about=about), "ours.pth"), cfg)
+
+
+def test_a_trained_model_that_does_not_fit_the_config_is_refused(cfg, save):
+    content = trained(cfg)
+    content["model"]["more"] = torch.zeros(1)
+    path = save(content, "ours.pth")
+
+    with pytest.raises(ValueError, match=r"ours\.pth does not fit(.|\n)*network \(1\):\n  more"):
+        convert_to_ours(path, cfg)
+
+    assert convert_to_ours(path, cfg, drop="^more$").left_out == ["more"]
+
+
+@pytest.mark.parametrize("target", list(NAMES))
+@pytest.mark.parametrize("about", [ABOUT, None])
+def test_the_input_convention_is_printed_for_formats_without_it(
+    cfg, save, tmp_path, capsys, target, about
+):
+    content = trained(cfg, **({"about": about} if about else {}))
+    content["model"]["more"] = torch.zeros(1)
+    new = str(tmp_path / "new.pth")
+
+    command = [save(content), new, "--to", target, "--drop", "^more$", *OPTIONS]
+    assert convert.main(command) == 0
+
+    printed = capsys.readouterr().out
+    stated = "INPUT.FORMAT BGR MODEL.PIXEL_MEAN [1.0, 2.0, 3.0] MODEL.PIXEL_STD [4.0, 5.0, 6.0]"
+    assert f"input       {stated if about else 'not stated in SRC'}" in printed
+    assert "not in DST" in printed
+    assert "left out    1: more" in printed
 
 
 def test_a_failed_save_leaves_no_file(tmp_path, monkeypatch):

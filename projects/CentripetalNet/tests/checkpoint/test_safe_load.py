@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import resource
 import struct
 import tarfile
@@ -20,6 +21,8 @@ CONTENT = {
     "model": OrderedDict(weight=torch.arange(12.0).reshape(3, 4), count=torch.tensor(7)),
     "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "groups": [{"betas": (0.9, 0.999)}]},
     "odd": [nn.Parameter(torch.ones(2)), torch.arange(10)[2:8:3], torch.zeros(0, 3).t()],
+    # Its strides are larger than its storage.
+    "one value": torch.zeros(4, 6)[:1, :1].clone(),
     "kinds": [torch.ones(2).bfloat16(), torch.tensor([True, False]), torch.ones(1).half()],
     "plain": (None, True, -3, 2**40, 0.5, "\u00e4", torch.Size([2, 3])),
 }
@@ -148,6 +151,17 @@ def test_tensors_of_a_gpu_are_loaded_to_the_cpu(load):
 
 
 GIGABYTES = 2**31
+# An instruction for 2**2000.
+LARGE = b"\x8a\xfb" + (2**2000).to_bytes(251, "little")
+
+
+def with_size(instructions):
+    """A pickle of a tensor whose size is the result of these instructions."""
+    content, size = pickled({"x": Rebuilt(4, 0, (7777,), (1,))}), b"M\x61\x1e\x85"
+    assert content.count(size) == 1
+    return content.replace(size, instructions)
+
+
 BOMBS = {
     "compressed storage": (
         lambda: archive(
@@ -178,6 +192,10 @@ BOMBS = {
     "many legacy storages": (
         lambda: legacy({i: Rebuilt(2**10, 0, (2,), (1,), str(i)) for i in range(100)}, b""),
         "larger than the file",
+    ),
+    "large products": (
+        lambda: archive(with_size(b"(" + LARGE + b"q\xfa" + b"h\xfa" * 300_000 + b"t")),
+        "tuple of sizes",
     ),
     "millions of objects": (
         lambda: archive(b"\x80\x02(" + b"]" * 2**25 + b"t."),
@@ -274,6 +292,23 @@ def test_a_flipped_bit_in_the_weights_is_detected(load):
 
     with pytest.raises(ValueError, match="CRC"):
         load(bytes(file))
+
+
+class Foreign:
+    pass
+
+
+def test_the_suggested_command_keeps_weights_and_meta(load, tmp_path):
+    content = {"state_dict": {"x": torch.ones(2)}, "meta": {"CLASSES": ("cat", "dog")}}
+    given, new = tmp_path / "given.pth", tmp_path / "new.pth"
+
+    for kept in (content, {"state_dict": content["state_dict"]}):
+        with pytest.raises(ValueError) as error:
+            load(saved({**kept, "message_hub": Foreign()}))
+        command = re.search(r"without them: (.*NEW\))", str(error.value)).group(1)
+        exec(command, {"torch": torch, "PATH": given, "NEW": new})
+
+        assert_same(load(new.read_bytes()), kept)
 
 
 def test_a_tar_file_is_refused(load):
