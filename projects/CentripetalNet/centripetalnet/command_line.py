@@ -14,7 +14,7 @@ import torch.distributed as dist
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
-from .config import check_device, load_config
+from .config import check_device, read_config
 from .errors import users_mistake
 
 # Given to a process to end after a signal.
@@ -45,7 +45,7 @@ def launch_processes(main: Callable, args: argparse.Namespace) -> None:
         Exception: what the function raises. If one process dies or gives up, the others of this
             machine are ended, and those of other machines fail when they next wait for it.
     """
-    device = load_config(args.config_file, args.opts).MODEL.DEVICE
+    device = read_config(args.config_file, args.opts).MODEL.DEVICE
     check_device(device)
     if torch.device(device).type == "cuda":
         if args.num_gpus > torch.cuda.device_count():

@@ -201,14 +201,25 @@ _KEYS_ARE_IN = "Detectron2's keys are in its config reference, those of Centripe
 
 
 def _reason(error: Exception) -> str:
-    """The text of an exception; that of a KeyError comes in quotes otherwise."""
+    """The text of an exception, without the quotes that a KeyError adds."""
     return str(error.args[0]) if error.args else type(error).__name__
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The config that a file and ``KEY VALUE`` pairs describe, not yet frozen.
+    """As :func:`read_config`; also registers the datasets of ``DATASETS.COCO_FORMAT``.
 
-    The datasets that it brings along are registered.
+    Args: see :func:`read_config`.
+
+    Raises:
+        ValueError: also if an entry of ``DATASETS.COCO_FORMAT`` is invalid.
+    """
+    cfg = read_config(config_file, opts)
+    register_own_datasets(cfg.DATASETS.COCO_FORMAT)
+    return cfg
+
+
+def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a file and ``KEY VALUE`` pairs, not yet frozen.
 
     Args:
         config_file: path of a yaml file, or the name of one that comes with the package,
@@ -218,8 +229,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file asks for Python objects, which could run code, is not YAML or holds
-            an unknown key, likewise of ``opts``; if it sets a key of Detectron2 that CentripetalNet
-            does not follow; or if a dataset that it brings along has another form than expected.
+            an unknown key, likewise of ``opts``; or if it sets a key of Detectron2 that
+            CentripetalNet does not follow.
     """
     config_file = find_config(config_file)
     cfg = get_cfg()
@@ -248,7 +259,6 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             f"changes to the config are KEY VALUE pairs: {_reason(error)}. {_KEYS_ARE_IN}"
         ) from error
     _refuse_what_is_not_followed(cfg)
-    register_own_datasets(cfg.DATASETS.COCO_FORMAT)
     return cfg
 
 
@@ -273,6 +283,8 @@ def check_values(cfg: CfgNode) -> None:
     Args:
         cfg: for Detectron2's trainer and its subclass here.
     """
+
+    check_device(cfg.MODEL.DEVICE)
 
     def check(key: str, is_valid: Callable, expected: object) -> None:
         value = cfg

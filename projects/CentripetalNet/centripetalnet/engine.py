@@ -10,7 +10,6 @@ from collections import OrderedDict
 from typing import Optional
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import (
@@ -20,7 +19,7 @@ from detectron2.engine import (
     default_setup,
     hooks,
 )
-from detectron2.evaluation import COCOEvaluator, verify_results
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 from detectron2.utils.logger import setup_logger
@@ -28,10 +27,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import CentripetalNetCheckpointer
-from .config import check_device, check_values, load_config
+from .config import check_values, load_config
 from .config_files import find_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
-from .data.checked_datasets import check_datasets, usable_datasets
+from .data.checked_datasets import check_datasets
+from .evaluation import Evaluator, share_norm_statistics, with_names_of, with_usable_tests
 from .hooks import BestCheckpointer, TrainingPlotter
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
@@ -44,17 +44,6 @@ from .solver import (
 from .step_trainer import StepTrainer
 
 logger = logging.getLogger(__name__)
-
-
-class Evaluator(COCOEvaluator):
-    """Detectron2's COCO evaluator, which for a dataset without annotations logs what to submit."""
-
-    def evaluate(self, img_ids=None):
-        results = super().evaluate(img_ids)
-        if comm.is_main_process() and not self._do_evaluation:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            logger.info("The dataset has no annotations: %s holds the detections to submit.", path)
-        return results
 
 
 class Trainer(DefaultTrainer):
@@ -112,7 +101,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         # Errors of the evaluation come before the training, not after it.
         dtype_of(cfg.TEST.PRECISION, torch.device(cfg.MODEL.DEVICE))
-        _with_usable_tests(cfg)
+        with_usable_tests(cfg)
         if cfg.TEST.AUG.ENABLED:
             CentripetalNetWithTTA(cfg, model)
 
@@ -297,10 +286,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """As in DefaultTrainer, in ``TEST.PRECISION``."""
-        _share_norm_statistics(model)
-        usable = _with_usable_tests(cfg)
+        share_norm_statistics(model)
+        usable = with_usable_tests(cfg)
         model = optimize_for_inference(model, cfg.TEST.PRECISION)
-        return _with_names_of(cfg, usable, super().test(usable, model, evaluators))
+        return with_names_of(cfg, usable, super().test(usable, model, evaluators))
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -314,14 +303,14 @@ class Trainer(DefaultTrainer):
             As :meth:`test`, the keys with the suffix ``_TTA``.
         """
         logger.info("Running inference with test-time augmentation ...")
-        _share_norm_statistics(model)
-        usable = _with_usable_tests(cfg)
+        share_norm_statistics(model)
+        usable = with_usable_tests(cfg)
         model = CentripetalNetWithTTA(cfg, optimize_for_inference(model, cfg.TEST.PRECISION))
         evaluators = [
             cls.build_evaluator(usable, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in usable.DATASETS.TEST
         ]
-        results = _with_names_of(cfg, usable, super().test(usable, model, evaluators))
+        results = with_names_of(cfg, usable, super().test(usable, model, evaluators))
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
@@ -346,30 +335,6 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     return cfg
 
 
-def _with_usable_tests(cfg: CfgNode) -> CfgNode:
-    """With checked test datasets, see :func:`usable_datasets`."""
-    check_datasets(cfg.DATASETS.TEST, cfg.MODEL.CENTRIPETALNET.NUM_CLASSES)
-    names = usable_datasets(cfg.DATASETS.TEST, cfg.OUTPUT_DIR, cfg.DATALOADER.SKIP_UNUSABLE)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TEST = tuple(names)
-    cfg.freeze()
-    return cfg
-
-
-def _with_names_of(cfg: CfgNode, usable: CfgNode, results: OrderedDict) -> OrderedDict:
-    """Results under the dataset names of the config, not those of copies without errors."""
-    names = dict(zip(usable.DATASETS.TEST, cfg.DATASETS.TEST))
-    return OrderedDict((names.get(name, name), value) for name, value in results.items())
-
-
-def _share_norm_statistics(model: nn.Module) -> None:
-    """Evaluates with those of the main process, which a checkpoint has, in all processes."""
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-
 def setup(args) -> CfgNode:
     """The config that the command line describes, frozen, with logging and seeds set up.
 
@@ -379,7 +344,6 @@ def setup(args) -> CfgNode:
     # Detectron2 copies the file into the log and needs its path for that.
     args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
     cfg = load_config(args.config_file, args.opts)
-    check_device(cfg.MODEL.DEVICE)
     check_values(cfg)
     cfg.freeze()
     default_setup(cfg, args)

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from .checkpoint import CentripetalNetCheckpointer
-from .config import check_device, check_values, load_config
+from .config import check_values, load_config
 from .data import build_augmentations
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .pictures import read_picture
@@ -40,7 +40,6 @@ class Predictor:
             ValueError: if ``MODEL.DEVICE`` is a GPU and there is none, or a size of ``INPUT`` is
                 invalid.
         """
-        check_device(cfg.MODEL.DEVICE)
         check_values(cfg)
         if not cfg.MODEL.WEIGHTS:
             raise ValueError("MODEL.WEIGHTS is empty: set MODEL.WEIGHTS to path/to/model.pth")

@@ -84,7 +84,7 @@ def check_same_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         optimizer: what the state is to be loaded into.
         state: ``state_dict`` of an optimizer.
     """
-    here, saved = optimizer.state_dict()["param_groups"], state["param_groups"]
+    here, saved = optimizer.param_groups, state["param_groups"]
     if ["betas" in x for x in here[:1]] != ["betas" in x for x in saved[:1]]:
         problem, keys = "has the state of another optimizer", "SOLVER.OPTIMIZER"
     elif [len(x["params"]) for x in here] != [len(x["params"]) for x in saved]:

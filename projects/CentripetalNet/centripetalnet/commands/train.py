@@ -25,6 +25,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     print("Command Line Args:", args)
     try:
         launch_processes(engine.main, args)
+    # Of any error it is asked whether the user can mend it; a bug is raised again.
     except Exception:
         mistake = users_mistake(traceback.format_exc())
         if mistake is None:
