@@ -59,7 +59,7 @@ def table(costs: Costs) -> str:
 
 def main() -> None:
     args = get_parser().parse_args()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
     cfg.freeze()
     size = tuple(args.size or cfg.INPUT.CENTER_CROP_PAD.SIZE)
     torch.manual_seed(0)
