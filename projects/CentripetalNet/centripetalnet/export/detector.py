@@ -90,12 +90,15 @@ class ExportedDetector(nn.Module):
         """The normalised image centred on its canvas, and (1, 2) its left and top border."""
         model = self.model
         canvas = (image - model.pixel_mean) / model.pixel_std
+        multiple = max(model.backbone.size_divisibility, 1)
         border = []
         for axis in (3, 2):
             size = image.shape[axis]
             # size | bits, without the operator |, which cannot be exported for sizes.
             canvas_size = size // (model.canvas_bits + 1) * (model.canvas_bits + 1)
             canvas_size = canvas_size + model.canvas_bits
+            # As CentripetalNet.test_canvas.
+            canvas_size = (canvas_size + multiple - 1) // multiple * multiple
             start = canvas_size // 2 - size // 2
             # An index instead of padding: torch.export cannot prove that no padding is negative.
             cell = torch.arange(canvas_size, device=image.device) - start

@@ -2,11 +2,14 @@ from .hourglass import StackedHourglass, build_hourglass_backbone
 from .inference import optimize_for_inference
 from .meta_arch import CentripetalNet
 from .test_time_augmentation import CentripetalNetWithTTA
+from .timm_backbone import TimmBackbone, build_timm_fpn_backbone
 
 __all__ = [
     "CentripetalNet",
     "CentripetalNetWithTTA",
     "StackedHourglass",
+    "TimmBackbone",
     "build_hourglass_backbone",
+    "build_timm_fpn_backbone",
     "optimize_for_inference",
 ]

@@ -7,7 +7,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import FPN, META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
@@ -47,6 +48,44 @@ def scaled_to_output(
     ]
 
 
+def _feature_shapes(
+    backbone: Backbone, in_features: Optional[Sequence[str]] = None
+) -> Dict[str, ShapeSpec]:
+    """Shapes of the feature maps that have a head, by default all of the backbone's.
+
+    Raises:
+        ValueError: if a name is not the backbone's, or strides differ.
+    """
+    key, shapes = "MODEL.CENTRIPETALNET.IN_FEATURES", backbone.output_shape()
+    unknown = [x for x in in_features or [] if x not in shapes]
+    if unknown:
+        raise ValueError(f"{key} names {unknown}, but the backbone has {list(shapes)}")
+    if in_features:
+        shapes = {name: shapes[name] for name in in_features}
+    if len({x.stride for x in shapes.values()}) != 1:
+        strides = ", ".join(f"{name} ({x.stride})" for name, x in shapes.items())
+        raise ValueError(
+            f"{key} must name feature maps of one stride, since all heads share their targets; got "
+            f"{strides}. For an FPN it is usually ['p2']."
+        )
+    return shapes
+
+
+def _drop_unused_outputs(fpn: FPN, names: Sequence[str]) -> None:
+    """Removes the output convolutions of an FPN that no head reads.
+
+    They would cost time, and DistributedDataParallel expects a gradient of each parameter.
+    """
+    outputs = {f"fpn_output{name[1:]}" for name in names}
+    if not outputs <= set(dict(fpn.named_children())):
+        # A feature map of the top block, which may read any other.
+        return
+    for name, module in list(fpn.named_children()):
+        if name.startswith("fpn_output") and name not in outputs:
+            setattr(fpn, name, nn.Identity())
+            fpn.output_convs[fpn.output_convs.index(module)] = getattr(fpn, name)
+
+
 @META_ARCH_REGISTRY.register()
 class CentripetalNet(nn.Module):
     """CentripetalNet (arXiv 2003.09119): matches corners by the centres that they point to."""
@@ -57,6 +96,7 @@ class CentripetalNet(nn.Module):
         *,
         backbone: Backbone,
         heads: Sequence[CornerHead],
+        in_features: Optional[Sequence[str]] = None,
         num_classes: int,
         losses: LossOptions,
         matching: MatchingOptions,
@@ -72,12 +112,14 @@ class CentripetalNet(nn.Module):
     ):
         """
         Args:
-            backbone: returns one feature map per stack; inference uses the last.
-            heads: one per feature map.
+            backbone: returns feature maps by name.
+            heads: one per feature map of ``in_features``; inference uses the last.
+            in_features: names of feature maps of equal stride, by default all of the backbone's.
             num_classes: C.
             losses, matching, selection: hyperparameters.
             mask_head: predicts a mask for each detection; None for no masks.
-            canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits).
+            canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits),
+                rounded up to a multiple of the backbone's ``size_divisibility``.
             pixel_mean, pixel_std: per channel, in the order of ``input_format``.
             input_format: channel order of the images, "RGB" or "BGR".
             channels_last: whether to use the channels-last memory format.
@@ -86,11 +128,12 @@ class CentripetalNet(nn.Module):
             vis_period: iterations between two visualizations in the event storage; 0 for none.
 
         Raises:
-            ValueError: if the numbers of heads and feature maps differ, or
-                ``canvas_bits`` is not one less than a power of two.
+            ValueError: if the numbers of heads and feature maps differ, the feature maps are not
+                the backbone's or not of one stride, or ``canvas_bits`` is not one less than a power
+                of two.
         """
         super().__init__()
-        names = list(backbone.output_shape())
+        names = list(_feature_shapes(backbone, in_features))
         if len(names) != len(heads):
             raise ValueError(f"heads must have one entry per feature map {names}, got {len(heads)}")
         if canvas_bits < 0 or canvas_bits & (canvas_bits + 1):
@@ -98,6 +141,8 @@ class CentripetalNet(nn.Module):
                 "MODEL.CENTRIPETALNET.TEST_CANVAS_BITS must be one less than a power of two "
                 f"(127, say), got {canvas_bits}"
             )
+        if isinstance(backbone, FPN):
+            _drop_unused_outputs(backbone, names)
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.mask_head = mask_head
@@ -119,8 +164,10 @@ class CentripetalNet(nn.Module):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         net = cfg.MODEL.CENTRIPETALNET
+        shapes = _feature_shapes(backbone, net.IN_FEATURES)
         return {
             "backbone": backbone,
+            "in_features": list(shapes),
             "heads": [
                 CornerHead(
                     channels=shape.channels,
@@ -130,7 +177,7 @@ class CentripetalNet(nn.Module):
                     heatmap_bias=net.HEATMAP_BIAS,
                     norm=net.NORM,
                 )
-                for shape in backbone.output_shape().values()
+                for shape in shapes.values()
             ],
             "num_classes": net.NUM_CLASSES,
             "losses": LossOptions(
@@ -161,7 +208,7 @@ class CentripetalNet(nn.Module):
                 min_score=net.SOFT_NMS.MIN_SCORE,
             ),
             "mask_head": (
-                InstanceMaskHead(cfg, list(backbone.output_shape().values())[-1].channels)
+                InstanceMaskHead(cfg, list(shapes.values())[-1].channels)
                 if cfg.MODEL.MASK_ON
                 else None
             ),
@@ -445,10 +492,17 @@ class CentripetalNet(nn.Module):
         return canvas.contiguous(memory_format=self.memory_format), border
 
     def _canvas_size(self, image: Tensor) -> Tuple[int, int]:
-        return image.shape[-2] | self.canvas_bits, image.shape[-1] | self.canvas_bits
+        # As ImageList.from_tensors in training.
+        multiple = max(self.backbone.size_divisibility, 1)
+        height, width = (
+            -(-(size | self.canvas_bits) // multiple) * multiple for size in image.shape[-2:]
+        )
+        return height, width
 
     def _normalize(self, image: Tensor) -> Tensor:
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _training_canvas(self, batched_inputs: List[dict]) -> ImageList:
-        return ImageList.from_tensors([self._normalize(x["image"]) for x in batched_inputs])
+        return ImageList.from_tensors(
+            [self._normalize(x["image"]) for x in batched_inputs], self.backbone.size_divisibility
+        )
