@@ -46,6 +46,13 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # "SyncBN": batch norms with the statistics of all GPUs.
     cfg.MODEL.TIMM.NORM = "BN"
 
+    # Exponential moving average of the weights and norm statistics. With it, evaluation and
+    # prediction use the average; the raw weights are saved and evaluated beside it.
+    cfg.MODEL.EMA = CfgNode()
+    cfg.MODEL.EMA.ENABLED = False
+    # Share of the old average that each step keeps.
+    cfg.MODEL.EMA.DECAY = 0.999
+
     # ---------------------------------------------------------------- head
     cfg.MODEL.CENTRIPETALNET = net = CfgNode()
     # Feature maps of the backbone, of one stride. Each has a head; the last one decides. Empty: all.
@@ -169,8 +176,15 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     net.CHANNELS_LAST = False
 
     # ---------------------------------------------------------------- solver
-    # "ADAM" or "SGD".
+    # "ADAM", "ADAMW" (decoupled weight decay) or "SGD".
     cfg.SOLVER.OPTIMIZER = "ADAM"
+    # Factor of BASE_LR for the backbone, with an FPN only for the network below it.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Batches of IMS_PER_BATCH images whose gradients are added up for a step. The step is that of
+    # one batch with all their images; only batch norms see them separately.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Number of evaluations without a better box AP after which the training ends; 0 for never.
+    cfg.SOLVER.PATIENCE = 0
     # Number of periodic checkpoints to keep, the newest; 0 keeps all. model_final.pth and, with
     # TEST.EVAL_PERIOD, model_best.pth (best box AP) are kept besides.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
@@ -319,6 +333,18 @@ def check_values(cfg: CfgNode) -> None:
         check(key, choices.__contains__, f"one of {', '.join(choices)}")
     for key in ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"):
         check(key, lambda x: x >= 1, "1 or more")
+    check("SOLVER.ACCUMULATE", lambda x: x >= 1, "1 or more")
+    check("SOLVER.PATIENCE", lambda x: x >= 0, "0 or more")
+    if cfg.SOLVER.PATIENCE and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
+        raise ValueError(
+            f"SOLVER.PATIENCE is {cfg.SOLVER.PATIENCE}, which counts evaluations during the "
+            "training: set TEST.EVAL_PERIOD and DATASETS.TEST"
+        )
+    if cfg.MODEL.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
+        raise ValueError(
+            "TEST.PRECISE_BN changes the raw weights only, and MODEL.EMA evaluates their average: "
+            "use one of them"
+        )
     three = "three numbers, one for each channel"
     check("MODEL.PIXEL_MEAN", lambda x: len(x) == 3, three)
     check("MODEL.PIXEL_STD", lambda x: len(x) == 3 and min(x) > 0, f"{three}, positive")

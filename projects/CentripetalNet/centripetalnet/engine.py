@@ -32,7 +32,7 @@ from .config_files import find_config
 from .data import CentripetalNetDatasetMapper, build_training_loader
 from .data.checked_datasets import check_datasets
 from .evaluation import Evaluator, share_norm_statistics, with_names_of, with_usable_tests
-from .hooks import BestCheckpointer, TrainingPlotter
+from .hooks import BestCheckpointer, EarlyStopping, TrainingPlotter, TrainingStopped
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 from .precision import cpu_has_bfloat16, dtype_of
 from .solver import (
@@ -42,6 +42,7 @@ from .solver import (
     restore_hyperparameters,
 )
 from .step_trainer import StepTrainer
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,17 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        self.average = WeightAverage(model, cfg.MODEL.EMA.DECAY) if cfg.MODEL.EMA.ENABLED else None
+        bare_model = model
+        ddp = {
+            "broadcast_buffers": False,
+            # Parts of a backbone may be behind feature maps that no head reads.
+            "find_unused_parameters": model.feature_names != list(model.backbone.output_shape()),
+        }
         if on_cpu and comm.get_world_size() > 1:
-            model = DistributedDataParallel(model, broadcast_buffers=False)
+            model = DistributedDataParallel(model, **ddp)
         else:
-            model = create_ddp_model(model, broadcast_buffers=False)
+            model = create_ddp_model(model, **ddp)
         amp = cfg.SOLVER.AMP.ENABLED
         if amp and on_cpu and not cpu_has_bfloat16():
             logger.warning("This CPU has no bfloat16 arithmetic: training in float32.")
@@ -86,16 +94,27 @@ class Trainer(DefaultTrainer):
             amp=amp,
             max_gradient_norm=max_gradient_norm,
             norm_type=norm_type,
-            untrained=getattr(model, "module", model).untrained_parameters,
+            untrained=bare_model.untrained_parameters,
             max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
             seed=cfg.SEED,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            step_counts=bare_model.step_counts,
+            average=self.average,
         )
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        checkpointables = {"trainer": weakref.proxy(self)}
+        if self.average is not None:
+            checkpointables["ema"] = self.average
         self.checkpointer = CentripetalNetCheckpointer(
-            model, cfg.OUTPUT_DIR, strict=False, trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            strict=False,
+            averaged=cfg.MODEL.EMA.ENABLED,
+            **checkpointables,
         )
         self.start_iter = 0
+        self._evaluated_at: Optional[int] = None
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -113,6 +132,8 @@ class Trainer(DefaultTrainer):
         gc.freeze()
         try:
             return super().train()
+        except TrainingStopped:
+            return None
         finally:
             gc.unfreeze()
 
@@ -151,6 +172,13 @@ class Trainer(DefaultTrainer):
             solver.WARMUP_ITERS,
             solver.LR_SCHEDULER_NAME,
         )
+        if solver.ACCUMULATE > 1:
+            logger.info(
+                "Each iteration adds up the gradients of SOLVER.ACCUMULATE %d such batches, %d "
+                "images together.",
+                solver.ACCUMULATE,
+                solver.ACCUMULATE * solver.IMS_PER_BATCH,
+            )
         if given.REFERENCE_WORLD_SIZE not in (0, processes):
             logger.info(
                 "These were scaled from SOLVER.IMS_PER_BATCH %d, BASE_LR %g and MAX_ITER %d, which "
@@ -176,6 +204,8 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         # The folder of the main process decides, not that of another machine.
         self.start_iter = comm.all_gather(self.start_iter)[0]
+        if self.average is not None and not self.average.updates:
+            self.average.restart()
         if not (resume and self.checkpointer.has_checkpoint()):
             return
         if self.start_iter > self.max_iter:
@@ -202,11 +232,15 @@ class Trainer(DefaultTrainer):
         Old checkpoints are removed, the best is kept, and curves are drawn at the end.
         """
         result = super().build_hooks()
+        for i, hook in enumerate(result):
+            if isinstance(hook, hooks.EvalHook):
+                result[i] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
         if self.cfg.TEST.AUG.ENABLED:
             # Before the writer of metrics, which only the main process has.
             place = len(result) - 1 if comm.is_main_process() else len(result)
             result.insert(
-                place, hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model))
+                place,
+                hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.evaluated_model)),
             )
         kept = self.cfg.SOLVER.CHECKPOINTS_KEPT
         for hook in result:
@@ -219,10 +253,29 @@ class Trainer(DefaultTrainer):
             best = BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric, "max")
             # After the evaluation, before the writer of metrics.
             result.insert(-1, best)
+        if self.cfg.SOLVER.PATIENCE:
+            best = best if comm.is_main_process() else None
+            patience = self.cfg.SOLVER.PATIENCE * self.cfg.TEST.EVAL_PERIOD
+            result.append(EarlyStopping(best, self.cfg.TEST.EVAL_PERIOD, patience))
         if comm.is_main_process():
             # After the writer of metrics.
             result.append(TrainingPlotter(self.cfg.OUTPUT_DIR))
         return result
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model with averaged weights, if ``MODEL.EMA.ENABLED``, otherwise the model."""
+        return self.model if self.average is None else self.average.model
+
+    def evaluate(self) -> OrderedDict:
+        """Results of :meth:`test`; with ``MODEL.EMA`` those of the raw weights with "_raw"."""
+        if self._evaluated_at != self.iter:
+            results = self.test(self.cfg, self.evaluated_model)
+            if self.average is not None:
+                raw = self._test(self.cfg, self.model, "inference_raw")
+                results.update((f"{name}_raw", value) for name, value in raw.items())
+            self._last_eval_results, self._evaluated_at = results, self.iter
+        return self._last_eval_results
 
     def build_writers(self) -> list:
         """As in DefaultTrainer, without TensorBoard if OUTPUT_DIR is remote."""
@@ -286,9 +339,20 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """As in DefaultTrainer, in ``TEST.PRECISION``."""
+        return cls._test(cfg, model, "inference", evaluators=evaluators)
+
+    @classmethod
+    def _test(cls, cfg: CfgNode, model: nn.Module, folder: str, tta=False, evaluators=None):
+        """Evaluates; detections are written to ``folder`` in the output folder."""
         share_norm_statistics(model)
         usable = with_usable_tests(cfg)
         model = optimize_for_inference(model, cfg.TEST.PRECISION)
+        if tta:
+            model = CentripetalNetWithTTA(cfg, model)
+        evaluators = evaluators or [
+            cls.build_evaluator(usable, name, os.path.join(cfg.OUTPUT_DIR, folder))
+            for name in usable.DATASETS.TEST
+        ]
         return with_names_of(cfg, usable, super().test(usable, model, evaluators))
 
     @classmethod
@@ -303,14 +367,7 @@ class Trainer(DefaultTrainer):
             As :meth:`test`, the keys with the suffix ``_TTA``.
         """
         logger.info("Running inference with test-time augmentation ...")
-        share_norm_statistics(model)
-        usable = with_usable_tests(cfg)
-        model = CentripetalNetWithTTA(cfg, optimize_for_inference(model, cfg.TEST.PRECISION))
-        evaluators = [
-            cls.build_evaluator(usable, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
-            for name in usable.DATASETS.TEST
-        ]
-        results = with_names_of(cfg, usable, super().test(usable, model, evaluators))
+        results = cls._test(cfg, model, "inference_TTA", tta=True)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
@@ -369,9 +426,9 @@ def main(args) -> Optional[OrderedDict]:
         raise ValueError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        CentripetalNetCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        CentripetalNetCheckpointer(
+            model, save_dir=cfg.OUTPUT_DIR, averaged=cfg.MODEL.EMA.ENABLED
+        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_tta(cfg, model))

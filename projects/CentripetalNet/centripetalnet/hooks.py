@@ -2,8 +2,10 @@
 
 import logging
 import math
+from typing import Optional
 
 from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -46,3 +48,47 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class TrainingStopped(BaseException):
+    """Ends a training before its last iteration. Not an Exception, which Detectron2 would log."""
+
+
+class EarlyStopping(HookBase):
+    """Ends the training if the evaluated AP has not become better for some time.
+
+    The checkpoints of the best and of the last iteration, ``model_final.pth``, are kept.
+    """
+
+    def __init__(self, best: Optional[BestCheckpointer], period: int, patience: int):
+        """
+        Args:
+            best: of the main process, which decides; None in the others.
+            period: iterations between two evaluations.
+            patience: iterations since the best evaluation after which the training ends.
+        """
+        self.best = best
+        self.period = period
+        self.patience = patience
+
+    def before_train(self) -> None:
+        """Ends a resumed training that had ended."""
+        self._stop_after(self.trainer.start_iter - 1)
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period == 0:
+            self._stop_after(self.trainer.iter)
+
+    def _stop_after(self, iteration: int) -> None:
+        best_iter = comm.all_gather(self.best and self.best.best_iter)[0]
+        if best_iter is None or iteration - best_iter < self.patience:
+            return
+        logger.info(
+            "The training ends after iteration %d: the AP is best at iteration %d, and "
+            "SOLVER.PATIENCE evaluations since then were not better.",
+            iteration,
+            best_iter,
+        )
+        self.trainer.max_iter = iteration + 1
+        self.trainer.checkpointer.save("model_final", iteration=iteration)
+        raise TrainingStopped

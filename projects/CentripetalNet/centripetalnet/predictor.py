@@ -48,7 +48,7 @@ class Predictor:
         dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused"
         self.metadata = MetadataCatalog.get(dataset)
         model = build_model(cfg)
-        CentripetalNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        CentripetalNetCheckpointer(model, averaged=cfg.MODEL.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
         self.model = optimize_for_inference(model, cfg.TEST.PRECISION)
         if cfg.TEST.AUG.ENABLED:
             self.model = CentripetalNetWithTTA(cfg, self.model)

@@ -1,16 +1,17 @@
 """Optimizers of the training recipe."""
 
 import math
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import FPN
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier
 from torch import nn
 
-_OPTIMIZERS = ("ADAM", "SGD")
+_OPTIMIZERS = {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -28,18 +29,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in _OPTIMIZERS:
-        raise ValueError(f"SOLVER.OPTIMIZER must be one of {_OPTIMIZERS}, got {solver.OPTIMIZER!r}")
+        raise ValueError(
+            f"SOLVER.OPTIMIZER must be one of {list(_OPTIMIZERS)}, got {solver.OPTIMIZER!r}"
+        )
+    # Only the pretrained part.
+    backbone = "backbone.bottom_up." if isinstance(model.backbone, FPN) else "backbone."
     parameters = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(backbone) else 1,
     )
     options = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
-    optimizer_type = torch.optim.Adam
+    optimizer_type = _OPTIMIZERS[solver.OPTIMIZER]
     if solver.OPTIMIZER == "SGD":
-        optimizer_type = torch.optim.SGD
         options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if not _clips_full_model(cfg):
         optimizer_type = maybe_add_gradient_clipping(cfg, optimizer_type)
@@ -77,21 +82,33 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> List[dict]:
     ]
 
 
-def check_same_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    """The name of its class in ``torch.optim``, also with Detectron2's gradient clipping."""
+    return next(
+        x.__name__ for x in type(optimizer).__mro__ if x.__module__.startswith("torch.optim.")
+    )
+
+
+def check_same_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict, name: Optional[str] = None
+) -> None:
     """Raises ValueError if a state is that of another optimizer or of other parameters.
 
     Args:
         optimizer: what the state is to be loaded into.
         state: ``state_dict`` of an optimizer.
+        name: its :func:`optimizer_name`, if it is known.
     """
     here, saved = optimizer.param_groups, state["param_groups"]
-    if ["betas" in x for x in here[:1]] != ["betas" in x for x in saved[:1]]:
+    if ["betas" in x for x in here[:1]] != ["betas" in x for x in saved[:1]] or (
+        name and name != optimizer_name(optimizer)
+    ):
         problem, keys = "has the state of another optimizer", "SOLVER.OPTIMIZER"
     elif [len(x["params"]) for x in here] != [len(x["params"]) for x in saved]:
         problem = "has the state of an optimizer with other groups of parameters"
         keys = (
-            "MODEL.BACKBONE.FREEZE_AT, SOLVER.BIAS_LR_FACTOR, WEIGHT_DECAY_NORM and "
-            "WEIGHT_DECAY_BIAS"
+            "MODEL.BACKBONE.FREEZE_AT, SOLVER.BACKBONE_MULTIPLIER, BIAS_LR_FACTOR, "
+            "WEIGHT_DECAY_NORM and WEIGHT_DECAY_BIAS"
         )
     else:
         return

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections import Counter
+from contextlib import nullcontext
 from typing import Callable, Dict, Iterable, List, Optional
 
 import torch
@@ -12,10 +13,12 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .data import TrainingStream
 from .seeding import STEP, seed_generators
-from .solver import check_same_optimizer
+from .solver import check_same_optimizer, optimizer_name
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ class StepTrainer(SimpleTrainer):
         untrained: Callable[[], Iterable[nn.Parameter]] = tuple,
         max_skipped_steps: int = 0,
         seed: int = 0,
+        accumulate: int = 1,
+        step_counts: Optional[Callable] = None,
+        average: Optional[WeightAverage] = None,
     ):
         """
         Args:
@@ -59,6 +65,10 @@ class StepTrainer(SimpleTrainer):
                 next one is an error.
             seed: of the random numbers that layers draw. Each step draws the same, whatever came
                 before it.
+            accumulate: batches of a step, whose gradients are added up.
+            step_counts: returns the model's second argument from these batches, if there are
+                several: the normalizers of their losses.
+            average: updated after each step.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
@@ -77,6 +87,9 @@ class StepTrainer(SimpleTrainer):
         self.untrained = untrained
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        self.accumulate = accumulate
+        self.step_counts = step_counts
+        self.average = average
         self._overflows = 0
         # Norm statistics before the step: the forward pass puts a bad batch into them.
         self._statistics_before = [x.clone() for x in model.buffers()]
@@ -94,18 +107,17 @@ class StepTrainer(SimpleTrainer):
                 skipped; names each loss and the images.
         """
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        batches = [next(self._data_loader_iter) for _ in range(self.accumulate)]
         data_time = time.perf_counter() - start
+        data = [x for batch in batches for x in batch]
         self._log_skipped_images(data)
         seed_generators(self.seed, STEP, self.iter, comm.get_rank())
         # Looked up anew, since precise BN replaces the tensors.
         statistics = list(self.model.buffers())
         _copy(statistics, self._statistics_before)
-        with self.autocast:
-            losses = self.model(data)
-            total = sum(losses.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        losses = self._add_gradients(batches)
+        total = sum(losses.values())
         for parameter in self.untrained():
             # DistributedDataParallel gives it a gradient of zeros, which Adam would count as steps.
             parameter.grad = None
@@ -125,8 +137,31 @@ class StepTrainer(SimpleTrainer):
         else:
             self._write_metrics(losses, data_time)
             self.grad_scaler.step(self.optimizer)
+            if self.average is not None:
+                self.average.update()
         self.grad_scaler.update()
         self.num_samples += len(data) * comm.get_world_size()
+
+    def _add_gradients(self, batches: List[List[dict]]) -> Dict[str, Tensor]:
+        """Adds up the gradients of all batches; returns the sums of their losses."""
+        if len(batches) == 1:
+            with self.autocast:
+                losses = self.model(*batches)
+            self.grad_scaler.scale(sum(losses.values())).backward()
+            return losses
+        counts = self.step_counts(batches)
+        totals: Dict[str, Tensor] = {}
+        for batch in batches:
+            # DistributedDataParallel averages the gradients of all batches with the last one.
+            is_distributed = isinstance(self.model, DistributedDataParallel)
+            waits = is_distributed and batch is not batches[-1]
+            with self.model.no_sync() if waits else nullcontext():
+                with self.autocast:
+                    losses = self.model(batch, counts)
+                self.grad_scaler.scale(sum(losses.values())).backward()
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0) + loss.detach()
+        return totals
 
     def _log_skipped_images(self, data: List[dict]) -> None:
         problems = [problem for x in data for problem in x.get("left_out", ())]
@@ -166,6 +201,7 @@ class StepTrainer(SimpleTrainer):
         """With gradient scaler, skipped steps and position in the stream of images."""
         return {
             **super().state_dict(),
+            "optimizer_name": optimizer_name(self.optimizer),
             "grad_scaler": self.grad_scaler.state_dict(),
             "skipped_steps": self.skipped_steps,
             "seed": self.seed,
@@ -177,7 +213,8 @@ class StepTrainer(SimpleTrainer):
         Raises:
             ValueError: if the state is that of another optimizer or of other parameters.
         """
-        check_same_optimizer(self.optimizer, state_dict["optimizer"])
+        name = state_dict.get("optimizer_name")
+        check_same_optimizer(self.optimizer, state_dict["optimizer"], name)
         super().load_state_dict(state_dict)
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

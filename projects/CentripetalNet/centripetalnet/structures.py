@@ -88,6 +88,15 @@ class CornerCounts(NamedTuple):
     """Scalar, number of corner cells of any class."""
 
 
+class StepCounts(NamedTuple):
+    """Normalizers of the losses of several batches whose gradients are accumulated."""
+
+    tl: CornerCounts
+    br: CornerCounts
+    num_boxes: Tensor
+    """Scalar, ground-truth boxes, per process."""
+
+
 class Peaks(NamedTuple):
     """The K best local maxima of one corner's heatmap in each image."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import raise_in_all_processes
 from ..files import UNFINISHED, atomic_file
-from .conversion import COUNTER, check_plain, origin_of, weights_in
+from .conversion import COUNTER, averaged_weights, check_plain, origin_of, weights_in
 from .safe_load import load_tensors
 
 # The state before the step that diverged; resuming from it would diverge again.
@@ -26,17 +26,28 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
     Detectron2 only logs them and keeps random values, which look like a bad model in an evaluation.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = True,
+        averaged: bool = False,
+        **kwargs,
+    ):
         """
         Args:
             model: the model to load and save.
             save_dir: folder of the checkpoints.
             strict: whether all weights must match. Otherwise, to start a training from another
                 model's weights, at least one must.
+            averaged: whether to load the averaged weights of ``MODEL.EMA``, if the checkpoint has
+                them. A resumed training loads the raw ones.
             kwargs: as for ``DetectionCheckpointer``.
         """
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.averaged = averaged
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """As in Detectron2, but if one process cannot load the checkpoint, all raise an error.
@@ -118,11 +129,13 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 "OUTPUT_DIR that they share, or copy the checkpoint there."
             )
         raise_in_all_processes(error)
-        strict, self.strict = self.strict, True
+        strict, averaged = self.strict, self.averaged
+        # Without checkpointables it is an evaluation.
+        self.strict, self.averaged = True, averaged and not self.checkpointables
         try:
             return self.load(last)
         finally:
-            self.strict = strict
+            self.strict, self.averaged = strict, averaged
 
     def _remove_unfinished(self) -> None:
         if self.save_to_disk:
@@ -175,6 +188,9 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         return loaded if "model" in loaded else {"model": weights_in(loaded)}
 
     def _load_model(self, checkpoint: dict):
+        if self.averaged and "ema" in checkpoint:
+            checkpoint["model"] = averaged_weights(checkpoint)
+            self.logger.info("Loading the averaged weights, as MODEL.EMA.ENABLED says.")
         weights = checkpoint["model"]
         if not isinstance(weights, dict) or not weights:
             raise ValueError(

@@ -107,6 +107,19 @@ def weights_in(content: Mapping) -> Dict[str, Tensor]:
     return weights
 
 
+def averaged_weights(content: Mapping) -> Dict[str, Tensor]:
+    """The averaged weights of a training with ``MODEL.EMA``.
+
+    Raises:
+        ValueError: if "ema" of the checkpoint is not as a training writes it.
+    """
+    ema = content["ema"]
+    if not isinstance(ema, Mapping) or not isinstance(ema.get("weights"), Mapping):
+        raise ValueError("'ema' of the checkpoint is invalid: expected a dict with 'weights'")
+    check_plain(ema["weights"])
+    return ema["weights"]
+
+
 def check_plain(weights: Mapping) -> None:
     """Raises unless all items are real-valued tensors with a string as name."""
     for name, x in weights.items():
@@ -147,7 +160,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
         ValueError: if the file is no such checkpoint, or tensors are missing, of a wrong shape or
             unknown; all are listed.
     """
-    content = load_tensors(path)
+    content = _content(path, cfg)
     found = weights_in(content)
     origin, prefix = origin_of(found)
     if origin == "centripetalnet":
@@ -225,7 +238,7 @@ def convert_to_theirs(
     Raises:
         ValueError: if the file's weights do not match the network exactly.
     """
-    content = load_tensors(path)
+    content = _content(path, cfg)
     found = weights_in(content)
     if origin_of(found)[0] != "centripetalnet":
         raise ValueError(f"{path} does not have this project's names, which --to needs")
@@ -234,6 +247,14 @@ def convert_to_theirs(
     weights = {theirs: ours.weights[name] for theirs, name in names.items()}
     meta = {"CLASSES": ours.classes} if ours.classes else {}
     return {"meta": meta, "state_dict": weights}, ours
+
+
+def _content(path: str, cfg: CfgNode) -> dict:
+    """Content of the file, with the averaged weights if it has some and ``MODEL.EMA.ENABLED``."""
+    content = load_tensors(path)
+    if cfg.MODEL.EMA.ENABLED and "ema" in content:
+        content = {**content, "model": averaged_weights(content)}
+    return content
 
 
 def _read_ours(

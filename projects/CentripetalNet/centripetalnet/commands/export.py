@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         export.import_optional("onnx")
         export.import_optional("onnxruntime")
     model = build_model(cfg).eval()
-    CentripetalNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    CentripetalNetCheckpointer(model, averaged=cfg.MODEL.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
     metadata = export.metadata_of(
         model, class_names(cfg), cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     )

@@ -39,8 +39,16 @@ def corner_counts(targets: CornerTargets) -> CornerCounts:
         Counts over all processes, divided by the number of processes, see
         :func:`count_per_process`.
     """
-    counts = torch.stack((targets.heatmap.num_positive, targets.wins.sum()))
-    return CornerCounts(*count_per_process(counts))
+    return CornerCounts(*count_per_process(corner_sums(targets)))
+
+
+def corner_sums(targets: CornerTargets) -> Tensor:
+    """(2,) numbers of corner cells of one corner, in the order of CornerCounts.
+
+    Args:
+        targets: of this process's images.
+    """
+    return torch.stack((targets.heatmap.num_positive, targets.wins.sum()))
 
 
 def heatmap_loss(

@@ -15,9 +15,17 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..layers import run_checkpointed
-from ..structures import Candidates, CornerCounts, Corners, CornerTargets, Findings
+from ..structures import (
+    BoxTargets,
+    Candidates,
+    CornerCounts,
+    Corners,
+    CornerTargets,
+    Findings,
+    StepCounts,
+)
 from .corner_head import CornerBranch, CornerHead
-from .corner_losses import LossOptions, corner_counts, corner_losses
+from .corner_losses import LossOptions, corner_counts, corner_losses, corner_sums
 from .corner_matching import (
     MatchingOptions,
     SelectionOptions,
@@ -30,6 +38,7 @@ from .corner_matching import (
 )
 from .corner_targets import corner_targets
 from .mask_head import InstanceMaskHead
+from .normalizer import count_per_process
 
 
 def scaled_to_output(
@@ -133,7 +142,8 @@ class CentripetalNet(nn.Module):
                 of two.
         """
         super().__init__()
-        names = list(_feature_shapes(backbone, in_features))
+        shapes = _feature_shapes(backbone, in_features)
+        names = list(shapes)
         if len(names) != len(heads):
             raise ValueError(f"heads must have one entry per feature map {names}, got {len(heads)}")
         if canvas_bits < 0 or canvas_bits & (canvas_bits + 1):
@@ -147,6 +157,7 @@ class CentripetalNet(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.mask_head = mask_head
         self.feature_names = names
+        self.stride = shapes[names[-1]].stride
         self.num_classes = num_classes
         self.loss_options = losses
         self.matching = matching
@@ -231,12 +242,13 @@ class CentripetalNet(nn.Module):
             return []
         return list(self.mask_head.parameters())
 
-    def forward(self, batched_inputs: List[dict]):
+    def forward(self, batched_inputs: List[dict], counts: Optional[StepCounts] = None):
         """
         Args:
             batched_inputs: one dict for each image, as in Detectron2's models: ``image``
                 (3, h0, w0) in [0, 255]; in training ``instances`` with ``gt_boxes`` and
                 ``gt_classes``; in inference optionally the ``height`` and ``width`` of the output.
+            counts: normalizers of the losses, from :meth:`step_counts`; by default of this batch.
 
         Returns:
             In training the losses ``loss_heatmap``, ``loss_offset``, ``loss_guiding_shift`` and
@@ -248,7 +260,7 @@ class CentripetalNet(nn.Module):
             return self.inference(batched_inputs)
         images = self._training_canvas(batched_inputs)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        losses = self.losses(images.tensor, instances)
+        losses = self.losses(images.tensor, instances, counts)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             # Here, since it imports this module and matplotlib.
             from ..visualization import training_picture
@@ -256,30 +268,23 @@ class CentripetalNet(nn.Module):
             get_event_storage().put_image(*training_picture(self, batched_inputs))
         return losses
 
-    def losses(self, images: Tensor, instances: List[Instances]) -> Dict[str, Tensor]:
+    def losses(
+        self, images: Tensor, instances: List[Instances], counts: Optional[StepCounts] = None
+    ) -> Dict[str, Tensor]:
         """
         Args:
             images: (N, 3, h, w), normalised.
             instances: ``gt_boxes`` in pixels of the canvas and ``gt_classes``, for each image;
                 with a mask head also ``gt_masks``.
+            counts: see :meth:`forward`.
 
         Returns:
             The weighted losses, summed over the stacks.
         """
         options, canvas_size = self.loss_options, tuple(images.shape[-2:])
         features = self.backbone(images.contiguous(memory_format=self.memory_format))
-        targets = corner_targets(
-            boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
-            classes=torch.cat([x.gt_classes for x in instances]),
-            image_index=torch.cat(
-                [torch.full_like(x.gt_classes, i) for i, x in enumerate(instances)]
-            ),
-            num_images=len(instances),
-            num_classes=self.num_classes,
-            canvas_size=canvas_size,
-            map_size=tuple(features[self.feature_names[-1]].shape[-2:]),
-            min_overlap=options.min_overlap,
-        )
+        map_size = tuple(features[self.feature_names[-1]].shape[-2:])
+        targets = self._targets(instances, canvas_size, map_size)
         weights = {
             "heatmap": options.heatmap_weight,
             "offset": options.offset_weight,
@@ -287,13 +292,13 @@ class CentripetalNet(nn.Module):
             "centripetal_shift": options.centripetal_shift_weight,
         }
         losses = dict.fromkeys(weights, 0.0)
-        counts = [corner_counts(target) for target in targets]
+        of_corners = counts or [corner_counts(target) for target in targets]
         masks_are_trained = self.mask_head is not None and self.mask_head.is_trained()
         # Masks are trained on boxes decoded from the last head.
         find_with = self.heads[-1] if masks_are_trained else None
         found = []
         for name, head in zip(self.feature_names, self.heads):
-            branches = zip((head.tl, head.br), targets, counts, (+1, -1))
+            branches = zip((head.tl, head.br), targets, of_corners, (+1, -1))
             for branch, target, count, inwards in branches:
                 inputs = (branch, features[name], target, count)
                 if head is find_with:
@@ -312,7 +317,49 @@ class CentripetalNet(nn.Module):
             feature = features[self.feature_names[-1]]
             proposals = self.mask_head.proposals(found, instances, self.matching)
             losses["loss_mask"] = self.mask_head.losses(feature, canvas_size, proposals)
+            if counts is not None:
+                num_boxes = images.new_tensor(float(sum(len(x) for x in instances)))
+                losses["loss_mask"] *= count_per_process(num_boxes) / counts.num_boxes
         return losses
+
+    @torch.no_grad()
+    def step_counts(self, batches: List[List[dict]]) -> StepCounts:
+        """Normalizers for the losses of several batches as if they were one.
+
+        The mask loss, a mean over proposals that are not known yet, is weighted by the number of
+        ground-truth boxes.
+
+        Args:
+            batches: each as for :meth:`forward` in training.
+        """
+        total = torch.zeros(5, device=self.device)
+        for batch in batches:
+            instances = [x["instances"].to(self.device) for x in batch]
+            canvas_size = self._padded(
+                *(max(x["image"].shape[axis] for x in batch) for axis in (-2, -1))
+            )
+            map_size = tuple(-(-size // self.stride) for size in canvas_size)
+            targets = self._targets(instances, canvas_size, map_size)
+            num_boxes = total.new_tensor([sum(len(x) for x in instances)])
+            total += torch.cat([corner_sums(targets.tl), corner_sums(targets.br), num_boxes])
+        total = count_per_process(total)
+        return StepCounts(CornerCounts(*total[:2]), CornerCounts(*total[2:4]), total[4])
+
+    def _targets(
+        self, instances: List[Instances], canvas_size: Tuple[int, int], map_size: Tuple[int, int]
+    ) -> BoxTargets:
+        return corner_targets(
+            boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
+            classes=torch.cat([x.gt_classes for x in instances]),
+            image_index=torch.cat(
+                [torch.full_like(x.gt_classes, i) for i, x in enumerate(instances)]
+            ),
+            num_images=len(instances),
+            num_classes=self.num_classes,
+            canvas_size=canvas_size,
+            map_size=map_size,
+            min_overlap=self.loss_options.min_overlap,
+        )
 
     def _branch_losses(
         self,
@@ -492,12 +539,12 @@ class CentripetalNet(nn.Module):
         return canvas.contiguous(memory_format=self.memory_format), border
 
     def _canvas_size(self, image: Tensor) -> Tuple[int, int]:
-        # As ImageList.from_tensors in training.
+        return self._padded(*(size | self.canvas_bits for size in image.shape[-2:]))
+
+    def _padded(self, height: int, width: int) -> Tuple[int, int]:
+        """The size rounded up to multiples, as ``ImageList.from_tensors`` does it."""
         multiple = max(self.backbone.size_divisibility, 1)
-        height, width = (
-            -(-(size | self.canvas_bits) // multiple) * multiple for size in image.shape[-2:]
-        )
-        return height, width
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def _normalize(self, image: Tensor) -> Tensor:
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
