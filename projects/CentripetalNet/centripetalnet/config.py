@@ -37,25 +37,26 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Norm of the backbone: "BN", "SyncBN", "FrozenBN", "GN" or any of detectron2.layers.get_norm.
     hourglass.NORM = "BN"
 
-    # Of MODEL.BACKBONE.NAME "build_timm_fpn_backbone", with the keys of MODEL.FPN. Pretrained weights
-    # are MODEL.WEIGHTS "timm://NAME".
     cfg.MODEL.TIMM = CfgNode()
-    # Name of a network of timm with feature maps, see timm.list_models().
+    # Network of "build_timm_fpn_backbone", one of timm.list_models() with feature maps. MODEL.FPN
+    # has the keys of its FPN, MODEL.WEIGHTS "timm://NAME" are its pretrained weights.
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # "BN": the network's own norms. "FrozenBN": batch norms with fixed statistics and weights.
     # "SyncBN": batch norms with the statistics of all GPUs.
     cfg.MODEL.TIMM.NORM = "BN"
 
-    # Exponential moving average of the weights and norm statistics. With it, evaluation and
-    # prediction use the average; the raw weights are saved and evaluated beside it.
+    # ---------------------------------------------------------------- averaged weights
     cfg.MODEL.EMA = CfgNode()
+    # True: exponential moving average of the weights and norm statistics. Evaluation and prediction
+    # use the average. The raw weights are saved and, in training, evaluated beside it.
     cfg.MODEL.EMA.ENABLED = False
     # Share of the old average that each step keeps.
     cfg.MODEL.EMA.DECAY = 0.999
 
     # ---------------------------------------------------------------- head
     cfg.MODEL.CENTRIPETALNET = net = CfgNode()
-    # Feature maps of the backbone, of one stride. Each has a head; the last one decides. Empty: all.
+    # Feature maps of the backbone that have a head, all of one stride. The last one decides in
+    # inference. Empty: all.
     net.IN_FEATURES = []
     # Number of classes of the dataset.
     net.NUM_CLASSES = 80

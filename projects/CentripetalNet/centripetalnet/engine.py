@@ -204,10 +204,11 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         # The folder of the main process decides, not that of another machine.
         self.start_iter = comm.all_gather(self.start_iter)[0]
-        if self.average is not None and not self.average.updates:
-            self.average.restart()
         if not (resume and self.checkpointer.has_checkpoint()):
             return
+        if self.average is not None and not self.average.updates:
+            logger.warning("The checkpoint has no averaged weights: the average begins with its.")
+            self.average.restart()
         if self.start_iter > self.max_iter:
             raise ValueError(
                 f"--resume: the checkpoint is of iteration {self.start_iter}, but SOLVER.MAX_ITER "
@@ -372,15 +373,12 @@ class Trainer(DefaultTrainer):
 
 
 def _check_norms(cfg: CfgNode) -> None:
-    norms = {
-        "MODEL.HOURGLASS.NORM": cfg.MODEL.HOURGLASS.NORM,
-        "MODEL.CENTRIPETALNET.NORM": cfg.MODEL.CENTRIPETALNET.NORM,
-    }
-    for key, value in norms.items():
-        if value == "SyncBN":
+    for part in ("HOURGLASS", "RESNETS", "TIMM", "FPN", "CENTRIPETALNET"):
+        if cfg.MODEL[part].NORM == "SyncBN":
+            instead = "FrozenBN" if part == "TIMM" else "naiveSyncBN"
             raise ValueError(
-                f"{key} 'SyncBN' is for GPUs only; for several processes on the CPU set "
-                "'naiveSyncBN'"
+                f"MODEL.{part}.NORM 'SyncBN' is for GPUs only; for several processes on the CPU "
+                f"set '{instead}'"
             )
 
 

@@ -77,11 +77,25 @@ def test_a_key_of_detectron2_without_effect_is_refused(key, value, instead):
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "foo"),
         ("SOLVER.MAX_ITER", "0"),
         ("SOLVER.CHECKPOINT_PERIOD", "0"),
+        ("SOLVER.ACCUMULATE", "0"),
+        ("SOLVER.PATIENCE", "-1"),
     ],
 )
 def test_an_invalid_value_is_an_error_with_key_and_value(key, value):
     with pytest.raises(ValueError, match=f"{re.escape(key)} is .*, expected "):
         check_values(load_config("centripetal_tiny", [key, value]))
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["SOLVER.PATIENCE", 2], "PATIENCE is 2.*TEST.EVAL_PERIOD"),
+        (["MODEL.EMA.ENABLED", True, "TEST.PRECISE_BN.ENABLED", True], "PRECISE_BN.*MODEL.EMA"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(opts, message):
+    with pytest.raises(ValueError, match=message):
+        check_values(load_config("centripetal_tiny", opts))
 
 
 @pytest.mark.parametrize("name", NAMES)

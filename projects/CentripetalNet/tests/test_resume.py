@@ -14,13 +14,19 @@ OPTIONS = [
     # Random numbers of every kind.
     *("INPUT.COLOR_DISTORTION.ENABLED", "True"),
 ]
+# A pretrained kind of backbone, averaged weights, and several batches a step.
+OWN_DATA = [
+    *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_resnet"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.CENTRIPETALNET.IN_FEATURES", "['p2']"),
+    *("MODEL.EMA.ENABLED", "True", "SOLVER.ACCUMULATE", "2", "SOLVER.OPTIMIZER", "ADAMW"),
+]
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(datasets, tmp_path_factory):
-    """The final checkpoint of an uninterrupted training."""
+@pytest.fixture(scope="module", params=[(), OWN_DATA], ids=["hourglass", "own data"])
+def uninterrupted(request, datasets, tmp_path_factory):
+    """Options of a training, and the final checkpoint without an interruption."""
     output = tmp_path_factory.mktemp("uninterrupted")
-    return finish(datasets, output)
+    return request.param, finish(datasets, output, request.param)
 
 
 def differences(first, second, path=""):
@@ -41,11 +47,11 @@ def newest(output) -> int:
     return max((int(x.stem[-7:]) for x in output.glob("model_0*.pth")), default=-1)
 
 
-def kill_after(datasets, output, checkpoints, seconds, workers, flags=()):
+def kill_after(datasets, output, checkpoints, seconds, workers, opts=(), flags=()):
     """Resumes a training, and kills it some seconds after it has written some checkpoints."""
     until = newest(output) + checkpoints
     command = train_few(
-        output, *OPTIONS, "DATALOADER.NUM_WORKERS", workers, flags=["--resume", *flags]
+        output, *OPTIONS, *opts, "DATALOADER.NUM_WORKERS", workers, flags=["--resume", *flags]
     )
     process = start(*command, DATASET=datasets / "silhouettes")
     wait_for(lambda: newest(output) >= until, process)
@@ -54,9 +60,9 @@ def kill_after(datasets, output, checkpoints, seconds, workers, flags=()):
     kill(process)
 
 
-def kill_while_saving(datasets, output, name):
+def kill_while_saving(datasets, output, name, opts=()):
     process = start(
-        *train_few(output, *OPTIONS, flags=["--resume"]),
+        *train_few(output, *OPTIONS, *opts, flags=["--resume"]),
         DATASET=datasets / "silhouettes",
         DISTURB=f"stall_while_saving {name}",
     )
@@ -65,50 +71,53 @@ def kill_while_saving(datasets, output, name):
     (output / "disturbed").unlink()
 
 
-def finish(datasets, output, flags=()):
-    command = train_few(output, *OPTIONS, flags=["--resume", *flags])
+def finish(datasets, output, opts=(), flags=()):
+    command = train_few(output, *OPTIONS, *opts, flags=["--resume", *flags])
     result = run(*command, DATASET=datasets / "silhouettes")
     assert result.returncode == 0, result.stderr[-3000:]
     return torch.load(output / "model_final.pth", weights_only=True)
 
 
 def test_a_killed_and_resumed_training_ends_with_the_same_bits(datasets, uninterrupted, tmp_path):
-    kill_after(datasets, tmp_path, checkpoints=6, seconds=0.05, workers=2)
-    kill_while_saving(datasets, tmp_path, "model_0000030")
+    opts, expected = uninterrupted
+    kill_after(datasets, tmp_path, checkpoints=6, seconds=0.05, workers=2, opts=opts)
+    kill_while_saving(datasets, tmp_path, "model_0000030", opts)
     assert (tmp_path / "model_0000030.pth.part").exists()
     assert not (tmp_path / "model_0000030.pth").exists()
 
-    final = finish(datasets, tmp_path)
+    final = finish(datasets, tmp_path, opts)
 
-    assert differences(uninterrupted, final) == []
+    assert differences(expected, final) == []
     assert list(tmp_path.glob("*.part")) == []
     assert len(list(tmp_path.glob("model_0*.pth"))) == 3
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(datasets, uninterrupted, tmp_path):
+    opts, expected = uninterrupted
     random = np.random.default_rng(0)
     for _ in range(4):
         # During imports, building the model, and loading the checkpoint.
-        kill_after(datasets, tmp_path, 0, random.uniform(0, 4), workers=1)
+        kill_after(datasets, tmp_path, 0, random.uniform(0, 4), workers=1, opts=opts)
     for workers in random.integers(0, 3, 12):
-        kill_after(datasets, tmp_path, 1, random.uniform(0, 0.06), workers)
+        kill_after(datasets, tmp_path, 1, random.uniform(0, 0.06), workers, opts)
     for name in ("model_0000038", "model_0000038", "model_0000039", "model_final"):
-        kill_while_saving(datasets, tmp_path, name)
+        kill_while_saving(datasets, tmp_path, name, opts)
 
-    final = finish(datasets, tmp_path)
+    final = finish(datasets, tmp_path, opts)
 
-    assert differences(uninterrupted, final) == []
+    assert differences(expected, final) == []
 
 
 @pytest.mark.slow
-def test_a_killed_training_in_two_processes_ends_with_the_same_bits(datasets, tmp_path):
+@pytest.mark.parametrize("opts", [(), OWN_DATA], ids=["hourglass", "own data"])
+def test_a_killed_training_in_two_processes_ends_with_the_same_bits(datasets, tmp_path, opts):
     two = ["--num-gpus", "2"]
     for folder in ("killed", "whole"):
         (tmp_path / folder).mkdir()
     for _ in range(2):
-        kill_after(datasets, tmp_path / "killed", 8, 0.05, workers=1, flags=two)
+        kill_after(datasets, tmp_path / "killed", 8, 0.05, workers=1, opts=opts, flags=two)
 
-    killed, whole = (finish(datasets, tmp_path / x, two) for x in ("killed", "whole"))
+    killed, whole = (finish(datasets, tmp_path / x, opts, two) for x in ("killed", "whole"))
 
     assert differences(whole, killed) == []

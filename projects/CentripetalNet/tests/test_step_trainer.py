@@ -82,6 +82,23 @@ def test_gradients_that_overflow_at_any_scale_end_the_training():
     assert 20 < trainer.iter < 40
 
 
+def test_gradients_of_several_batches_are_added_up():
+    class Mean(Line):
+        def forward(self, batch, count=None):
+            values = torch.tensor([x["value"] for x in batch])
+            return {"loss": (self.weight * values).sum() / (count or len(values))}
+
+    values = [1.0, 2.0, 4.0, 8.0]
+    trainer = trainer_of(*values, model=Mean(), accumulate=2, step_counts=len)
+
+    with EventStorage() as storage:
+        run(trainer, 2)
+
+    # Steps of (1 + 2) / 2 and (4 + 8) / 2 with momentum, from 1 with the rate 0.1.
+    assert trainer.model.weight.item() == pytest.approx(1 - 0.1 * 1.5 - 0.1 * (0.9 * 1.5 + 6))
+    assert trainer.num_samples == 4
+
+
 class TwoWeights(Line):
     def __init__(self):
         super().__init__()

@@ -16,6 +16,7 @@ from training import ANYWHERE, TINY, TINY_MASK, arguments
 
 from centripetalnet.config import load_config
 from centripetalnet.engine import Trainer, main, setup
+from centripetalnet.modeling import optimize_for_inference
 from centripetalnet.predictor import Predictor
 
 
@@ -158,6 +159,63 @@ def test_the_best_checkpoint_by_box_ap_is_kept(datasets, damaged_val, tmp_path, 
     }
     assert best["hooks"]["BestCheckpointer"]["best_metric"] == max(found.values())
     assert best["iteration"] in (1, 3)
+
+
+def test_averaged_weights_are_evaluated_and_saved_beside_the_raw_ones(datasets, tmp_path):
+    opts = ["SOLVER.MAX_ITER", "4", "SOLVER.IMS_PER_BATCH", "2", "MODEL.EMA.ENABLED", "True"]
+    opts += ["MODEL.EMA.DECAY", "0.5", *ANYWHERE]
+    trained = tmp_path / "trained"
+    main(arguments(trained, *opts))
+    weights = str(trained / "model_final.pth")
+    found = {}
+    for folder, enabled in (("averaged", True), ("raw", False)):
+        args = ["MODEL.WEIGHTS", weights, *opts, "MODEL.EMA.ENABLED", enabled]
+        found[folder] = main(arguments(tmp_path / folder, *args, eval_only=True))
+
+    checkpoint = torch.load(weights, weights_only=True)
+    assert checkpoint["ema"]["updates"] == 4
+    assert checkpoint["ema"]["weights"].keys() == checkpoint["model"].keys()
+    last = json.loads((trained / "metrics.json").read_text().splitlines()[-1])
+    for name in ("AP", "AP50"):
+        assert last[f"bbox/{name}"] == pytest.approx(found["averaged"]["bbox"][name], nan_ok=True)
+        assert last[f"bbox_raw/{name}"] == pytest.approx(found["raw"]["bbox"][name], nan_ok=True)
+    detections = {
+        folder: json.loads((path / "coco_instances_results.json").read_text())
+        for folder, path in {
+            "trained": trained / "inference",
+            "trained raw": trained / "inference_raw",
+            "averaged": tmp_path / "averaged" / "inference",
+            "raw": tmp_path / "raw" / "inference",
+        }.items()
+    }
+    assert detections["trained"] == detections["averaged"] != detections["raw"]
+    assert detections["trained raw"] == detections["raw"]
+    cfg = load_config(str(TINY), ["MODEL.WEIGHTS", weights, *opts])
+    stem = Predictor(cfg).model.model.backbone.stem[0].bias
+    model = Trainer.build_model(cfg)
+    model.load_state_dict(checkpoint["ema"]["weights"])
+    assert torch.equal(stem, optimize_for_inference(model).backbone.stem[0].bias)
+
+
+def test_a_training_without_progress_ends(datasets, tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0, 30.0, 40.0])
+    monkeypatch.setattr(
+        Trainer, "test", lambda *args, **options: {"bbox": {"AP": next(scores)}}, raising=True
+    )
+    opts = ["SOLVER.MAX_ITER", "12", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "2"]
+    opts += ["SOLVER.PATIENCE", "2", "TEST.AUG.ENABLED", "False"]
+
+    main(arguments(tmp_path, *opts))
+
+    assert next(scores) == 40.0
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 7
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["iteration"] == 3
+    log = (tmp_path / "log.txt").read_text()
+    assert "ends after iteration 7" in log and "Traceback" not in log
+    assert (tmp_path / "training.png").exists()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
 def test_a_damaged_dataset_is_refused_or_trained_on_without_invalid_entries(datasets, tmp_path):

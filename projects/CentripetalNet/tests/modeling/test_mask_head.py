@@ -191,6 +191,35 @@ def test_checkpointing_changes_no_gradient_with_masks():
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_gradients_of_several_batches_are_those_of_one(masks):
+    frozen = {f"MODEL__{part}__NORM": "FrozenBN" for part in ("HOURGLASS", "CENTRIPETALNET")}
+    # No decoded box is this good, so that masks are trained on ground-truth boxes alone.
+    frozen["MODEL__CENTRIPETALNET__MASK__IOU_THRESHOLD"] = 1.1
+    model = narrow_model(**frozen, MODEL__MASK_ON=masks).train()
+    given = [([[8, 9, 40, 50], [2, 3, 30, 31]], [1, 0]), ([[20, 9, 60, 50]], [2]), ([], [])]
+    whole = [
+        {"image": image(63, 63), "instances": objects((63, 63), boxes, classes)}
+        for boxes, classes in given
+    ]
+    batches = [whole[:2], whole[2:]], [whole[:1], whole[1:]]
+
+    with EventStorage():
+        losses = model(whole)
+        sum(losses.values()).backward()
+        expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+        for parts in batches:
+            model.zero_grad()
+            counts = model.step_counts(parts)
+            of_parts = [model(part, counts) for part in parts]
+            sum(sum(x.values()) for x in of_parts).backward()
+
+            for name, loss in losses.items():
+                torch.testing.assert_close(sum(x[name] for x in of_parts), loss)
+            gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+            assert (gradients - expected).norm() <= 1e-6 * expected.norm()
+
+
 def finding_model():
     """A narrow model that detects boxes of three classes, about eight cells wide."""
     model = narrow_model().eval()
