@@ -1,7 +1,7 @@
-"""Detection in single images from Python."""
+"""Detection in images from Python."""
 
 import os
-from typing import Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ Path = Union[str, "os.PathLike[str]"]
 
 
 class Predictor:
-    """A model with its weights, for one image at a time, like Detectron2's DefaultPredictor.
+    """A model with its weights, like Detectron2's DefaultPredictor.
 
-    In contrast to it, weights that do not fit are an error, and ``TEST.AUG.ENABLED`` and
-    ``TEST.PRECISION`` are respected. Images are resized as in evaluation.
+    In contrast to it, weights that do not fit are an error, ``TEST.AUG.ENABLED`` and
+    ``TEST.PRECISION`` are respected, and a call also takes a list of images. Images are resized as
+    in evaluation. Images of a list with the same canvas size are one batch, with test-time
+    augmentation the views of each image; so memory grows with the list. The results are those of
+    the images one by one up to rounding: 1e-6 in scores and 1e-5 pixels in float32.
 
     Attributes:
         metadata: of the first of ``DATASETS.TEST``, with the class names ``thing_classes``.
@@ -54,18 +57,27 @@ class Predictor:
             self.model = CentripetalNetWithTTA(cfg, self.model)
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> dict:
+    def __call__(self, image: Union[np.ndarray, List[np.ndarray]]) -> Union[dict, List[dict]]:
         """
         Args:
-            image: (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
+            image: (h0, w0, 3) uint8 in BGR order, as OpenCV reads it, or a list of such images.
 
         Returns:
-            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``.
+            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``; for a
+            list one for each image.
 
         Raises:
-            ValueError: if the image has another shape or type.
+            ValueError: if an image has another shape or type; names its index in a list.
         """
-        return self.model([self.model_input(image)])[0]
+        if not isinstance(image, list):
+            return self.model([self.model_input(image)])[0]
+        inputs = []
+        for index, item in enumerate(image):
+            try:
+                inputs.append(self.model_input(item))
+            except ValueError as error:
+                raise ValueError(f"index {index} of the list: {error}") from error
+        return self.model(inputs) if inputs else []
 
     def model_input(self, image: np.ndarray) -> dict:
         """Converts an image to the model's input.
@@ -88,26 +100,42 @@ class Predictor:
         pixels = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
         return {"image": pixels, "height": height, "width": width}
 
-    def detect(self, picture: Union[np.ndarray, Path], min_score: float = 0.0) -> Instances:
-        """Detects the objects in one image.
+    def detect(
+        self,
+        picture: Union[np.ndarray, Path, List[Union[np.ndarray, Path]]],
+        min_score: float = 0.0,
+    ) -> Union[Instances, List[Instances]]:
+        """Detects the objects in one image, or in each image of a list.
 
         Args:
-            picture: path of a file, or (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
+            picture: path of a file, or (h0, w0, 3) uint8 in BGR order, as OpenCV reads it, or a
+                list of these.
             min_score: objects with lower scores are dropped.
 
         Returns:
             R objects on the CPU: ``pred_boxes`` (R, 4) x0, y0, x1, y1 in pixels of the image,
             ``scores`` (R,) in [0, 1], best first, ``pred_classes`` (R,) indices into
-            ``metadata.thing_classes``, and with a mask head ``pred_masks`` (R, h0, w0) bool.
+            ``metadata.thing_classes``, and with a mask head ``pred_masks`` (R, h0, w0) bool. For a
+            list one ``Instances`` for each image.
 
         Raises:
-            OSError: if the file cannot be read as an image.
-            ValueError: if the array has another shape or type.
+            OSError: if a file cannot be read as an image; names it.
+            ValueError: if an array has another shape or type; names its index in a list.
         """
-        if isinstance(picture, (str, os.PathLike)):
-            picture = read_picture(os.fspath(picture))
-        instances = self(picture)["instances"]
-        return instances[instances.scores >= min_score].to("cpu")
+        if not isinstance(picture, list):
+            return _best(self(_pixels(picture)), min_score)
+        return [_best(x, min_score) for x in self([_pixels(x) for x in picture])]
+
+
+def _pixels(picture: Union[np.ndarray, Path]) -> np.ndarray:
+    if isinstance(picture, (str, os.PathLike)):
+        return read_picture(os.fspath(picture))
+    return picture
+
+
+def _best(result: dict, min_score: float) -> Instances:
+    instances = result["instances"]
+    return instances[instances.scores >= min_score].to("cpu")
 
 
 def load_predictor(

@@ -86,6 +86,46 @@ def test_tta_reads_and_resizes_a_file_as_evaluation_does(load, tmp_path):
     assert torch.equal(found["instances"].pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
+# Of the second sizes, the first and the last have one canvas size.
+@pytest.mark.parametrize("sizes", [[(50, 70)] * 3, [(50, 70), (90, 60), (60, 100)]])
+@pytest.mark.parametrize("tta", [False, True])
+def test_a_list_gives_the_results_of_its_images(load, tmp_path, sizes, tta):
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 256, (*x, 3), dtype=np.uint8) for x in sizes]
+    cv2.imwrite(str(tmp_path / "picture.png"), pictures[1])
+    predictor = load(tta=tta, opts=["MODEL.CENTRIPETALNET.TEST_CANVAS_BITS", 63])
+
+    results = predictor(pictures)
+    found = predictor.detect([pictures[0], tmp_path / "picture.png", pictures[2]], min_score=0.5)
+
+    assert len(results) == len(found) == 3
+    for picture, result, instances in zip(pictures, results, found):
+        for seen, min_score in ((result["instances"], 0.0), (instances, 0.5)):
+            expected = predictor.detect(picture, min_score)
+            assert seen.image_size == picture.shape[:2] and len(seen) == len(expected) > 10
+            torch.testing.assert_close(seen.scores, expected.scores)
+            torch.testing.assert_close(seen.pred_boxes.tensor, expected.pred_boxes.tensor)
+            assert torch.equal(seen.pred_classes, expected.pred_classes)
+            assert (seen.pred_masks != expected.pred_masks).float().mean() < 1e-3
+
+
+def test_an_empty_list_gives_an_empty_list(load):
+    predictor = load()
+
+    assert predictor([]) == predictor.detect([]) == []
+
+
+def test_a_bad_element_of_a_list_is_named(load, tmp_path):
+    predictor = load()
+    (tmp_path / "bad.png").write_text("no picture")
+
+    for call in (predictor, predictor.detect):
+        with pytest.raises(ValueError, match="index 1 of the list: the image is of type NoneType"):
+            call([PICTURE, None])
+    with pytest.raises(OSError, match="bad.png cannot be read as an image"):
+        predictor.detect([PICTURE, tmp_path / "bad.png"])
+
+
 def test_lower_scores_are_dropped(load):
     predictor = load()
     every, best = predictor.detect(PICTURE), predictor.detect(PICTURE, min_score=0.9)

@@ -1,6 +1,6 @@
 """Maps records of a dataset to the detector's input."""
 
-from typing import List, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -9,9 +9,12 @@ from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
-from fvcore.transforms.transform import Transform
+from detectron2.utils.file_io import PathManager
+from fvcore.transforms.transform import Transform, TransformList
+from PIL import Image
 from pycocotools import mask as mask_util
 
+from .dataset_check.images import TRANSPOSED_ORIENTATIONS, exif_orientation
 from .transforms import ColorDistortion, RandomCenterCropPad
 
 
@@ -104,7 +107,9 @@ def _check_sizes(given: CfgNode) -> None:
 class CentripetalNetDatasetMapper(DatasetMapper):
     """Detectron2's mapper that passes boxes to the augmentations and drops cut-off objects.
 
-    An object is kept if the centre of its box is on the canvas after all transforms.
+    An object is kept if the centre of its box is on the canvas after all transforms. In training,
+    large JPEGs that the first augmentation shrinks are decoded at a reduced size, which takes a
+    fraction of the time. Boxes and masks are then within a pixel of those of a full decode.
     """
 
     @configurable
@@ -116,6 +121,10 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             kwargs: as for ``detectron2.data.DatasetMapper``.
         """
         super().__init__(is_train, augmentations=list(augmentations), **kwargs)
+        first = next(iter(augmentations), None)
+        # A size of 0 keeps the size of the image.
+        shrinks = isinstance(first, T.ResizeShortestEdge) and all(first.short_edge_length)
+        self.resize: Optional[T.ResizeShortestEdge] = first if is_train and shrinks else None
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -144,7 +153,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         dataset_dict = dict(dataset_dict)
         file_name = dataset_dict["file_name"]
         try:
-            image = utils.read_image(file_name, format=self.image_format)
+            image, full_size = self._read(file_name)
         # For a damaged file Pillow raises many types of errors.
         except Exception as error:
             raise OSError(
@@ -152,7 +161,8 @@ class CentripetalNetDatasetMapper(DatasetMapper):
                 "dataset's annotation file."
             ) from error
         try:
-            utils.check_image_size(dataset_dict, image)
+            # It reads the shape only.
+            utils.check_image_size(dataset_dict, np.broadcast_to(0, full_size))
         except utils.SizeMismatchError as error:
             raise ValueError(str(error)) from error
 
@@ -170,8 +180,13 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             raise ValueError(
                 f"{file_name} has the boxes {boxes.tolist()}; expected finite values in pixels"
             )
+        transforms: List[Transform] = []
+        if image.shape[:2] != full_size:
+            # The pixels are reduced already.
+            transforms.append(T.ResizeTransform(*full_size, *image.shape[:2]))
+            boxes = transforms[0].apply_box(boxes)
         augmented = T.AugInput(image, boxes=boxes)
-        transforms = self.augmentations(augmented)
+        transforms = TransformList([*transforms, self.augmentations(augmented)])
         size = augmented.image.shape[:2]
         boxes, kept = _boxes_on_canvas(augmented.boxes, size)
         annotations = [x for x, is_kept in zip(annotations, kept) if is_kept]
@@ -186,6 +201,32 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         dataset_dict["image"] = _to_tensor(augmented.image)
         dataset_dict["instances"] = instances
         return dataset_dict
+
+    def _read(self, file_name: str) -> Tuple[np.ndarray, Tuple[int, int]]:
+        """Reads an image as Detectron2's ``read_image`` does, a large JPEG at a reduced size.
+
+        Returns:
+            (h, w, 3), at least as large as any size of ``resize``, and the size (h0, w0) of the
+            whole image.
+        """
+        if self.resize is None:
+            image = utils.read_image(file_name, format=self.image_format)
+            return image, image.shape[:2]
+        with PathManager.open(file_name, "rb") as file:
+            image = Image.open(file)
+            width, height = image.size
+            needed = self.resize.get_output_shape(
+                height, width, max(self.resize.short_edge_length), self.resize.max_size
+            )
+            # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, rounded up. Other formats give None.
+            draft = image.draft(None, tuple(max(x, 1) for x in needed[::-1]))
+            if exif_orientation(image) in TRANSPOSED_ORIENTATIONS:
+                height, width = width, height
+            if draft is not None and draft[1][2:] != image.size:
+                # Removes the fraction of a pixel beyond the edge of the image.
+                image = image.resize(image.size, Image.BILINEAR, box=draft[1])
+            image = utils._apply_exif_orientation(image)
+            return utils.convert_PIL_to_numpy(image, self.image_format), (height, width)
 
     def _masks(
         self,

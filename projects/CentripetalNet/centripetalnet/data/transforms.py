@@ -54,7 +54,8 @@ def distort_colors(
         hsv = cv2.cvtColor(image, _TO_HSV[image_format])
         image = cv2.cvtColor(cv2.LUT(hsv, tables[None]), _FROM_HSV[image_format])
     image = cv2.LUT(image, after)
-    return np.ascontiguousarray(image[:, :, list(channel_order)])
+    # Several times as fast as indexing the last axis.
+    return cv2.merge([cv2.extractChannel(image, channel) for channel in channel_order])
 
 
 class ColorDistortion(Augmentation):

@@ -140,13 +140,19 @@ def _inspect(task: Tuple[str, Optional[Tuple[int, int]]]) -> List[KindAndDetail]
     return list(_notes(header, image)) + [("Pillow warning", x) for x in texts]
 
 
+def exif_orientation(image: Image.Image) -> Optional[int]:
+    """The orientation by which Detectron2 turns an image; None if it does not."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    # Pillow raises many types of errors. Detectron2 ignores unreadable EXIF data, too.
+    except Exception:
+        return None
+    return orientation if orientation in TURNED_ORIENTATIONS else None
+
+
 def _read_header(path: str) -> _Header:
     with PathManager.open(path, "rb") as file, Image.open(file) as image:
-        try:
-            orientation = image.getexif().get(ORIENTATION_TAG)
-        # Pillow raises many types of errors. Detectron2 ignores unreadable EXIF data, too.
-        except Exception:
-            orientation = None
+        orientation = exif_orientation(image)
         mode, size = image.mode, image.size
         has_transparency = mode in ALPHA_MODES or "transparency" in image.info
         stored = str([tile[3] for tile in image.tile])
@@ -155,7 +161,6 @@ def _read_header(path: str) -> _Header:
         # Counting reads all frames, of which only the first one was checked.
         except Exception:
             num_frames = None
-        orientation = orientation if orientation in TURNED_ORIENTATIONS else None
         return _Header(mode, stored, size, orientation, has_transparency, num_frames)
 
 
