@@ -59,16 +59,15 @@ class _Arrays:
         self.left = size
 
     def functions(self) -> Dict[str, Callable]:
-        numpy: Dict[str, Callable] = {
+        calls: Dict[str, Callable] = {
             "multiarray _reconstruct": self.new_array,
             "multiarray scalar": self.scalar,
             "numeric _frombuffer": self.from_buffer,
         }
         return {
-            # The second package is NumPy 2's.
-            **{
-                f"{x}.{name}": f for x in ("numpy.core", "numpy._core") for name, f in numpy.items()
-            },
+            **{f"numpy.core.{name}": call for name, call in calls.items()},
+            # NumPy 2.
+            **{f"numpy._core.{name}": call for name, call in calls.items()},
             "numpy dtype": _dtype,
             "_codecs encode": self.encode,
             "__builtin__ bytes": _no_bytes,
