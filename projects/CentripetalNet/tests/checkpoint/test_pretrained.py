@@ -82,13 +82,14 @@ def heads_of(model):
     return {name: x.clone() for name, x in model.state_dict().items() if name.startswith("heads.")}
 
 
-# Names of a classifier; the last ones are those of weights of the heads and the FPN.
+# Other entries of a classifier's file.
 CLASSIFIER = {
     "pred_w": np.ones((10, 64), np.float32),
     "fc1000_b": np.ones(10, np.float32),
     "conv1_w_momentum": np.ones((8, 3, 7, 7), np.float32),
 }
-OF_OTHER_MODULES = {
+# Their ends are those of names in the heads.
+LIKE_HEADS = {
     "heads.0.tl.heatmap.1.bias": np.ones(80, np.float32),
     "tl.offset.1.bias": np.ones(2, np.float32),
 }
@@ -119,7 +120,7 @@ def test_a_backbone_in_caffe2s_names_is_matched_as_in_detectron2(is_detector, tm
 def test_a_backbone_in_torchvisions_order_is_matched_by_the_ends_of_names(tmp_path, caplog):
     model = narrow_r50()
     heads, arrays = heads_of(model), arrays_of(model)
-    given = {**arrays, "stem.fc.weight": np.ones((10, 64), np.float32), **OF_OTHER_MODULES}
+    given = {**arrays, "stem.fc.weight": np.ones((10, 64), np.float32), **LIKE_HEADS}
     content = {"model": given, "__author__": "torchvision", "matching_heuristics": True}
     caplog.set_level(logging.INFO)
 
