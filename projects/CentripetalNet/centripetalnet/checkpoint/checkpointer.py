@@ -13,7 +13,9 @@ from torch import nn
 from ..errors import raise_in_all_processes
 from ..files import UNFINISHED, atomic_file
 from .conversion import COUNTER, averaged_weights, check_plain, origin_of, weights_in
-from .safe_load import load_tensors
+from .pretrained import TIMM, match_backbone, model_zoo_checkpoint, timm_checkpoint
+from .report import starting_report
+from .safe_load import is_numpy_pickle, load_tensors
 
 # The state before the step that diverged; resuming from it would diverge again.
 _DIVERGED = "model_diverged.pth"
@@ -48,12 +50,14 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
         self.averaged = averaged
+        self._source = ""
 
     def load(self, path: str, *args, **kwargs) -> dict:
         """As in Detectron2, but if one process cannot load the checkpoint, all raise an error.
 
         Args:
-            path: a local or remote checkpoint; "" loads nothing.
+            path: a local or remote checkpoint; "timm://NAME" for timm's weights of a backbone, to
+                start a training; "" loads nothing.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -64,13 +68,17 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         extra: dict = {}
         error: Optional[Exception] = None
+        self._source = path
         try:
-            if "://" not in path and not os.path.isfile(path):
+            if path.startswith(TIMM):
+                self._load_timm(path)
+            elif "://" not in path and not os.path.isfile(path):
                 raise FileNotFoundError(
                     f"MODEL.WEIGHTS: there is no file {path} (seen from {os.getcwd()}). Give the "
                     "path of a checkpoint that all machines see, or '' for random weights."
                 )
-            extra = super().load(path, *args, **kwargs)
+            else:
+                extra = super().load(path, *args, **kwargs)
         # After any error the other processes would wait for this one forever.
         except Exception as problem:
             error = problem
@@ -185,7 +193,16 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
                 f"  centripetalnet-convert {filename} converted.pth\n"
                 "and give MODEL.WEIGHTS converted.pth"
             )
+        if is_numpy_pickle(filename):
+            return model_zoo_checkpoint(loaded)
+        # With this key any file could have its weights matched by similar names.
+        loaded.pop("matching_heuristics", None)
         return loaded if "model" in loaded else {"model": weights_in(loaded)}
+
+    def _load_timm(self, path: str) -> None:
+        self.logger.info("Loading from %s ...", path)
+        checkpoint = timm_checkpoint(path[len(TIMM) :], self.model.state_dict())
+        self._log_incompatible_keys(self._load_model(checkpoint))
 
     def _load_model(self, checkpoint: dict):
         if self.averaged and "ema" in checkpoint:
@@ -199,31 +216,73 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             )
         check_plain(weights)
         _check_versions(getattr(weights, "_metadata", None))
-        # With this key a file could have its weights matched by similar names.
-        checkpoint.pop("matching_heuristics", None)
-        num_weights = len(weights)
         self._check_input(checkpoint.pop("about", None))
+        # Only _load_file sets it, for files of the model zoo.
+        is_matched = checkpoint.pop("matching_heuristics", False) is True
+        others: List[str] = []
+        given = list(weights)
+        if is_matched:
+            is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+            weights, others = match_backbone(
+                weights, self.model.state_dict(), is_caffe2, self._source
+            )
+            checkpoint["model"] = weights
         incompatible = super()._load_model(checkpoint)
-        misfits = {
-            name: f"{name} (checkpoint {tuple(found)}, model {tuple(wanted)})"
-            for name, found, wanted in incompatible.incorrect_shapes
-        }
+        incompatible.unexpected_keys.extend(others)
+        misfits = {name: (found, wanted) for name, found, wanted in incompatible.incorrect_shapes}
         missing = [name for name in incompatible.missing_keys if name not in misfits]
         # Frozen norms have no num_batches_tracked.
         unexpected = [x for x in incompatible.unexpected_keys if not x.endswith(COUNTER)]
+        names = [x for x in self.model.state_dict() if not x.endswith(COUNTER)]
+        # Detectron2 has removed what does not fit.
+        taken = [x for x in names if x in weights]
         if self.strict:
             fits = not (missing or unexpected or misfits)
         else:
-            fits = len(unexpected) + len(misfits) < num_weights
+            fits = bool(taken)
         if not fits:
             raise ValueError(
                 "the checkpoint does not fit the model that the config describes:"
                 + _listing("not in the checkpoint", missing)
-                + _listing("of another shape", list(misfits.values()))
+                + _listing(
+                    "of another shape",
+                    [f"{x} (checkpoint {a}, model {b})" for x, (a, b) in misfits.items()],
+                )
                 + _listing("not in the model", unexpected)
-                + "\nUse the config that the checkpoint was trained with."
+                + self._advice(is_backbone=is_matched or self._source.startswith(TIMM))
             )
+        if not self.strict:
+            unused = [*unexpected, *misfits]
+            left = set(unused)
+            # Of frozen norms without statistics Detectron2 reports none as missing.
+            random = {*missing, *misfits}
+            anew = [x for x in names if x in random]
+            report = starting_report(
+                self._source,
+                taken,
+                anew,
+                {x: f"of the shape {b}, in the file {a}" for x, (a, b) in misfits.items()},
+                [x for x in (given if is_matched else weights) if x not in left],
+                unused,
+                len(names) - len(taken) - len(anew),
+            )
+            self.logger.info(report)
         return incompatible
+
+    def _advice(self, is_backbone: bool) -> str:
+        if not is_backbone:
+            return "\nUse the config that the checkpoint was trained with."
+        if self.strict:
+            return (
+                f"\n{self._source} has the weights of a backbone only, to start a training from. "
+                "Give MODEL.WEIGHTS a trained detector."
+            )
+        return f"\nNone of {self._source} is a weight of the config's backbone: use another one."
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        # The report of a start says the same.
+        if self.strict:
+            super()._log_incompatible_keys(incompatible)
 
     def _check_input(self, about) -> None:
         """Raises if a converted file states another channel order or normalisation."""

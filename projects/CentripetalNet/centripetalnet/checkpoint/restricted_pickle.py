@@ -1,14 +1,14 @@
 """Reads pickles of tensors and plain values without Python's unpickler.
 
 A pickle is a program. This reader only builds lists, tuples, dicts, plain values and dense tensors.
-It imports nothing by name and sets nothing but items of dicts and lists.
+It imports nothing by name and sets nothing but items of dicts and lists, and tensors that it made.
 """
 
 import math
 import pickletools
 from collections import OrderedDict
 from itertools import chain
-from typing import IO, Any, Callable, Dict, NamedTuple, Sequence
+from typing import IO, Any, Callable, Collection, Dict, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,13 @@ _DTYPES = {
     for name, dtype in _STORAGES.items()
     for module in ("torch", "torch.cuda")
 }
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    # Strings of Python 2, read as latin-1.
+    *("SHORT_BINSTRING", "BINSTRING"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 _CONSTANTS: Dict[str, Callable] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -50,10 +56,23 @@ _MAX_INSTRUCTIONS = 1_000_000
 _MAX_DIMENSIONS = 64
 
 
-class _Global(NamedTuple):
+class Global(NamedTuple):
     """A name that a pickle imports, as "module name". It is never imported."""
 
     name: str
+
+
+class Vocabulary(NamedTuple):
+    """What the pickles of one format may name, and what is made of it."""
+
+    functions: Dict[str, Callable]
+    """What is called for a name, as "module name"."""
+    values: Collection[str]
+    """Names that are arguments only."""
+    set_state: Callable[[Any, Any], None]
+    """Sets the state of an object, given as (state, object)."""
+    load_persistent: Callable[[Any], Any]
+    """Returns the object of a persistent id."""
 
 
 class StorageId(NamedTuple):
@@ -80,6 +99,22 @@ def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) ->
     Raises:
         ValueError: if the pickle has other instructions or names.
     """
+    return run_pickle(
+        file,
+        Vocabulary(_FUNCTIONS, _DTYPES, set_metadata, lambda pid: load_storage(_storage_id(pid))),
+    )
+
+
+def run_pickle(file: IO[bytes], vocabulary: Vocabulary) -> Any:
+    """Reads one pickle of a format with these names.
+
+    Args:
+        file: is positioned after the pickle on return.
+        vocabulary: of the format.
+
+    Raises:
+        ValueError: if the pickle has other instructions or names.
+    """
     stack: list = []
     marks: list = []
     memo: Dict[int, Any] = {}
@@ -91,6 +126,16 @@ def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) ->
 
     def pop_to_mark() -> list:
         return pop(len(stack) - marks.pop())
+
+    def known(name: str) -> Global:
+        if name not in vocabulary.functions and name not in vocabulary.values:
+            raise ValueError(f"it imports {name.replace(' ', '.')}")
+        return Global(name)
+
+    def call(function: Any, arguments: Any) -> Any:
+        if type(function) is not Global or function.name not in vocabulary.functions:
+            raise ValueError("the pickle calls something that is no function")
+        return vocabulary.functions[function.name](*arguments)
 
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
@@ -112,33 +157,33 @@ def read_pickle(file: IO[bytes], load_storage: Callable[[StorageId], Tensor]) ->
             _set_items(pop(2) if name == "SETITEM" else pop_to_mark(), stack[-1])
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif name == "GLOBAL":
-            stack.append(_known(argument))
+            stack.append(known(argument))
+        elif name == "STACK_GLOBAL":
+            module, attribute = pop(2)
+            stack.append(known(f"{_text(module)} {_text(attribute)}"))
         elif name == "REDUCE":
-            stack.append(_call(*pop(2)))
+            stack.append(call(*pop(2)))
         elif name == "BUILD":
-            _set_metadata(*pop(1), stack[-1])
+            vocabulary.set_state(*pop(1), stack[-1])
         elif name == "BINPERSID":
-            stack.append(load_storage(_storage_id(*pop(1))))
+            stack.append(vocabulary.load_persistent(*pop(1)))
         elif name == "STOP":
             return stack.pop()
-        elif name != "PROTO":
+        elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"the pickle has the instruction {name}")
     raise ValueError("the pickle has no end")
 
 
-def _known(name: str) -> _Global:
-    if name not in _FUNCTIONS and name not in _DTYPES:
-        raise ValueError(f"it imports {name.replace(' ', '.')}")
-    return _Global(name)
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    if type(function) is not _Global or function.name not in _FUNCTIONS:
-        raise ValueError("the pickle calls something that is no function")
-    return _FUNCTIONS[function.name](*arguments)
+def _text(name: Any) -> str:
+    # Of other objects, such as nested lists, the text may be larger than the file.
+    if type(name) is not str:
+        raise ValueError("the pickle imports something that is no name")
+    return name
 
 
 def _append(items: list, target: Any) -> None:
@@ -153,18 +198,26 @@ def _set_items(items: Sequence, target: Any) -> None:
     for key, value in zip(items[::2], items[1::2]):
         # The hash of deeply nested tuples would exhaust the stack of the process.
         parts = key if type(key) is tuple else (key,)
-        if not all(isinstance(x, _SCALARS) for x in parts):
+        if len(parts) > _MAX_DIMENSIONS or not all(isinstance(x, _SCALARS) for x in parts):
             raise ValueError("a key of a dict is not a plain value")
         target[key] = value
 
 
-def _ordered_dict(items: Sequence = ()) -> OrderedDict:
+def ordered_dict(items: Any = None) -> OrderedDict:
+    """The call of ``collections.OrderedDict``; a list of pairs is emptied."""
     result: OrderedDict = OrderedDict()
+    if items is None:
+        return result
+    pairs = type(items) is list and all(type(x) in (list, tuple) and len(x) == 2 for x in items)
+    if not pairs:
+        raise ValueError("an OrderedDict is made of something other than pairs")
     _set_items([*chain.from_iterable(items)], result)
+    # Many calls with one list would make more than the file has.
+    items.clear()
     return result
 
 
-def _set_metadata(state: Any, target: Any) -> None:
+def set_metadata(state: Any, target: Any) -> None:
     """Sets ``_metadata``, the versions of modules in ``nn.Module.state_dict``."""
     if type(target) is not OrderedDict or type(state) is not dict or set(state) - {"_metadata"}:
         raise ValueError(f"the pickle sets the state of a {type(target).__name__}")
@@ -172,7 +225,8 @@ def _set_metadata(state: Any, target: Any) -> None:
         target._metadata = value
 
 
-def _are_sizes(values: Any) -> bool:
+def are_sizes(values: Any) -> bool:
+    """Whether it is a tuple that may be the shape of a tensor."""
     return (
         type(values) is tuple
         and len(values) <= _MAX_DIMENSIONS
@@ -184,9 +238,9 @@ def _storage_id(pid: Any) -> StorageId:
     if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
         raise ValueError("the pickle has a persistent id that is not a storage")
     _, kind, key, _, numel, *rest = pid
-    if type(kind) is not _Global or kind.name not in _DTYPES:
+    if type(kind) is not Global or kind.name not in _DTYPES:
         raise ValueError("a storage has an unknown type")
-    if type(key) is not str or not _are_sizes((numel,)):
+    if type(key) is not str or not are_sizes((numel,)):
         raise ValueError("a storage has no key or no size")
     return StorageId(_DTYPES[kind.name], key, numel, *(rest or [None]))
 
@@ -202,7 +256,7 @@ def _tensor(
 ) -> Tensor:
     if not isinstance(storage, Tensor) or storage.dim() != 1 or metadata:
         raise ValueError("a tensor has no plain storage")
-    if not (_are_sizes((offset,)) and _are_sizes(size) and _are_sizes(stride)):
+    if not (are_sizes((offset,)) and are_sizes(size) and are_sizes(stride)):
         raise ValueError("the shape of a tensor is not a tuple of sizes")
     # With strides of 0 a tensor may be larger than its storage, and a small file than the memory.
     # Factors are checked before products, which could be large integers. The stride of a dimension
@@ -218,13 +272,19 @@ def _tensor(
     return storage.as_strided(size, stride, offset)
 
 
+def _size(values: Any) -> torch.Size:
+    if not are_sizes(values):
+        raise ValueError("a torch.Size is not a tuple of sizes")
+    return torch.Size(values)
+
+
 def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
     return data
 
 
 _FUNCTIONS: Dict[str, Callable] = {
-    "collections OrderedDict": _ordered_dict,
-    "torch Size": torch.Size,
+    "collections OrderedDict": ordered_dict,
+    "torch Size": _size,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _parameter,

@@ -1,4 +1,4 @@
-"""Reads untrusted checkpoints: files of ``torch.save`` and safetensors.
+"""Reads untrusted checkpoints: files of ``torch.save``, safetensors and pickles of NumPy arrays.
 
 ``torch.load`` is not used: even with ``weights_only=True`` it runs TorchScript archives (before
 PyTorch 2.6), and a pickle may write outside its memory (before 2.10).
@@ -7,6 +7,7 @@ PyTorch 2.6), and a pickle may write outside its memory (before 2.10).
 import io
 import json
 import os
+import pickle
 import struct
 import sys
 import zipfile
@@ -18,21 +19,24 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .numpy_pickle import read_numpy_pickle
 from .restricted_pickle import StorageId, read_pickle
 
 SAFETENSORS = ".safetensors"
 # Entries besides the weights that are JSON in the metadata of a .safetensors file.
 _ABOUT = {"about": "centripetalnet.about", "meta": "centripetalnet.meta"}
-# First values of files before PyTorch 1.6.
+# First values of files before PyTorch 1.6, and the first bytes, which are those of the first value.
 _LEGACY_HEAD = [0x1950A86A20F9469CFC6C, 1001]
+_LEGACY_START = pickle.dumps(_LEGACY_HEAD[0], 2)
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in (2, 3, 4, 5))
 
 
 def load_tensors(path: str) -> dict:
     """Reads a dict of tensors. No code in the file is executed.
 
     Args:
-        path: a file of ``torch.save``, a zip archive or, before PyTorch 1.6, pickles; or a
-            .safetensors file. The format is recognised by the content.
+        path: a file of ``torch.save``, a zip archive or, before PyTorch 1.6, pickles; a
+            .safetensors file; or a pickle of NumPy arrays. The format is recognised by the content.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -48,7 +52,8 @@ def load_tensors(path: str) -> dict:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(
             f"{path} is not a checkpoint that can be loaded safely: {reason}. It must be a file "
-            "of tensors as torch.save writes it, or a .safetensors file. If it also holds other "
+            "of tensors as torch.save writes it, a .safetensors file, or a pickle of NumPy arrays "
+            "as in Detectron2's model zoo. If it also holds other "
             "objects, someone who trusts it has to save it again without them: "
             "x = torch.load(PATH, weights_only=False); "
             "torch.save({key: x[key] for key in ('state_dict', 'meta') if key in x}, NEW)"
@@ -58,11 +63,21 @@ def load_tensors(path: str) -> dict:
     return content
 
 
+def is_numpy_pickle(path: str) -> bool:
+    """Whether :func:`load_tensors` reads this local file as a pickle of NumPy arrays."""
+    with open(path, "rb") as file:
+        head = file.read(len(_LEGACY_START))
+    # Safetensors: a size of 8 bytes, then JSON.
+    return head.startswith(_PICKLES) and head != _LEGACY_START and head[8:9] != b"{"
+
+
 def _read(path: str) -> Any:
+    if is_numpy_pickle(path):
+        with open(path, "rb") as file:
+            return read_numpy_pickle(file.read())
     with open(path, "rb") as file:
         head = file.read(9)
         file.seek(0)
-        # Safetensors: a size of 8 bytes, then JSON.
         if head[8:] == b"{":
             return _read_safetensors(path)
         if head.startswith(b"PK\x03\x04"):

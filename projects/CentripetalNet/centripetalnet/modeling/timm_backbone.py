@@ -9,6 +9,7 @@ from typing import Dict, List
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 NORMS = ("BN", "FrozenBN", "SyncBN")
 
@@ -81,18 +82,19 @@ class TimmBackbone(Backbone):
         self.is_channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
         if norm not in NORMS:
             raise ValueError(f"MODEL.TIMM.NORM must be one of {NORMS}, got {norm!r}")
-        if norm != "BN":
-            if not any(isinstance(x, nn.BatchNorm2d) for x in self.net.modules()):
-                raise ValueError(
-                    f"MODEL.TIMM.NORM is {norm!r}, but {name} has no batch norm. Set it to 'BN'."
-                )
-            convert = (
-                timm.layers.freeze_batch_norm_2d
-                if norm == "FrozenBN"
-                else timm.layers.convert_sync_batchnorm
+        norms = [x for x in self.net.modules() if isinstance(x, nn.BatchNorm2d)]
+        if norm != "BN" and not norms:
+            raise ValueError(
+                f"MODEL.TIMM.NORM is {norm!r}, but {name} has no batch norm. Set it to 'BN'."
             )
-            self.net = convert(self.net)
+        if norm == "SyncBN":
+            self.net = timm.layers.convert_sync_batchnorm(self.net)
+        # In evaluation mode, which is several times as fast as timm's and Detectron2's frozen norms.
+        self._frozen_norms = norms if norm == "FrozenBN" else []
+        for module in self._frozen_norms:
+            module.requires_grad_(False)
         self.freeze(freeze_at)
+        self.train(self.training)
         if checkpoint_activations:
             if not hasattr(self.net, "set_grad_checkpointing"):
                 raise ValueError(
@@ -119,7 +121,6 @@ class TimmBackbone(Backbone):
         if not freeze_at:
             return
         last = self.net.feature_info.module_name()[freeze_at - 1].replace(".", "_")
-        frozen: List[str] = []
         is_found = False
         # In the order of the forward pass; "stages.1" may be a child named "stages_1".
         for name, module in self.net.named_modules():
@@ -128,13 +129,22 @@ class TimmBackbone(Backbone):
                 break
             is_found = is_found or is_last
             if not any(module.children()):
-                frozen.append(name)
+                module.requires_grad_(False)
+            if isinstance(module, _BatchNorm):
+                module.requires_grad_(False)
+                self._frozen_norms.append(module)
         if not is_found:
             raise ValueError(
                 "MODEL.BACKBONE.FREEZE_AT must be 0 for this network: timm does not tell where its "
                 "stages end"
             )
-        import_timm().utils.freeze(self.net, frozen)
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """As in ``nn.Module``; frozen norms stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_norms:
+            module.eval()
+        return self
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
         """

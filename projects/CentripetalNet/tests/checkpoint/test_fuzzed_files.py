@@ -5,6 +5,7 @@ nothing is written. --hypothesis-show-statistics counts the cases.
 """
 
 import io
+import pickle
 import re
 import tempfile
 from collections import OrderedDict
@@ -27,7 +28,13 @@ from centripetalnet.commands import convert
 REFUSALS = (ValueError, OSError)
 # A message without the file has the key or all names that do not fit.
 KEYS_NAMED = re.compile("weights|tensor|about|does not fit the model|another channel order")
-FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "safetensors": {}}
+FORMATS = {
+    "zip": {},
+    "legacy": {"_use_new_zipfile_serialization": False},
+    "safetensors": {},
+    # Pickles of NumPy arrays with the protocols 2, 4 and 5.
+    **{"numpy 2": {}, "numpy 4": {}, "numpy 5": {}},
+}
 NAMES = {"mmdet": mmdet_name, "paper": paper_name}
 ABOUT = {
     "origin": "mmdet",
@@ -59,6 +66,10 @@ class SmallModel(nn.Sequential):
 def as_bytes(content, form="zip"):
     if form == "safetensors":
         return as_safetensors(content)
+    if form.startswith("numpy"):
+        key = "model" if "model" in content else "state_dict"
+        arrays = {name: x.numpy() for name, x in content[key].items()}
+        return pickle.dumps({**content, key: arrays, "__author__": "Detectron2"}, int(form[-1]))
     file = io.BytesIO()
     torch.save(content, file, **FORMATS[form])
     return file.getvalue()
