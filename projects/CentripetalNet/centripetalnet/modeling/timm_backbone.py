@@ -4,11 +4,14 @@ Shapes: N images, h x w the canvas.
 """
 
 import math
+from functools import partial
 from typing import Dict, List
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
+
+from ..layers import run_checkpointed
 
 NORMS = ("BN", "FrozenBN", "SyncBN")
 
@@ -51,12 +54,13 @@ class TimmBackbone(Backbone):
             norm: "BN" leaves the network's norms as they are, "FrozenBN" makes each batch norm use
                 its running statistics and keep its weights, "SyncBN" shares statistics among GPUs.
             freeze_at: number of frozen stages, see :meth:`freeze`.
-            checkpoint_activations: whether the network recomputes activations in the backward pass.
+            checkpoint_activations: whether training keeps only the input of each stage and
+                recomputes its activations in the backward pass.
 
         Raises:
             ImportError: if timm is not installed.
-            ValueError: if timm has no such network with feature maps, the network has no batch norm
-                that ``norm`` could change, or ``freeze_at`` is invalid.
+            ValueError: if timm has no such network with feature maps, it takes images of one size
+                only, it has no batch norm that ``norm`` could change, or ``freeze_at`` is invalid.
         """
         super().__init__()
         timm = import_timm()
@@ -68,6 +72,11 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.NAME is {name!r}, of which timm {timm.__version__} builds no feature "
                 f"maps ({type(error).__name__}: {error}). timm.list_models() has the names."
             ) from error
+        if any(getattr(x, "strict_img_size", False) for x in self.net.modules()):
+            raise ValueError(
+                f"MODEL.TIMM.NAME: {name} takes images of one size only. Choose a network that takes "
+                "any size, a convolutional one for example."
+            )
         info = self.net.feature_info
         self.strides: List[int] = info.reduction()
         if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:])):
@@ -94,12 +103,10 @@ class TimmBackbone(Backbone):
             self.net = convert(self.net)
         self.freeze(freeze_at)
         if checkpoint_activations:
-            if not hasattr(self.net, "set_grad_checkpointing"):
-                raise ValueError(
-                    "MODEL.CENTRIPETALNET.CHECKPOINT_ACTIVATIONS is True, which timm does not have "
-                    f"for {name}"
-                )
-            self.net.set_grad_checkpointing(True)
+            # Not timm's own checkpointing, which updates the batch norms in both passes.
+            for stage in getattr(self.net, "blocks", self.net).children():
+                if len(list(stage.children())) and any(True for _ in stage.parameters()):
+                    stage.forward = partial(_recomputed, stage)
 
     def freeze(self, freeze_at: int) -> None:
         """Freezes the first stages: their weights are not trained, their batch norms are frozen.
@@ -122,12 +129,16 @@ class TimmBackbone(Backbone):
         frozen: List[str] = []
         is_found = False
         # In the order of the forward pass; "stages.1" may be a child named "stages_1".
-        for name, module in self.net.named_modules():
-            is_last = f"{name}.".replace(".", "_").startswith(f"{last}_")
+        for name, _ in self.net.named_modules():
+            path = f"{name}.".replace(".", "_")
+            is_last = path.startswith(f"{last}_")
             if is_found and not is_last:
                 break
             is_found = is_found or is_last
-            if not any(module.children()):
+            # A module has weights of its own beside those of its children, unless it contains the
+            # last stage.
+            contains_last = not name or (f"{last}_".startswith(path) and not is_last)
+            if not contains_last and not any(name.startswith(f"{x}.") for x in frozen[-1:]):
                 frozen.append(name)
         if not is_found:
             raise ValueError(
@@ -148,6 +159,12 @@ class TimmBackbone(Backbone):
         if self.is_channels_last:
             features = [x.permute(0, 3, 1, 2) for x in features]
         return dict(zip(self._out_features, features))
+
+
+def _recomputed(stage: nn.Module, *inputs: Tensor):
+    """The forward pass of a stage, recomputed in the backward pass of a training."""
+    forward = partial(type(stage).forward, stage)
+    return run_checkpointed(stage, forward, *inputs) if stage.training else forward(*inputs)
 
 
 @BACKBONE_REGISTRY.register()
