@@ -11,8 +11,8 @@ from math import prod
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
-from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from detectron2.modeling import FPN, Backbone
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
 from .modeling import CentripetalNet

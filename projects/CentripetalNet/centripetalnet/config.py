@@ -37,8 +37,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Norm of the backbone: "BN", "SyncBN", "FrozenBN", "GN" or any of detectron2.layers.get_norm.
     hourglass.NORM = "BN"
 
-    # Of MODEL.BACKBONE.NAME "build_timm_fpn_backbone", with the keys of MODEL.FPN. Pretrained weights
-    # are MODEL.WEIGHTS "timm://NAME".
+    # Of MODEL.BACKBONE.NAME "build_timm_fpn_backbone", with the keys of MODEL.FPN. Pretrained
+    # weights are MODEL.WEIGHTS "timm://NAME".
     cfg.MODEL.TIMM = CfgNode()
     # Name of a network of timm with feature maps, see timm.list_models().
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
@@ -55,7 +55,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
 
     # ---------------------------------------------------------------- head
     cfg.MODEL.CENTRIPETALNET = net = CfgNode()
-    # Feature maps of the backbone, of one stride. Each has a head; the last one decides. Empty: all.
+    # Feature maps of the backbone, of one stride. Each has a head; the last one decides. Empty: all
+    # of them.
     net.IN_FEATURES = []
     # Number of classes of the dataset.
     net.NUM_CLASSES = 80

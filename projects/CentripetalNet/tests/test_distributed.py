@@ -100,15 +100,20 @@ def tiny_with(backbone, *more):
 
 
 @other_backbones
-def test_other_backbones_have_no_weights_that_processes_wait_for(backbone, datasets, tmp_path):
+def test_processes_do_not_wait_for_weights_of_a_backbone_without_gradient(
+    backbone, datasets, tmp_path
+):
     opts = ["SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "4", *NO_TEST, *tiny_with(backbone)]
+    if backbone == "timm":
+        # Nothing reads the last stages of the network.
+        opts += ["MODEL.FPN.IN_FEATURES", "['res2']", "MODEL.CENTRIPETALNET.IN_FEATURES", "[]"]
 
     first, second = run_few(datasets, tmp_path, *opts, flags=TWO)
 
     weights = {name: x for name, x in first["last"].items() if "running" not in name}
     assert all(torch.equal(x, second["last"][name]) for name, x in weights.items())
     changed = [name for name, x in weights.items() if not torch.equal(x, first["first"][name])]
-    assert any("fpn_lateral5" in name for name in changed) and any(
+    assert any("fpn_lateral2" in name for name in changed) and any(
         "bottom_up" in x for x in changed
     )
 

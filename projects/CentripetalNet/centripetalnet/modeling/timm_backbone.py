@@ -74,8 +74,8 @@ class TimmBackbone(Backbone):
             ) from error
         if any(getattr(x, "strict_img_size", False) for x in self.net.modules()):
             raise ValueError(
-                f"MODEL.TIMM.NAME: {name} takes images of one size only. Choose a network that takes "
-                "any size, a convolutional one for example."
+                f"MODEL.TIMM.NAME: {name} takes images of one size only. Choose a network "
+                "that takes any size, a convolutional one for example."
             )
         info = self.net.feature_info
         self.strides: List[int] = info.reduction()
