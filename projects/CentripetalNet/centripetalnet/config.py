@@ -49,6 +49,7 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Exponential moving average of the weights and norm statistics. With it, evaluation and
     # prediction use the average; the raw weights are saved and evaluated beside it.
     cfg.MODEL.EMA = CfgNode()
+    # Whether to keep the average.
     cfg.MODEL.EMA.ENABLED = False
     # Share of the old average that each step keeps.
     cfg.MODEL.EMA.DECAY = 0.999

@@ -214,6 +214,7 @@ def test_output_convolutions_that_no_head_reads_are_removed():
 
     names = {x.split(".")[0] for x, _ in model.backbone.named_parameters() if "output" in x}
     assert names == {"fpn_output3"}
+    assert sum(isinstance(x, nn.Conv2d) for x in model.backbone.output_convs) == 1
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(model.backbone(x)["p3"], complete(x)["p3"])
