@@ -56,8 +56,7 @@ def test_frozen_norms_are_folded_and_group_norms_stay():
     assert "heads.0.tl.pooling.out.norm.weight" in group.state_dict()
 
 
-# An activation in the norm, norms as modules of their own, and norms that share their convolution's
-# parent with an activation.
+# The first has norms with an activation inside, the second plain ones.
 @needs_timm
 @torch.no_grad()
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN"])
