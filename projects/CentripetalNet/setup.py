@@ -144,6 +144,7 @@ setup(
         "safetensors",
         "tqdm",
     ],
+    extras_require={"timm": ["timm"]},
     ext_modules=[get_extension()],
     # Uses ninja if it is installed.
     cmdclass={"build_ext": BuildKernels},

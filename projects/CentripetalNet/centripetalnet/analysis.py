@@ -11,6 +11,7 @@ from math import prod
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
+from detectron2.modeling import FPN, Backbone
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from .modeling.corner_matching import (
     match_corners,
     select_detections,
 )
+from .modeling.hourglass import StackedHourglass
 
 
 class PartCost(NamedTuple):
@@ -64,6 +66,12 @@ def _soft_nms_flops(inputs: list, outputs: list) -> int:
     return 3 * num_images * num_boxes * min(int(inputs[3].toIValue()), num_boxes)
 
 
+def _attention_flops(inputs: list, outputs: list) -> int:
+    """Products of queries and keys, and of their result and the values."""
+    query, key, value = (_shape(x) for x in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
 def _roi_align_flops(inputs: list, outputs: list) -> int:
     """Bilinear samples of four cells each; an adaptive sampling ratio counts as 1."""
     samples = max(1, int(inputs[5].toIValue())) ** 2
@@ -74,6 +82,7 @@ _FLOP_HANDLES = {
     "centripetalnet::corner_pool": _no_flops,
     "centripetalnet::soft_nms": _soft_nms_flops,
     "aten::embedding_bag": _embedding_bag_flops,
+    "aten::scaled_dot_product_attention": _attention_flops,
     "torchvision::roi_align": _roi_align_flops,
 }
 
@@ -136,24 +145,36 @@ def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
         uncounted.update(counts.flops.unsupported_ops())
         return function(*inputs)
 
+    def run_hourglasses(backbone: StackedHourglass, x: Tensor) -> Tensor:
+        x = run("backbone: stem", (x,), backbone.stem, stem=backbone.stem)
+        num_stacks = len(backbone.hourglasses)
+        for i in range(num_stacks):
+            stack = nn.Sequential(backbone.hourglasses[i], backbone.out_convs[i])
+            feature = run(f"backbone: stack {i + 1}", (x,), stack, stack=stack)
+            if i + 1 < num_stacks:
+                merges = (backbone.merge_in[i], backbone.merge_out[i], backbone.merge[i])
+
+                def merged(x: Tensor, feature: Tensor, modules=merges) -> Tensor:
+                    of_input, of_output, block = modules
+                    return block(torch.relu(of_input(x) + of_output(feature)))
+
+                name = f"backbone: between stacks {i + 1} and {i + 2}"
+                modules = dict(zip(("of_input", "of_output", "block"), merges))
+                x = run(name, (x, feature), merged, **modules)
+        return feature
+
     backbone = model.backbone
     canvas, (border,) = model.test_canvas([torch.zeros(3, *image_size)])
     canvas_size = tuple(canvas.shape[-2:])
-    x = run("backbone: stem", (canvas,), backbone.stem, stem=backbone.stem)
-    num_stacks = len(backbone.hourglasses)
-    for i in range(num_stacks):
-        stack = nn.Sequential(backbone.hourglasses[i], backbone.out_convs[i])
-        feature = run(f"backbone: stack {i + 1}", (x,), stack, stack=stack)
-        if i + 1 < num_stacks:
-            merges = (backbone.merge_in[i], backbone.merge_out[i], backbone.merge[i])
-
-            def merged(x: Tensor, feature: Tensor, modules=merges) -> Tensor:
-                of_input, of_output, block = modules
-                return block(torch.relu(of_input(x) + of_output(feature)))
-
-            name = f"backbone: between stacks {i + 1} and {i + 2}"
-            modules = dict(zip(("of_input", "of_output", "block"), merges))
-            x = run(name, (x, feature), merged, **modules)
+    if isinstance(backbone, StackedHourglass):
+        feature = run_hourglasses(backbone, canvas)
+    else:
+        name = model.feature_names[-1]
+        call = _Call(lambda x: backbone(x)[name], backbone=backbone)
+        counts = _Counts(call, (canvas,))
+        parts += _backbone_parts(backbone, counts)
+        uncounted.update(counts.flops.unsupported_ops())
+        feature = call(canvas)
 
     found: List[Tensor] = []
     for corner, branch in (("tl", model.heads[-1].tl), ("br", model.heads[-1].br)):
@@ -193,9 +214,26 @@ def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
             masks,
             mask_head=model.mask_head,
         )
-    for i, head in enumerate(model.heads[:-1]):
-        parts.append(PartCost(f"head of stack {i + 1}, training only", _parameters(head), 0, 0))
+    for name, head in zip(model.feature_names, model.heads[:-1]):
+        parts.append(PartCost(f"head of {name}, training only", _parameters(head), 0, 0))
     return Costs(parts, canvas_size, dict(uncounted))
+
+
+def _backbone_parts(backbone: Backbone, counts: _Counts) -> List[PartCost]:
+    """One part; of an FPN two, the network below it and its own convolutions."""
+    parameters, (flops, activations) = _parameters(backbone), counts.of()
+    if not isinstance(backbone, FPN):
+        return [PartCost("backbone", parameters, flops, activations)]
+    network = PartCost(
+        "backbone: network", _parameters(backbone.bottom_up), *counts.of("backbone.bottom_up")
+    )
+    pyramid = PartCost(
+        "backbone: FPN",
+        parameters - network.parameters,
+        flops - network.flops,
+        activations - network.activations,
+    )
+    return [network, pyramid]
 
 
 def _shift_parts(corner: str, branch: nn.Module, counts: _Counts) -> List[PartCost]:

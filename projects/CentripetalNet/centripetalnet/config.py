@@ -169,7 +169,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Scores, shifts and matching stay in float32.
     cfg.TEST.PRECISION = "float32"
     # Training: store only the input of each block and recompute the rest in the backward pass. Less
-    # memory, more time, the same gradients.
+    # memory, more time, the same gradients and norm statistics. Of a timm network each stage is
+    # recomputed, of Detectron2's backbones nothing; of all the heads.
     net.CHECKPOINT_ACTIVATIONS = False
     # Training in the channels-last memory format, which is faster on CPUs. PyTorch 2.3 on the CPU
     # crashes in the float32 backward of a 1x1 convolution with stride 2 from 8 to 16 channels in

@@ -34,6 +34,7 @@ from .data.checked_datasets import check_datasets
 from .evaluation import Evaluator, share_norm_statistics, with_names_of, with_usable_tests
 from .hooks import BestCheckpointer, EarlyStopping, TrainingPlotter, TrainingStopped
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
+from .modeling.hourglass import StackedHourglass
 from .precision import cpu_has_bfloat16, dtype_of
 from .solver import (
     build_optimizer,
@@ -75,8 +76,9 @@ class Trainer(DefaultTrainer):
         bare_model = model
         ddp = {
             "broadcast_buffers": False,
-            # Parts of a backbone may be behind feature maps that no head reads.
-            "find_unused_parameters": model.feature_names != list(model.backbone.output_shape()),
+            # Parts of a backbone may be behind feature maps that no head and no FPN reads.
+            "find_unused_parameters": not isinstance(model.backbone, StackedHourglass)
+            or model.feature_names != list(model.backbone.output_shape()),
         }
         if on_cpu and comm.get_world_size() > 1:
             model = DistributedDataParallel(model, **ddp)
@@ -373,12 +375,12 @@ class Trainer(DefaultTrainer):
 
 
 def _check_norms(cfg: CfgNode) -> None:
-    for part in ("HOURGLASS", "RESNETS", "TIMM", "FPN", "CENTRIPETALNET"):
-        if cfg.MODEL[part].NORM == "SyncBN":
-            instead = "FrozenBN" if part == "TIMM" else "naiveSyncBN"
+    for node in ("HOURGLASS", "RESNETS", "FPN", "TIMM", "CENTRIPETALNET"):
+        if cfg.MODEL[node].NORM == "SyncBN":
+            instead = "'BN' or 'FrozenBN'" if node == "TIMM" else "'naiveSyncBN'"
             raise ValueError(
-                f"MODEL.{part}.NORM 'SyncBN' is for GPUs only; for several processes on the CPU "
-                f"set '{instead}'"
+                f"MODEL.{node}.NORM 'SyncBN' is for GPUs only; for several processes on the CPU "
+                f"set {instead}"
             )
 
 

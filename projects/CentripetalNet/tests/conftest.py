@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -51,6 +52,73 @@ def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
 
 def golden_config() -> CfgNode:
     return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
+
+
+_STAGES = ["res2", "res3", "res4", "res5"]
+# Small detectors by backbone, as changes to Base-CentripetalNet.yaml. The network of timm pads as
+# TensorFlow does.
+SMALL = {
+    "hourglass": {
+        "MODEL__HOURGLASS__NUM_STACKS": 1,
+        "MODEL__HOURGLASS__STEM_CHANNELS": 4,
+        "MODEL__HOURGLASS__CHANNELS": [8, 8, 12],
+        "MODEL__HOURGLASS__BLOCKS": [1, 1, 1],
+        "MODEL__HOURGLASS__OUT_CHANNELS": 16,
+    },
+    "resnet": {
+        "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone",
+        "MODEL__RESNETS__DEPTH": 18,
+        "MODEL__RESNETS__RES2_OUT_CHANNELS": 64,
+        "MODEL__RESNETS__NORM": "BN",
+        "MODEL__RESNETS__OUT_FEATURES": _STAGES,
+        "MODEL__FPN__IN_FEATURES": _STAGES,
+        "MODEL__FPN__OUT_CHANNELS": 16,
+        "MODEL__CENTRIPETALNET__IN_FEATURES": ["p2"],
+    },
+    "timm": {
+        "MODEL__BACKBONE__NAME": "build_timm_fpn_backbone",
+        "MODEL__TIMM__NAME": "tf_mobilenetv3_small_minimal_100",
+        "MODEL__FPN__OUT_CHANNELS": 16,
+        "MODEL__CENTRIPETALNET__IN_FEATURES": ["p2"],
+    },
+}
+SMALL_HEAD = {
+    "MODEL__CENTRIPETALNET__NUM_CLASSES": 2,
+    "MODEL__CENTRIPETALNET__POOL_CHANNELS": 8,
+    "MODEL__CENTRIPETALNET__HEAD_CHANNELS": 8,
+}
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed"
+)
+_OTHERS = ["resnet", pytest.param("timm", marks=needs_timm)]
+each_backbone = pytest.mark.parametrize("backbone", ["hourglass", *_OTHERS])
+other_backbones = pytest.mark.parametrize("backbone", _OTHERS)
+
+
+def small_config(backbone: str, **changes) -> CfgNode:
+    """Of a small detector with a backbone of ``SMALL``."""
+    return config("Base-CentripetalNet", **{**SMALL[backbone], **SMALL_HEAD, **changes})
+
+
+def finding_detector(backbone: str, **changes) -> torch.nn.Module:
+    """A small detector, not trained, that finds boxes of two classes in noise."""
+    torch.manual_seed(0)
+    model = build_model(small_config(backbone, **changes))
+    norms = [x for x in model.modules() if isinstance(x, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        features = model.backbone(torch.randn(4, 3, 256, 256))
+        for name, head in zip(model.feature_names, model.heads):
+            head(features[name])
+    for norm in norms:
+        norm.momentum = 0.1
+        # The statistics are of one batch. Without a margin, features of other sizes explode.
+        norm.running_var *= 1.5
+    for branch in (model.heads[-1].tl, model.heads[-1].br):
+        branch.heatmap[-1].weight.data *= 4
+        branch.centripetal_shift[-1].bias.data[:] = math.log(4)
+    return model.eval()
 
 
 _STORE = FolderAsStore()

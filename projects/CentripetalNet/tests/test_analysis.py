@@ -1,6 +1,8 @@
 import pytest
-from conftest import config
-from detectron2.modeling import build_model
+import torch
+from conftest import config, each_backbone, small_config
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, build_model
 
 from centripetalnet.analysis import analyze
 
@@ -82,11 +84,67 @@ def test_parameters_of_the_parts_are_those_of_the_model():
         ("centripetal_hg104", {**SMALL, "MODEL__HOURGLASS__NUM_STACKS": 2}),
         ("quick_schedules/centripetal_mask_tiny", {}),
     ):
-        model = build_model(config(name, **changes))
+        assert_all_parameters(build_model(config(name, **changes)))
 
-        costs = analyze(model, (31, 31))
 
-        assert sum(x.parameters for x in costs.parts) == sum(x.numel() for x in model.parameters())
+def assert_all_parameters(model):
+    costs = analyze(model, (31, 31))
+
+    assert sum(x.parameters for x in costs.parts) == sum(x.numel() for x in model.parameters())
+    return costs
+
+
+@each_backbone
+def test_no_convolution_of_a_backbone_is_left_out(backbone):
+    model = build_model(small_config(backbone)).eval()
+
+    costs = assert_all_parameters(model)
+
+    convolutions = []
+
+    def note(conv, inputs, output):
+        # Each output value needs the weights of its channel.
+        convolutions.append(output.numel() * conv.weight[0].numel())
+
+    for module in model.backbone.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        model.backbone(torch.zeros(1, 3, *costs.canvas_size))
+    parts = [x for x in costs.parts if x.name.startswith("backbone")]
+    # The rest are batch norms and upsampling.
+    rest = sum(x.flops for x in parts) - sum(convolutions)
+    assert 0 <= rest < 0.2 * sum(convolutions)
+    names = {"hourglass": ["backbone: stem", "backbone: stack 1"]}
+    assert [x.name for x in parts] == names.get(backbone, ["backbone: network", "backbone: FPN"])
+
+
+class Attention(Backbone):
+    size_divisibility = 4
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 4, 4, stride=4)
+
+    def output_shape(self):
+        return {"map": ShapeSpec(channels=4, stride=4)}
+
+    def forward(self, x):
+        x = self.embed(x)
+        tokens = x.flatten(2).transpose(1, 2)[:, None]
+        tokens = torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return {"map": tokens[:, 0].transpose(1, 2).reshape(x.shape)}
+
+
+def test_costs_of_attention_equal_their_formula():
+    model = build_model(config(**SMALL))
+    model.backbone, model.feature_names = Attention(), ["map"]
+
+    costs = analyze(model, (31, 31))
+
+    tokens = 8 * 8
+    found = part(costs, "backbone")
+    assert found.flops == tokens * 4 * 3 * 16 + 2 * tokens * tokens * 4
 
 
 def test_the_first_stacks_head_and_the_masks_are_separate_parts():
@@ -102,7 +160,7 @@ def test_the_first_stacks_head_and_the_masks_are_separate_parts():
 
     names = [x.name for x in costs.parts]
     assert "backbone: between stacks 1 and 2" in names and "backbone: stack 2" in names
-    assert part(costs, "head of stack 1, training only").flops == 0
+    assert part(costs, "head of stack1, training only").flops == 0
     # Two 3 x 3 convolutions on 14 x 14, the transposed one, and 28 x 28 values for each class.
     masks = part(costs, "masks of 7 boxes")
     layers = 14**2 * (2 * 9 * 32 * 32 + 4 * 32 * 32) + 28**2 * 32 * 5

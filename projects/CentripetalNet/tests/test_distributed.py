@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import FEW
+from conftest import FEW, SMALL, needs_timm, other_backbones
 from detectron2.utils import comm
 from training import (
     ANYWHERE,
@@ -92,6 +92,46 @@ def test_two_processes_have_the_gradients_of_one_with_the_full_batch(
         gradient, alone = first["gradients"][f"module.{name}"], parameter.grad
         assert torch.equal(gradient, second["gradients"][f"module.{name}"])
         assert (gradient - alone).norm() <= 2e-5 * alone.norm() + 1e-7, name
+
+
+def tiny_with(backbone, *more):
+    """Options that give the tiny detector another backbone."""
+    return [x for k, v in SMALL[backbone].items() for x in (k.replace("__", "."), str(v))] + [*more]
+
+
+@other_backbones
+def test_processes_do_not_wait_for_weights_of_a_backbone_without_gradient(
+    backbone, datasets, tmp_path
+):
+    opts = ["SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "4", *NO_TEST, *tiny_with(backbone)]
+    if backbone == "timm":
+        # Nothing reads the last stages of the network.
+        opts += ["MODEL.FPN.IN_FEATURES", "['res2']", "MODEL.CENTRIPETALNET.IN_FEATURES", "[]"]
+
+    first, second = run_few(datasets, tmp_path, *opts, flags=TWO)
+
+    weights = {name: x for name, x in first["last"].items() if "running" not in name}
+    assert all(torch.equal(x, second["last"][name]) for name, x in weights.items())
+    changed = [name for name, x in weights.items() if not torch.equal(x, first["first"][name])]
+    assert any("fpn_lateral2" in name for name in changed) and any(
+        "bottom_up" in x for x in changed
+    )
+
+
+@needs_timm
+def test_accumulated_gradients_of_two_processes_are_those_of_one_batch(datasets, tmp_path):
+    frozen = ["MODEL.TIMM.NORM", "FrozenBN", "MODEL.CENTRIPETALNET.NORM", "FrozenBN"]
+    opts = ["SOLVER.MAX_ITER", "1", "SOLVER.AMP.ENABLED", "False", *NO_TEST]
+    opts += tiny_with("timm", *frozen)
+    alone = trained_alone(tmp_path / "alone", *opts, "SOLVER.IMS_PER_BATCH", "4")
+
+    halves = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.ACCUMULATE", "2"]
+    first, second = run_few(datasets, tmp_path, *opts, *halves, flags=TWO)
+
+    for name, parameter in alone.named_parameters():
+        gradient = first["gradients"][f"module.{name}"]
+        assert torch.equal(gradient, second["gradients"][f"module.{name}"])
+        assert (gradient - parameter.grad).norm() <= 2e-5 * parameter.grad.norm() + 1e-7, name
 
 
 def test_synchronised_norms_have_the_statistics_of_the_full_batch(datasets, tmp_path):
@@ -235,13 +275,17 @@ def test_the_start_of_mask_training_is_scaled_to_the_number_of_workers(num_worke
     assert cfg.MODEL.CENTRIPETALNET.MASK.START_ITER == 300 and scaled.is_frozen()
 
 
-def test_norms_that_need_gpus_are_refused_on_several_cpus(datasets, tmp_path, monkeypatch):
-    cfg = load_config(
-        str(TINY), ["MODEL.CENTRIPETALNET.NORM", "SyncBN", "OUTPUT_DIR", str(tmp_path)]
-    )
+@pytest.mark.parametrize(
+    "key, instead",
+    [("MODEL.CENTRIPETALNET.NORM", "naiveSyncBN"), ("MODEL.TIMM.NORM", "'BN' or 'FrozenBN'")],
+)
+def test_norms_that_need_gpus_are_refused_on_several_cpus(
+    key, instead, datasets, tmp_path, monkeypatch
+):
+    cfg = load_config(str(TINY), [key, "SyncBN", "OUTPUT_DIR", str(tmp_path)])
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
 
-    with pytest.raises(ValueError, match="MODEL.CENTRIPETALNET.NORM.*naiveSyncBN"):
+    with pytest.raises(ValueError, match=f"{key}.*{instead}"):
         Trainer(cfg)
 
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, config
+from conftest import PROJECT, config, finding_detector, needs_timm, other_backbones
 from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
@@ -28,6 +28,10 @@ from centripetalnet.structures import Candidates
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(x) for x in ("onnx", "onnxruntime")),
     reason="onnx and onnxruntime are not installed",
+)
+needs_program = pytest.mark.skipif(
+    tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 3),
+    reason="torch.export.export has no strict=False before PyTorch 2.3",
 )
 TOOLS = PROJECT / "tools"
 # Height and width: smallest, around multiples of the canvas, odd, wide, tall, larger than 511.
@@ -171,10 +175,7 @@ def test_hourglass_104_agrees(hourglass_104, tmp_path):
     print(f"boxes differ by up to {boxes:.1e} pixels, scores by {scores:.1e}")
 
 
-@pytest.mark.skipif(
-    tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 3),
-    reason="torch.export.export has no strict=False before PyTorch 2.3",
-)
+@needs_program
 def test_program_agrees_with_the_model_on_images_of_any_size(model, tmp_path):
     path = str(tmp_path / "model.pt2")
 
@@ -187,6 +188,36 @@ def test_program_agrees_with_the_model_on_images_of_any_size(model, tmp_path):
     extra = {"input_format": "", "soft_nms": ""}
     torch.export.load(path, extra_files=extra)
     assert json.loads(extra["soft_nms"])["sigma"] == model.selection.sigma
+
+
+@other_backbones
+@needs_onnx
+def test_onnx_of_other_backbones_agrees_with_the_model(backbone, tmp_path):
+    # So that sides of the canvas are odd multiples of 32, too, unlike those of the traced image.
+    model = finding_detector(backbone, MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=31)
+    model.matching = dataclasses.replace(ANYWHERE, topk=50)
+    path = str(tmp_path / "model.onnx")
+
+    export.export_onnx(model, path, {}, opset=17)
+
+    sizes = [(97, 130), (255, 256), (33, 300), (390, 130), (64, 161)]
+    agreements = export.check_agreement(model, export.load_onnx(path), pictures(sizes))
+    assert_agrees(agreements, at_least=500)
+
+
+@needs_timm
+@needs_program
+def test_a_program_of_timm_under_fpn_agrees_with_the_model(tmp_path):
+    model = finding_detector("timm")
+    model.matching = ANYWHERE
+    path = str(tmp_path / "model.pt2")
+
+    export.export_program(model, path, {})
+
+    agreements = export.check_agreement(
+        model, export.load_program(path), pictures([(97, 130), (33, 300)])
+    )
+    assert_agrees(agreements, at_least=500)
 
 
 def test_a_canvas_with_fewer_cells_than_corners_is_refused(model, tmp_path):

@@ -91,7 +91,7 @@ def test_gradients_of_several_batches_are_added_up():
     values = [1.0, 2.0, 4.0, 8.0]
     trainer = trainer_of(*values, model=Mean(), accumulate=2, step_counts=len)
 
-    with EventStorage() as storage:
+    with EventStorage():
         run(trainer, 2)
 
     # Steps of (1 + 2) / 2 and (4 + 8) / 2 with momentum, from 1 with the rate 0.1.

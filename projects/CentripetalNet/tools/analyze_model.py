@@ -6,7 +6,7 @@
 A FLOP is one multiply-add, as in fvcore; data sheets of processors count it as two. Batch norm
 counts as two per element, nearest upsampling as one. Operators that fvcore cannot count are listed
 under the table. An activation is an output element of a convolution or a matrix product. Inference
-uses only the last stack's head and computes shifts at the kept corners only. No weights are loaded.
+uses only the last head and computes shifts at the kept corners only. No weights are loaded.
 """
 
 import argparse

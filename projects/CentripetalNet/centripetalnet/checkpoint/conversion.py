@@ -16,7 +16,8 @@ from .safe_load import load_tensors
 _SIGNS = {
     "mmdet": re.compile(r"^(.*?)(?:backbone\.)?hourglass_modules\.0\."),
     "paper": re.compile(r"^(.*?)(?:backbone\.)?hg_modules\.0\."),
-    "centripetalnet": re.compile(r"^(.*?)(?:backbone\.)?hourglasses\.0\."),
+    # Of any backbone.
+    "centripetalnet": re.compile(r"^(.*?)heads\.0\.tl\.heatmap\."),
 }
 _NAMES: Dict[str, Callable[[str, int], str]] = {"mmdet": mmdet_name, "paper": paper_name}
 # Bias of the last heatmap convolution, one value per class.
@@ -173,8 +174,9 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
         return ours
     if origin is None:
         raise ValueError(
-            f"{path} holds no CentripetalNet of MMDetection or of the paper's authors: none of its "
-            f"{len(found)} tensors is an hourglass's (first names: {', '.join(list(found)[:3])})"
+            f"{path} holds no CentripetalNet of this project, MMDetection or the paper's authors: "
+            f"none of its {len(found)} tensors is an hourglass's or a corner's (first names: "
+            f"{', '.join(list(found)[:3])})"
         )
     left_out = [x for x in found if _EMA_COPY.match(x) or (drop and re.search(drop, x))]
     weights: Dict[str, Tensor] = {}
@@ -242,6 +244,11 @@ def convert_to_theirs(
     found = weights_in(content)
     if origin_of(found)[0] != "centripetalnet":
         raise ValueError(f"{path} does not have this project's names, which --to needs")
+    if cfg.MODEL.BACKBONE.NAME != "build_hourglass_backbone":
+        raise ValueError(
+            f"--to {target}: {target} has names for the hourglass only, and MODEL.BACKBONE.NAME of "
+            f"the config is {cfg.MODEL.BACKBONE.NAME}"
+        )
     ours = _read_ours(path, content, found, cfg, drop)
     names = translation(ours.weights, _NAMES[target])
     weights = {theirs: ours.weights[name] for theirs, name in names.items()}

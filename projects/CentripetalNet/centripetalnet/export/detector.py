@@ -41,11 +41,11 @@ class ExportedDetector(nn.Module):
                 would depend on the image.
         """
         super().__init__()
-        smallest = (max(model.canvas_bits, 1) + 3) // 4
-        if smallest**2 < model.matching.topk:
+        height, width = model.map_size(model.canvas_size((1, 1)))
+        if height * width < model.matching.topk:
             raise ValueError(
                 f"MODEL.CENTRIPETALNET.TEST_CANVAS_BITS is {model.canvas_bits}. With it a small "
-                f"image has {smallest**2} cells, and MODEL.CENTRIPETALNET.TOPK is "
+                f"image has {height * width} cells, and MODEL.CENTRIPETALNET.TOPK is "
                 f"{model.matching.topk}: an export needs at least TOPK cells. Set a larger canvas "
                 "(127, as released) or a smaller TOPK."
             )

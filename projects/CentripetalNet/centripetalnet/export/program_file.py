@@ -4,7 +4,9 @@ import inspect
 from typing import Callable, Dict, Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..layers import corner_pool_reference
 from ..modeling import CentripetalNet
@@ -36,8 +38,9 @@ def export_program(model: CentripetalNet, path: str, metadata: Dict[str, str]) -
     for module in detector.modules():
         if isinstance(module, Hourglass):
             module.enlarge = _doubled
+    _register_listed_modules(detector)
     height, width = (torch.export.Dim(x, max=_LARGEST) for x in ("height", "width"))
-    with torch.no_grad():
+    with torch.no_grad(), _IntegerSizes():
         program = torch.export.export(
             detector,
             (noise(EXAMPLE_SIZE),),
@@ -46,6 +49,33 @@ def export_program(model: CentripetalNet, path: str, metadata: Dict[str, str]) -
             strict=False,
         )
     torch.export.save(program, path, extra_files=metadata)
+
+
+def _register_listed_modules(model: nn.Module) -> None:
+    """Turns the plain lists of modules in Detectron2's backbones into ``ModuleList``.
+
+    PyTorch 2.3 finds the name of no module that is called from a plain list.
+    """
+    for module in list(model.modules()):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, list) and value and isinstance(value[0], nn.Module):
+                # Under two names torch.export would not restore its weights.
+                for child, submodule in list(module.named_children()):
+                    if submodule in value:
+                        delattr(module, child)
+                delattr(module, name)
+                setattr(module, name, nn.ModuleList(value))
+
+
+class _IntegerSizes(TorchFunctionMode):
+    """Replaces the upsampling of Detectron2's FPN, whose sizes PyTorch 2.3 multiplies as floats."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        doubles = kwargs.get("scale_factor") == 2.0 and kwargs.get("mode") == "nearest"
+        if func is F.interpolate and doubles:
+            return _doubled(*args, [2 * size for size in args[0].shape[-2:]])
+        return func(*args, **kwargs)
 
 
 def _doubled(x: Tensor, size: Sequence[int]) -> Tensor:

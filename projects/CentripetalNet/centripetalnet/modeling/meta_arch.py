@@ -338,8 +338,7 @@ class CentripetalNet(nn.Module):
             canvas_size = self._padded(
                 *(max(x["image"].shape[axis] for x in batch) for axis in (-2, -1))
             )
-            map_size = tuple(-(-size // self.stride) for size in canvas_size)
-            targets = self._targets(instances, canvas_size, map_size)
+            targets = self._targets(instances, canvas_size, self.map_size(canvas_size))
             num_boxes = total.new_tensor([sum(len(x) for x in instances)])
             total += torch.cat([corner_sums(targets.tl), corner_sums(targets.br), num_boxes])
         total = count_per_process(total)
@@ -417,7 +416,7 @@ class CentripetalNet(nn.Module):
         """
         groups: Dict[Tuple[int, int], List[int]] = {}
         for i, image in enumerate(images):
-            groups.setdefault(self._canvas_size(image), []).append(i)
+            groups.setdefault(self.canvas_size(image.shape[-2:]), []).append(i)
         results: List[Findings] = [None] * len(images)
         for canvas_size, members in groups.items():
             canvas, border = self.test_canvas([images[i] for i in members])
@@ -523,7 +522,7 @@ class CentripetalNet(nn.Module):
             (N, 3, h, w) normalised images padded with 0, and for each image the width of the
             padding (left, top) in pixels.
         """
-        height, width = self._canvas_size(images[0])
+        height, width = self.canvas_size(images[0].shape[-2:])
         canvas = torch.zeros(
             (len(images), len(self.pixel_mean), height, width),
             dtype=next(self.backbone.parameters()).dtype,
@@ -538,8 +537,14 @@ class CentripetalNet(nn.Module):
             inside.copy_(self._normalize(image))
         return canvas.contiguous(memory_format=self.memory_format), border
 
-    def _canvas_size(self, image: Tensor) -> Tuple[int, int]:
-        return self._padded(*(size | self.canvas_bits for size in image.shape[-2:]))
+    def canvas_size(self, image_size: Tuple[int, int]) -> Tuple[int, int]:
+        """(h, w) of the canvas in inference, for an image of (h0, w0) pixels."""
+        return self._padded(*(size | self.canvas_bits for size in image_size))
+
+    def map_size(self, canvas_size: Tuple[int, int]) -> Tuple[int, int]:
+        """(H, W) of the feature map of a canvas of (h, w) pixels."""
+        height, width = canvas_size
+        return -(-height // self.stride), -(-width // self.stride)
 
     def _padded(self, height: int, width: int) -> Tuple[int, int]:
         """The size rounded up to multiples, as ``ImageList.from_tensors`` does it."""

@@ -4,12 +4,15 @@ Shapes: N images, h x w the canvas.
 """
 
 import math
+from functools import partial
 from typing import Dict, List
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layers import run_checkpointed
 
 NORMS = ("BN", "FrozenBN", "SyncBN")
 
@@ -52,12 +55,13 @@ class TimmBackbone(Backbone):
             norm: "BN" leaves the network's norms as they are, "FrozenBN" makes each batch norm use
                 its running statistics and keep its weights, "SyncBN" shares statistics among GPUs.
             freeze_at: number of frozen stages, see :meth:`freeze`.
-            checkpoint_activations: whether the network recomputes activations in the backward pass.
+            checkpoint_activations: whether training keeps only the input of each stage and
+                recomputes its activations in the backward pass.
 
         Raises:
             ImportError: if timm is not installed.
-            ValueError: if timm has no such network with feature maps, the network has no batch norm
-                that ``norm`` could change, or ``freeze_at`` is invalid.
+            ValueError: if timm has no such network with feature maps, it takes images of one size
+                only, it has no batch norm that ``norm`` could change, or ``freeze_at`` is invalid.
         """
         super().__init__()
         timm = import_timm()
@@ -69,6 +73,11 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.NAME is {name!r}, of which timm {timm.__version__} builds no feature "
                 f"maps ({type(error).__name__}: {error}). timm.list_models() has the names."
             ) from error
+        if any(getattr(x, "strict_img_size", False) for x in self.net.modules()):
+            raise ValueError(
+                f"MODEL.TIMM.NAME: {name} takes images of one size only. Choose a network "
+                "that takes any size, a convolutional one for example."
+            )
         info = self.net.feature_info
         self.strides: List[int] = info.reduction()
         if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:])):
@@ -89,19 +98,17 @@ class TimmBackbone(Backbone):
             )
         if norm == "SyncBN":
             self.net = timm.layers.convert_sync_batchnorm(self.net)
-        # In evaluation mode, which is several times as fast as timm's and Detectron2's frozen norms.
+        # They stay in evaluation mode, which is faster than the frozen norms of timm.
         self._frozen_norms = norms if norm == "FrozenBN" else []
         for module in self._frozen_norms:
             module.requires_grad_(False)
         self.freeze(freeze_at)
         self.train(self.training)
         if checkpoint_activations:
-            if not hasattr(self.net, "set_grad_checkpointing"):
-                raise ValueError(
-                    "MODEL.CENTRIPETALNET.CHECKPOINT_ACTIVATIONS is True, which timm does not have "
-                    f"for {name}"
-                )
-            self.net.set_grad_checkpointing(True)
+            # Not timm's own checkpointing, which updates the batch norms in both passes.
+            for stage in getattr(self.net, "blocks", self.net).children():
+                if len(list(stage.children())) and any(True for _ in stage.parameters()):
+                    stage.forward = partial(_recomputed, stage)
 
     def freeze(self, freeze_at: int) -> None:
         """Freezes the first stages: their weights are not trained, their batch norms are frozen.
@@ -121,23 +128,28 @@ class TimmBackbone(Backbone):
         if not freeze_at:
             return
         last = self.net.feature_info.module_name()[freeze_at - 1].replace(".", "_")
+        frozen: List[str] = []
         is_found = False
         # In the order of the forward pass; "stages.1" may be a child named "stages_1".
-        for name, module in self.net.named_modules():
-            is_last = f"{name}.".replace(".", "_").startswith(f"{last}_")
+        for name, _ in self.net.named_modules():
+            path = f"{name}.".replace(".", "_")
+            is_last = path.startswith(f"{last}_")
             if is_found and not is_last:
                 break
             is_found = is_found or is_last
-            if not any(module.children()):
-                module.requires_grad_(False)
-            if isinstance(module, _BatchNorm):
-                module.requires_grad_(False)
-                self._frozen_norms.append(module)
+            # A module has weights of its own beside those of its children, unless it contains the
+            # last stage.
+            contains_last = not name or (f"{last}_".startswith(path) and not is_last)
+            if not contains_last and not any(name.startswith(f"{x}.") for x in frozen[-1:]):
+                frozen.append(name)
         if not is_found:
             raise ValueError(
                 "MODEL.BACKBONE.FREEZE_AT must be 0 for this network: timm does not tell where its "
                 "stages end"
             )
+        for name in frozen:
+            stage = self.net.get_submodule(name).requires_grad_(False)
+            self._frozen_norms += [x for x in stage.modules() if isinstance(x, _BatchNorm)]
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """As in ``nn.Module``; frozen norms stay in evaluation mode."""
@@ -158,6 +170,12 @@ class TimmBackbone(Backbone):
         if self.is_channels_last:
             features = [x.permute(0, 3, 1, 2) for x in features]
         return dict(zip(self._out_features, features))
+
+
+def _recomputed(stage: nn.Module, *inputs: Tensor):
+    """The forward pass of a stage, recomputed in the backward pass of a training."""
+    forward = partial(type(stage).forward, stage)
+    return run_checkpointed(stage, forward, *inputs) if stage.training else forward(*inputs)
 
 
 @BACKBONE_REGISTRY.register()

@@ -5,7 +5,15 @@ import sys
 
 import pytest
 import torch
-from conftest import GOLDEN_MODEL, PROJECT, config, golden_config, weight_from_name
+from conftest import (
+    GOLDEN_MODEL,
+    PROJECT,
+    config,
+    golden_config,
+    other_backbones,
+    small_config,
+    weight_from_name,
+)
 from detectron2.modeling import build_model
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -293,6 +301,31 @@ def test_weights_and_about_of_a_trained_model_are_rewritten(cfg, save, tmp_path,
     assert f"{new}: {len(content['model'])} tensors" in printed
     assert "INPUT.FORMAT BGR MODEL.PIXEL_MEAN [1.0, 2.0, 3.0]" in printed
     assert "classes     5 (cow, bear, " in printed
+
+
+@other_backbones
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_a_detector_with_another_backbone_is_rewritten_but_has_no_names_elsewhere(
+    save, tmp_path, capsys, backbone, norm
+):
+    key = {"resnet": "MODEL__RESNETS__NORM", "timm": "MODEL__TIMM__NORM"}[backbone]
+    cfg = small_config(backbone, **{key: norm})
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    options = ["--config-file", str(tmp_path / "config.yaml")]
+    content, new = trained(cfg), str(tmp_path / "new.safetensors")
+
+    assert convert.main([save(content), new, *options]) == 0
+
+    rewritten = load_tensors(new)["model"]
+    assert set(rewritten) == set(content["model"])
+    assert all(torch.equal(rewritten[x], y) for x, y in content["model"].items())
+    assert "names of this project" in capsys.readouterr().out
+    CentripetalNetCheckpointer(build_model(cfg)).load(new)
+    assert convert.main([new, str(tmp_path / "mmdet.pth"), "--to", "mmdet", *options]) == 1
+    refused = capsys.readouterr().err
+    assert (
+        f"the hourglass only, and MODEL.BACKBONE.NAME of the config is build_{backbone}" in refused
+    )
 
 
 def test_a_trained_model_without_about_is_rewritten_without_it(cfg, save, tmp_path, capsys):

@@ -209,7 +209,7 @@ KEYS = st.one_of(
         "model state_dict meta about optimizer iteration CLASSES classes dataset_meta config cfg "
         "input_format pixel_mean pixel_std matching_heuristics __author__ _metadata "
         "0.weight 0.bias module.0.weight 0..weight 1.num_batches_tracked ema_0.weight "
-        "backbone.hourglass_modules.0.x hg_modules.0. module.hourglasses.0 "
+        "backbone.hourglass_modules.0.x hg_modules.0. module.heads.0.tl.heatmap. "
         "heads.0.tl.heatmap.1.bias bbox_head.tl_heat.0.1.conv.bias".split()
     ),
     st.integers(-1, 3),

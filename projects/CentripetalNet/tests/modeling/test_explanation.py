@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import config
+from conftest import config, each_backbone, finding_detector
 from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,7 +126,10 @@ def test_outcomes_add_up_to_all_pairs(rows):
     assert outcome.bincount(minlength=len(PairOutcome)).sum() == len(rows)
 
 
-def test_explanation_agrees_with_detection(model, image, explanation):
+@each_backbone
+def test_explanation_agrees_with_detection(backbone, image):
+    model = finding_detector(backbone)
+    explanation = explain(model, image)
     with torch.no_grad():
         found = model([{"image": image}])[0]["instances"]
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
-from conftest import config
-from detectron2.modeling import build_model
+from conftest import config, finding_detector, needs_timm
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, build_model
+from torch import nn
 
 from centripetalnet.modeling import optimize_for_inference
 
@@ -52,6 +54,67 @@ def test_frozen_norms_are_folded_and_group_norms_stay():
 
     assert not any("norm" in name for name in frozen.state_dict() if "backbone" in name)
     assert "heads.0.tl.pooling.out.norm.weight" in group.state_dict()
+
+
+# The first has norms with an activation inside, the second plain ones.
+@needs_timm
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN"])
+@pytest.mark.parametrize("name", ["tf_mobilenetv3_small_minimal_100", "resnet10t"])
+def test_norms_of_timm_are_folded_and_detections_stay_the_same(name, norm):
+    model = finding_detector("timm", MODEL__TIMM__NAME=name)
+    if norm != "BN":
+        weights = model.state_dict()
+        model = finding_detector("timm", MODEL__TIMM__NAME=name, MODEL__TIMM__NORM=norm)
+        model.load_state_dict(weights, strict=False)
+    canvas, _ = model.test_canvas([image(100, 120)])
+
+    optimized = optimize_for_inference(model)
+
+    assert not any("running" in x for x, _ in optimized.named_buffers())
+    expected, actual = (x.backbone(canvas)["p2"] for x in (model, optimized))
+    torch.testing.assert_close(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    (found,) = optimize_for_inference(model, "bfloat16")([{"image": image(100, 120)}])
+    assert len(found["instances"]) > 5 and found["instances"].scores.dtype == torch.float32
+
+
+class Awkward(Backbone):
+    """Batch norms that must not be folded, and one that may."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(5)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3) for _ in range(5)])
+        for norm in self.norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def output_shape(self):
+        return {"map": ShapeSpec(channels=3, stride=1)}
+
+    def forward(self, x):
+        twice = self.convs[0](x)
+        x = torch.cat([self.norms[0](twice), twice], dim=1)[:, 1:4]
+        # The order of the modules is not that of the calls.
+        x = self.convs[2](self.norms[1](x)) + self.norms[2](self.convs[1](x))
+        x = self.norms[3](self.convs[3](self.norms[3](self.convs[3](x))))
+        weight = self.convs[4].weight
+        x = nn.functional.conv2d(x, weight / weight.norm(), padding=1)
+        return {"map": self.norms[4](x)}
+
+
+@torch.no_grad()
+def test_only_a_norm_that_alone_reads_a_plain_convolution_is_folded(model):
+    torch.manual_seed(0)
+    model.backbone, model.feature_names = Awkward(), ["map"]
+    model.eval()
+    x = torch.randn(1, 3, 16, 16)
+
+    optimized = optimize_for_inference(model)
+
+    left = [i for i, x in enumerate(optimized.backbone.norms) if isinstance(x, nn.BatchNorm2d)]
+    assert left == [0, 1, 3, 4]
+    torch.testing.assert_close(optimized.backbone(x)["map"], model.backbone(x)["map"])
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import config
+from conftest import config, each_backbone, finding_detector
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -153,6 +153,24 @@ def test_a_batch_with_and_without_objects_trains_every_weight(polygons):
 
     assert losses["loss_mask"] > 0
     assert all(p.grad.any() for p in model.mask_head.parameters())
+
+
+@each_backbone
+def test_masks_on_every_backbone_are_trained_and_have_the_output_size(backbone):
+    options = {"MODEL__MASK_ON": True, "MODEL__ROI_MASK_HEAD__CONV_DIM": 8}
+    model = finding_detector(backbone, INPUT__MASK_FORMAT="bitmask", **options).train()
+    batch = [{"image": image(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
+
+    with EventStorage():
+        losses = model(batch)
+        sum(losses.values()).backward()
+    with torch.no_grad():
+        (result,) = model.eval()([{"image": image(70, 90), "height": 140, "width": 180}])
+
+    assert losses["loss_mask"] > 0
+    assert all(p.grad.any() for p in model.mask_head.parameters())
+    found = result["instances"]
+    assert len(found) > 5 and found.pred_masks.shape == (len(found), 140, 180)
 
 
 @pytest.mark.parametrize("reason", ["no objects", "before its first iteration"])
