@@ -26,6 +26,24 @@ def test_table_and_file_contain_values_and_goals(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
+def test_configs_are_compared():
+    pytest.importorskip("onnxruntime")
+    names = ["centripetal_tiny", "centripetal_mask_lite0"]
+
+    result = subprocess.run(
+        [sys.executable, str(TOOL.with_name("compare_configs.py")), *names, "--runs", "1"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 0, result.stderr
+    rows = [x.strip("|").split("|") for x in result.stdout.splitlines() if x.startswith("| cent")]
+    assert [x[0].strip() for x in rows] == names
+    assert [x[1].strip() for x in rows] == ["1.9 M", "3.6 M"]
+    assert all(float(x) > 0 for row in rows for x in row[3:6])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 def test_memory_of_a_call_is_its_peak(tmp_path):
     code = """
 import runpy, torch
