@@ -93,6 +93,7 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(datasets, uninter
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("uninterrupted", [OWN_DATA], indirect=True, ids=["own data"])
 def test_twenty_kills_change_nothing(datasets, uninterrupted, tmp_path):
     opts, expected = uninterrupted
     random = np.random.default_rng(0)
