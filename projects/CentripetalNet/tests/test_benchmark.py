@@ -16,10 +16,11 @@ def test_table_and_file_contain_values_and_goals(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    decoding, mapper = json.loads(output.read_text())["rows"]
+    decoding, mapper, large = json.loads(output.read_text())["rows"]
     assert decoding["goal"] == "<= 8" and decoding["met"] == (decoding["value"] <= 8)
     assert mapper["goal"] == ">= 60" and mapper["met"] == (mapper["value"] >= 60)
-    for row in (decoding, mapper):
+    assert large["goal"] == "<= 0.7" and large["met"] == (large["value"] <= 0.7)
+    for row in (decoding, mapper, large):
         line = next(x for x in result.stdout.splitlines() if row["part"] in x)
         assert f"{row['value']:.4g}" in line and row["goal"] in line
         assert ("missed" in line) == (not row["met"])
