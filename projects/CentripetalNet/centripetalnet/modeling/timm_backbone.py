@@ -98,10 +98,9 @@ class TimmBackbone(Backbone):
             )
         if norm == "SyncBN":
             self.net = timm.layers.convert_sync_batchnorm(self.net)
-        # They stay in evaluation mode, which is faster than the frozen norms of timm.
-        self._frozen_norms = norms if norm == "FrozenBN" else []
-        for module in self._frozen_norms:
-            module.requires_grad_(False)
+        if norm == "FrozenBN":
+            for module in norms:
+                module.requires_grad_(False)
         self.freeze(freeze_at)
         self.train(self.training)
         if checkpoint_activations:
@@ -148,14 +147,19 @@ class TimmBackbone(Backbone):
                 "stages end"
             )
         for name in frozen:
-            stage = self.net.get_submodule(name).requires_grad_(False)
-            self._frozen_norms += [x for x in stage.modules() if isinstance(x, _BatchNorm)]
+            self.net.get_submodule(name).requires_grad_(False)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """As in ``nn.Module``; frozen norms stay in evaluation mode."""
+        """As in ``nn.Module``; batch norms whose weights are frozen stay in evaluation mode.
+
+        That is faster than the frozen norms of timm.
+        """
         super().train(mode)
-        for module in self._frozen_norms:
-            module.eval()
+        for module in self.net.modules():
+            if isinstance(module, _BatchNorm) and not any(
+                x.requires_grad for x in module.parameters()
+            ):
+                module.eval()
         return self
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
