@@ -7,7 +7,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
@@ -37,6 +36,7 @@ from .corner_matching import (
     stack_candidates,
 )
 from .corner_targets import corner_targets
+from .feature_maps import drop_unused_outputs, feature_shapes
 from .mask_head import InstanceMaskHead
 from .normalizer import count_per_process
 
@@ -55,44 +55,6 @@ def scaled_to_output(
         }
         for result, x in zip(results, batched_inputs)
     ]
-
-
-def _feature_shapes(
-    backbone: Backbone, in_features: Optional[Sequence[str]] = None
-) -> Dict[str, ShapeSpec]:
-    """Shapes of the feature maps that have a head, by default all of the backbone's.
-
-    Raises:
-        ValueError: if a name is not the backbone's, or strides differ.
-    """
-    key, shapes = "MODEL.CENTRIPETALNET.IN_FEATURES", backbone.output_shape()
-    unknown = [x for x in in_features or [] if x not in shapes]
-    if unknown:
-        raise ValueError(f"{key} names {unknown}, but the backbone has {list(shapes)}")
-    if in_features:
-        shapes = {name: shapes[name] for name in in_features}
-    if len({x.stride for x in shapes.values()}) != 1:
-        strides = ", ".join(f"{name} ({x.stride})" for name, x in shapes.items())
-        raise ValueError(
-            f"{key} must name feature maps of one stride, since all heads share their targets; got "
-            f"{strides}. For an FPN it is usually ['p2']."
-        )
-    return shapes
-
-
-def _drop_unused_outputs(fpn: FPN, names: Sequence[str]) -> None:
-    """Removes the output convolutions of an FPN that no head reads.
-
-    They would cost time, and DistributedDataParallel expects a gradient of each parameter.
-    """
-    outputs = {f"fpn_output{name[1:]}" for name in names}
-    if not outputs <= set(dict(fpn.named_children())):
-        # A feature map of the top block, which may read any other.
-        return
-    for name, module in list(fpn.named_children()):
-        if name.startswith("fpn_output") and name not in outputs:
-            setattr(fpn, name, nn.Identity())
-            fpn.output_convs[fpn.output_convs.index(module)] = getattr(fpn, name)
 
 
 @META_ARCH_REGISTRY.register()
@@ -142,7 +104,7 @@ class CentripetalNet(nn.Module):
                 of two.
         """
         super().__init__()
-        shapes = _feature_shapes(backbone, in_features)
+        shapes = feature_shapes(backbone, in_features)
         names = list(shapes)
         if len(names) != len(heads):
             raise ValueError(f"heads must have one entry per feature map {names}, got {len(heads)}")
@@ -152,7 +114,7 @@ class CentripetalNet(nn.Module):
                 f"(127, say), got {canvas_bits}"
             )
         if isinstance(backbone, FPN):
-            _drop_unused_outputs(backbone, names)
+            drop_unused_outputs(backbone, names)
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.mask_head = mask_head
@@ -175,7 +137,7 @@ class CentripetalNet(nn.Module):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         net = cfg.MODEL.CENTRIPETALNET
-        shapes = _feature_shapes(backbone, net.IN_FEATURES)
+        shapes = feature_shapes(backbone, net.IN_FEATURES)
         return {
             "backbone": backbone,
             "in_features": list(shapes),
