@@ -326,3 +326,24 @@ def test_recomputed_stages_change_neither_gradients_nor_statistics(name, amp):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
     for (name, a), b in zip(checkpointed.named_buffers(), plain.buffers()):
         torch.testing.assert_close(a, b, msg=name)
+
+
+@needs_timm
+def test_large_depthwise_kernels_have_float32_weight_gradients_in_mixed_precision():
+    backbone = TimmBackbone("tf_efficientnet_lite0").train()
+    conv = next(
+        x
+        for x in backbone.modules()
+        if isinstance(x, nn.Conv2d) and x.groups > 1 and x.kernel_size == (5, 5) and x.padding[0]
+    )
+    x = torch.randn(2, conv.in_channels, 9, 9).bfloat16()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+    y.backward(x)
+
+    expected = torch.nn.grad.conv2d_weight(
+        x.float(), conv.weight.shape, x.float(), padding=2, groups=conv.groups
+    )
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(conv.weight.grad, expected, atol=1e-4, rtol=1e-5)
