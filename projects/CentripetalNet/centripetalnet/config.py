@@ -1,15 +1,16 @@
 """Every config key that this project adds to Detectron2's, with its default."""
 
-from typing import Callable, Sequence
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Callable, Dict, Sequence, Union
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
-
-from .config_files import find_config
-from .data.own_datasets import register_own_datasets
+from detectron2.utils.file_io import PathManager
 
 
 def add_centripetalnet_config(cfg: CfgNode) -> None:
@@ -223,6 +224,46 @@ _CHOICES = {
     ),
 }
 
+_PACKAGE = Path(__file__).resolve().parent
+_BASE = "Base-CentripetalNet.yaml"
+# In a wheel the configs are inside the package, in the repository beside it.
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def packaged_configs() -> Dict[str, str]:
+    """Paths of the config files of the package by name, such as "centripetal_hg104"."""
+    folder = next((x for x in _FOLDERS if (x / _BASE).is_file()), None)
+    if folder is None:
+        return {}
+    paths = (path for path in folder.rglob("*.yaml") if path.name != _BASE)
+    return {path.stem: str(path) for path in sorted(paths)}
+
+
+def find_config(config: Union[str, "os.PathLike[str]"]) -> str:
+    """Returns the path of a config file.
+
+    Args:
+        config: a path, also a remote one that Detectron2's PathManager handles, or the name of a
+            config of the package. An existing path comes first.
+
+    Raises:
+        FileNotFoundError: if it is neither; the message lists the names.
+    """
+    config = os.fspath(config)
+    # The handler of https:// addresses has no isfile.
+    with suppress(NotImplementedError):
+        if PathManager.isfile(config):
+            return config
+    packaged = packaged_configs()
+    if config in packaged:
+        return packaged[config]
+    raise FileNotFoundError(
+        f"there is no config file {config!r} (relative to {os.getcwd()}), and the package has no "
+        f"config of that name. Give the path of a yaml file or one of these names: "
+        f"{', '.join(packaged) or '(none: the installation lacks its configs, install it again)'}"
+    )
+
+
 # What a message ends with.
 _KEYS_ARE_IN = "Detectron2's keys are in its config reference, those of CentripetalNet in config.py"
 
@@ -230,19 +271,6 @@ _KEYS_ARE_IN = "Detectron2's keys are in its config reference, those of Centripe
 def _reason(error: Exception) -> str:
     """The text of an exception, without the quotes that a KeyError adds."""
     return str(error.args[0]) if error.args else type(error).__name__
-
-
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As :func:`read_config`; also registers the datasets of ``DATASETS.COCO_FORMAT``.
-
-    Args: see :func:`read_config`.
-
-    Raises:
-        ValueError: also if an entry of ``DATASETS.COCO_FORMAT`` is invalid.
-    """
-    cfg = read_config(config_file, opts)
-    register_own_datasets(cfg.DATASETS.COCO_FORMAT)
-    return cfg
 
 
 def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

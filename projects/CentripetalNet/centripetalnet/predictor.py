@@ -12,10 +12,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from .checkpoint import CentripetalNetCheckpointer
-from .config import check_values, load_config
+from .config import check_values
 from .data import build_augmentations
+from .data.own_datasets import load_config
+from .io.pictures import read_picture
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
-from .pictures import read_picture
 
 Path = Union[str, "os.PathLike[str]"]
 

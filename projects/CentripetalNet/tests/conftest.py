@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from remote_files import FolderAsStore
 
 from centripetalnet.checkpoint.names import mmdet_name, translation
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
 from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
 
 try:

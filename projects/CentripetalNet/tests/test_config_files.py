@@ -6,9 +6,9 @@ import shutil
 import pytest
 from conftest import CONFIGS
 
-from centripetalnet import config_files
-from centripetalnet.config import check_device, check_values, load_config
-from centripetalnet.config_files import find_config, packaged_configs
+from centripetalnet import config
+from centripetalnet.config import check_device, check_values, find_config, packaged_configs
+from centripetalnet.data import load_config
 
 NAMES = ["centripetal_hg104", "centripetal_hg52", "centripetal_mask_hg104"]
 NAMES += ["centripetal_R_50_FPN", "centripetal_mask_R_50_FPN", "own_data", "own_data_R_50"]
@@ -149,7 +149,7 @@ def test_an_invalid_file_is_named(tmp_path, text, message):
 def test_configs_in_the_package_come_before_those_next_to_it(tmp_path, monkeypatch):
     inside, beside = tmp_path / "inside", tmp_path / "beside"
     shutil.copytree(CONFIGS, beside)
-    monkeypatch.setattr(config_files, "_FOLDERS", (inside, beside))
+    monkeypatch.setattr(config, "_FOLDERS", (inside, beside))
     assert find_config("centripetal_tiny").startswith(str(beside))
 
     shutil.copytree(CONFIGS, inside)
@@ -158,7 +158,7 @@ def test_configs_in_the_package_come_before_those_next_to_it(tmp_path, monkeypat
 
 
 def test_an_installation_without_configs_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_files, "_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(config, "_FOLDERS", (tmp_path,))
 
     with pytest.raises(FileNotFoundError, match=re.escape("install it again")):
         find_config("centripetal_tiny")

@@ -23,7 +23,7 @@ from training import (
     wait_for,
 )
 
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
 from centripetalnet.data.datasets import build_silhouettes
 from centripetalnet.engine import Trainer, main, setup
 

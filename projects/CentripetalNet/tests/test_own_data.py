@@ -11,8 +11,7 @@ import pytest
 from conftest import PROJECT
 from training import run
 
-from centripetalnet.config import load_config
-from centripetalnet.data import build_augmentations
+from centripetalnet.data import build_augmentations, load_config
 
 GUIDE = PROJECT.parents[1] / "docs" / "own-data.md"
 pytestmark = pytest.mark.skipif(not GUIDE.is_file(), reason="the project is outside its repository")

@@ -26,8 +26,8 @@ import sys
 import torch
 
 import centripetalnet
-from centripetalnet.config_files import packaged_configs
-from centripetalnet.config import load_config
+from centripetalnet.config import packaged_configs
+from centripetalnet.data import load_config
 from centripetalnet.layers import corner_pool
 from centripetalnet.layers.extension import PROBLEM
 

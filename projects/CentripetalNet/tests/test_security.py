@@ -15,7 +15,7 @@ from training import ANYWHERE, arguments, run
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.checkpoint.conversion import convert_to_ours
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
 from centripetalnet.engine import main
 
 

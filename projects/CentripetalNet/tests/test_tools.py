@@ -15,7 +15,7 @@ from training import ANYWHERE, ENVIRONMENT, TINY, TINY_MASK, run
 
 from centripetalnet import load_predictor
 from centripetalnet.data.datasets import register_silhouettes
-from centripetalnet.visualization import explanation_figure
+from centripetalnet.explain import explanation_figure
 
 TOOLS = PROJECT / "tools"
 
@@ -64,7 +64,7 @@ def test_explain_shows_a_resized_image_in_original_pixels(untrained, tmp_path, c
         shown.extend(args)
         return explanation_figure(*args, **options)
 
-    monkeypatch.setattr("centripetalnet.visualization.explanation_figure", figure)
+    monkeypatch.setattr("centripetalnet.explain.explanation_figure", figure)
     call(
         *("explain.py", "--config-file", untrained / "config.yaml", "--near", "200,120"),
         *("--input", tmp_path / "picture.png", "--output", tmp_path, "--opts", *opts),

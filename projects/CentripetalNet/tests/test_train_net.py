@@ -14,7 +14,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser
 from training import ANYWHERE, TINY, TINY_MASK, arguments
 
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
 from centripetalnet.engine import Trainer, main, setup
 from centripetalnet.modeling import optimize_for_inference
 from centripetalnet.predictor import Predictor

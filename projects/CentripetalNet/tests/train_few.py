@@ -22,8 +22,8 @@ from detectron2.utils import comm
 
 from centripetalnet import engine
 from centripetalnet.checkpoint import checkpointer
-from centripetalnet.command_line import argument_parser, launch_processes
 from centripetalnet.data.datasets import register_silhouettes
+from centripetalnet.engine.launch import argument_parser, launch_processes
 
 
 def wait_to_be_killed(output: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
-from centripetalnet.analysis import Costs, analyze
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
+from centripetalnet.modeling.analysis import Costs, analyze
 
 
 def get_parser() -> argparse.ArgumentParser:

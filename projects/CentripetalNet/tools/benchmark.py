@@ -30,8 +30,7 @@ from fvcore.nn import FlopCountAnalysis
 from tabulate import tabulate
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
-from centripetalnet.config import load_config
-from centripetalnet.data import CentripetalNetDatasetMapper
+from centripetalnet.data import CentripetalNetDatasetMapper, load_config
 from centripetalnet.engine import Trainer
 from centripetalnet.layers import corner_pool, gaussian_focal_loss, render_bumps
 from centripetalnet.modeling import CentripetalNet, optimize_for_inference
@@ -45,7 +44,7 @@ from centripetalnet.modeling.corner_matching import (
     select_detections,
 )
 from centripetalnet.modeling.corner_targets import corner_targets
-from centripetalnet.precision import cpu_has_bfloat16
+from centripetalnet.modeling.precision import cpu_has_bfloat16
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HG104 = os.path.join(PROJECT, "configs", "centripetal_hg104.yaml")

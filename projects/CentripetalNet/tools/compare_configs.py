@@ -20,10 +20,10 @@ from detectron2.structures import Boxes, Instances
 from tabulate import tabulate
 
 from centripetalnet import export
-from centripetalnet.analysis import analyze
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
+from centripetalnet.engine.solver import build_optimizer
 from centripetalnet.modeling import optimize_for_inference
-from centripetalnet.solver import build_optimizer
+from centripetalnet.modeling.analysis import analyze
 
 IMAGE_SIZE = (480, 640)
 # SyncBN trains on GPUs only; it needs as much memory.

@@ -16,11 +16,11 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from centripetalnet.config import load_config
-from centripetalnet.modeling.explanation import choose_pair, explain
-from centripetalnet.pictures import find_pictures, read_picture
+from centripetalnet.data import load_config
+from centripetalnet.explain import choose_pair, explain, explanation_figure
+from centripetalnet.io.pictures import find_pictures, read_picture
 from centripetalnet.predictor import Predictor
-from centripetalnet.visualization import explanation_figure, rendered
+from centripetalnet.visualization import rendered
 
 
 def get_parser() -> argparse.ArgumentParser:

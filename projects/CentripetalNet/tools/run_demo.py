@@ -15,7 +15,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
 from centripetalnet.engine import main as train_net_main
 from centripetalnet.predictor import Predictor
 from centripetalnet.visualization import draw_detections, draw_ground_truth, tile

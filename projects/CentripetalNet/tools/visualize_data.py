@@ -22,12 +22,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 
 from centripetalnet.commands.demo import WINDOW_NAME, open_window
-from centripetalnet.config import load_config
-from centripetalnet.data import CentripetalNetDatasetMapper, build_training_loader
-from centripetalnet.data.checked_datasets import check_datasets
+from centripetalnet.data import CentripetalNetDatasetMapper, build_training_loader, load_config
+from centripetalnet.data.check.datasets import check_datasets
+from centripetalnet.explain import targets_figure
 from centripetalnet.modeling.corner_targets import corner_targets
 from centripetalnet.modeling.hourglass import STRIDE
-from centripetalnet.visualization import draw_ground_truth, rendered, targets_figure
+from centripetalnet.visualization import draw_ground_truth, rendered
 
 # The training loader is infinite.
 SAMPLES = 20

@@ -10,8 +10,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from ..errors import raise_in_all_processes
-from ..files import UNFINISHED, atomic_file
+from ..io.errors import raise_in_all_processes
+from ..io.files import UNFINISHED, atomic_file
 from .conversion import COUNTER, averaged_weights, check_plain, origin_of, weights_in
 from .pretrained import TIMM, match_backbone, model_zoo_checkpoint, timm_checkpoint
 from .report import starting_report

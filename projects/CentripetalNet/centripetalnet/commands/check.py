@@ -6,16 +6,17 @@ import os
 import sys
 from typing import Optional, Sequence, Tuple
 
-# Importing anything of centripetalnet.data registers the project's datasets.
-from centripetalnet.data.checked_datasets import ready_metadata
-from centripetalnet.data.dataset_check import (
+from centripetalnet.data.check import (
     Report,
     check_annotations,
     check_images,
     read_annotation_file,
     without_errors,
 )
-from centripetalnet.files import atomic_file
+
+# Importing anything of centripetalnet.data registers the project's datasets.
+from centripetalnet.data.check.datasets import ready_metadata
+from centripetalnet.io.files import atomic_file
 
 DESCRIPTION = f"""{__doc__}
 

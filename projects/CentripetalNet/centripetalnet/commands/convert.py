@@ -9,8 +9,8 @@ import torch
 
 from centripetalnet.checkpoint.conversion import convert_to_ours, convert_to_theirs
 from centripetalnet.checkpoint.safe_load import SAFETENSORS, as_safetensors
-from centripetalnet.config import load_config
-from centripetalnet.files import atomic_file
+from centripetalnet.data import load_config
+from centripetalnet.io.files import atomic_file
 
 DESCRIPTION = f"""{__doc__}
 

@@ -11,10 +11,10 @@ import numpy as np
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from centripetalnet.pictures import find_pictures, output_paths, read_picture, write_picture
-from centripetalnet.precision import PRECISIONS
+from centripetalnet.io.pictures import find_pictures, output_paths, read_picture, write_picture
+from centripetalnet.io.videos import Video, VideoFile, find_output
+from centripetalnet.modeling.precision import PRECISIONS
 from centripetalnet.predictor import load_predictor
-from centripetalnet.videos import Video, VideoFile, find_output
 from centripetalnet.visualization import draw_detections
 
 WINDOW_NAME = "CentripetalNet detections"

@@ -24,10 +24,9 @@ from detectron2.modeling import build_model
 
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
-from centripetalnet.config import load_config
-from centripetalnet.data import build_augmentations
-from centripetalnet.files import atomic_path
-from centripetalnet.pictures import read_picture
+from centripetalnet.data import build_augmentations, load_config
+from centripetalnet.io.files import atomic_path
+from centripetalnet.io.pictures import read_picture
 
 # Height and width of the random images for the comparison; their canvases differ.
 CHECKED_SIZES = ((97, 130), (300, 200))

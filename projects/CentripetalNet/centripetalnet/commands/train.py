@@ -5,8 +5,8 @@ import traceback
 from typing import Optional, Sequence
 
 from centripetalnet import engine
-from centripetalnet.command_line import argument_parser, launch_processes
-from centripetalnet.errors import users_mistake
+from centripetalnet.engine.launch import argument_parser, launch_processes
+from centripetalnet.io.errors import users_mistake
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -1,5 +1,6 @@
 from . import datasets  # registers the silhouettes
 from .dataset_mapper import CentripetalNetDatasetMapper, build_augmentations
+from .own_datasets import load_config
 from .training_stream import TrainingStream, build_training_loader
 from .transforms import ColorDistortion, CropPadTransform, RandomCenterCropPad
 
@@ -12,4 +13,5 @@ __all__ = [
     "build_augmentations",
     "build_training_loader",
     "datasets",
+    "load_config",
 ]

@@ -14,7 +14,7 @@ from fvcore.transforms.transform import Transform, TransformList
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from .dataset_check.images import TRANSPOSED_ORIENTATIONS, exif_orientation
+from .check.images import TRANSPOSED_ORIENTATIONS, exif_orientation
 from .transforms import ColorDistortion, RandomCenterCropPad
 
 

@@ -1,13 +1,28 @@
-"""Datasets that a config registers."""
+"""Configs, and the datasets that they register."""
 
 import os
 from contextlib import suppress
 from typing import Sequence
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from .dataset_check import check_coco_categories
+from ..config import read_config
+from .check import check_coco_categories
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """As ``config.read_config``; also registers the datasets of ``DATASETS.COCO_FORMAT``.
+
+    Args: see there.
+
+    Raises:
+        ValueError: also if an entry of ``DATASETS.COCO_FORMAT`` is invalid.
+    """
+    cfg = read_config(config_file, opts)
+    register_own_datasets(cfg.DATASETS.COCO_FORMAT)
+    return cfg
 
 
 def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:

@@ -17,8 +17,8 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
-from ..seeding import SAMPLE, seed_generators
-from .checked_datasets import usable_datasets
+from .check.datasets import usable_datasets
+from .seeding import SAMPLE, seed_generators
 
 # After so many unusable images in a row the dataset is taken to be invalid.
 _MAX_TRIES = 20

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers import gaussian_focal_loss
 from ..structures import CornerCounts, CornerShifts, CornerTargets, HeatmapBumps
-from .normalizer import count_per_process
+from .object_counts import count_per_process
 
 
 @dataclass(frozen=True)

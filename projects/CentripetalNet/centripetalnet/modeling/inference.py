@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from ..precision import cpu_has_bfloat16, dtype_of
 from .meta_arch import CentripetalNet
+from .precision import cpu_has_bfloat16, dtype_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..structures import Corners
 from .corner_matching import MatchingOptions, best_candidates, match_corners
-from .normalizer import count_per_process
+from .object_counts import count_per_process
 
 
 class InstanceMaskHead(nn.Module):

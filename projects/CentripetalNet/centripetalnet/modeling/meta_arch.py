@@ -38,7 +38,7 @@ from .corner_matching import (
 from .corner_targets import corner_targets
 from .feature_maps import drop_unused_outputs, feature_shapes
 from .mask_head import InstanceMaskHead
-from .normalizer import count_per_process
+from .object_counts import count_per_process
 
 
 def scaled_to_output(
@@ -225,7 +225,7 @@ class CentripetalNet(nn.Module):
         losses = self.losses(images.tensor, instances, counts)
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
             # Here, since it imports this module and matplotlib.
-            from ..visualization import training_picture
+            from ..explain import training_picture
 
             get_event_storage().put_image(*training_picture(self, batched_inputs))
         return losses

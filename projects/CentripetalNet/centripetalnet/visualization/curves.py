@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from ..files import atomic_file
+from ..io.files import atomic_file
 from .sheet import INK, rendered
 
 logger = logging.getLogger(__name__)

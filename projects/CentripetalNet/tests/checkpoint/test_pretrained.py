@@ -16,7 +16,7 @@ from torch import nn
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.checkpoint.safe_load import load_tensors
-from centripetalnet.config import load_config
+from centripetalnet.data import load_config
 
 NARROW_R50 = {
     "BACKBONE.NAME": "build_resnet_fpn_backbone",

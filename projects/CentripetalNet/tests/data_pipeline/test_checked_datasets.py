@@ -13,7 +13,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from centripetalnet.data.checked_datasets import check_datasets, usable_datasets
+from centripetalnet.data.check.datasets import check_datasets, usable_datasets
 
 
 @pytest.fixture

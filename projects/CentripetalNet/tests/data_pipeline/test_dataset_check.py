@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as mask_util
 
-from centripetalnet.data.dataset_check import (
+from centripetalnet.data.check import (
     check_annotations,
     check_coco_categories,
     check_num_classes,
     segmentations,
 )
-from centripetalnet.data.dataset_check.segmentations import decode_counts
+from centripetalnet.data.check.segmentations import decode_counts
 
 
 def annotation_file(tmp_path, categories):

@@ -16,7 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from centripetalnet.data.dataset_check import check_images, missing_images
+from centripetalnet.data.check import check_images, missing_images
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_dataset.py"
 

@@ -7,8 +7,8 @@ from coco_content import PATH, annotation, coco, image, load, sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from centripetalnet.data.dataset_check import Problem, Report, check_annotations, without_errors
-from centripetalnet.data.dataset_check.report import LINE_CHARACTERS, PAGE_LINES, SEVERITIES
+from centripetalnet.data.check import Problem, Report, check_annotations, without_errors
+from centripetalnet.data.check.report import LINE_CHARACTERS, PAGE_LINES, SEVERITIES
 
 
 def test_ten_thousand_bad_annotations_give_one_page():

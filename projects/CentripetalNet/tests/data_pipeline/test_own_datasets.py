@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from centripetalnet.data.checked_datasets import usable_datasets
+from centripetalnet.data.check.datasets import usable_datasets
 from centripetalnet.data.own_datasets import register_own_datasets
 
 

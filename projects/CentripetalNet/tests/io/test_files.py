@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from centripetalnet.files import atomic_file, atomic_path
+from centripetalnet.io.files import atomic_file, atomic_path
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..structures import Explanation, PairOutcome, SeenCorners
-from .sheet import (
+from ..visualization.sheet import (
     BOX_COLOR,
     BR_COLOR,
     BR_MARKER,

@@ -6,10 +6,10 @@ from fvcore.transforms.transform import HFlipTransform
 from test_explanation_sheet import is_near, pixels
 
 from centripetalnet.data.transforms import CropPadTransform
+from centripetalnet.explain import targets_figure
+from centripetalnet.explain.target_sheet import corner_marks
 from centripetalnet.modeling.corner_targets import corner_targets
-from centripetalnet.visualization import targets_figure
 from centripetalnet.visualization.sheet import TL_COLOR
-from centripetalnet.visualization.targets import corner_marks
 
 CANVAS, MAP = (128, 128), (32, 32)
 

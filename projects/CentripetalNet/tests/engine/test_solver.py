@@ -3,7 +3,7 @@ import torch
 from conftest import needs_timm, small_config
 from detectron2.modeling import build_model
 
-from centripetalnet.solver import build_optimizer, check_same_optimizer
+from centripetalnet.engine.solver import build_optimizer, check_same_optimizer
 
 
 def optimizer_of(model, **changes):

@@ -4,7 +4,7 @@ from conftest import config, each_backbone, small_config
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
 
-from centripetalnet.analysis import analyze
+from centripetalnet.modeling.analysis import analyze
 
 # One residual block at each of two resolutions, four channels everywhere.
 SMALL = {

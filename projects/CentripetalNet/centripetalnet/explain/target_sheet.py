@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers import render_bumps
 from ..structures import BoxTargets, CornerTargets
-from .sheet import (
+from ..visualization.sheet import (
     BOX_COLOR,
     BR_COLOR,
     INK,

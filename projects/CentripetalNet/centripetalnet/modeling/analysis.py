@@ -15,14 +15,14 @@ from detectron2.modeling import FPN, Backbone
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
 from torch import Tensor, nn
 
-from .modeling import CentripetalNet
-from .modeling.corner_matching import (
+from . import CentripetalNet
+from .corner_matching import (
     find_peaks,
     locate_corners,
     match_corners,
     select_detections,
 )
-from .modeling.hourglass import StackedHourglass
+from .hourglass import StackedHourglass
 
 
 class PartCost(NamedTuple):

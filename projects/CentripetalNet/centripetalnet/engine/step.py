@@ -15,8 +15,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .data import TrainingStream
-from .seeding import STEP, seed_generators
+from ..data import TrainingStream
+from ..data.seeding import STEP, seed_generators
 from .solver import check_same_optimizer, optimizer_name
 from .weight_average import WeightAverage
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from centripetalnet.pictures import find_pictures, output_paths, read_picture, write_picture
+from centripetalnet.io.pictures import find_pictures, output_paths, read_picture, write_picture
 
 GREY = np.full((8, 12, 3), 100, np.uint8)
 

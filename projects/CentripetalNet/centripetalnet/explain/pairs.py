@@ -5,20 +5,14 @@ corners kept of each kind, H x W the feature map, h x w the canvas.
 """
 
 import math
-from typing import TYPE_CHECKING, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from ..structures import (
-    Corners,
-    Explanation,
-    PairConditions,
-    PairOutcome,
-    SeenCorners,
-)
-from .corner_head import CornerBranch
-from .corner_matching import (
+from ..modeling import CentripetalNet
+from ..modeling.corner_head import CornerBranch
+from ..modeling.corner_matching import (
     corner_pairs,
     find_peaks,
     locate_corners,
@@ -27,9 +21,13 @@ from .corner_matching import (
     pairs_to_candidates,
     select_indices,
 )
-
-if TYPE_CHECKING:
-    from .meta_arch import CentripetalNet
+from ..structures import (
+    Corners,
+    Explanation,
+    PairConditions,
+    PairOutcome,
+    SeenCorners,
+)
 
 
 def pair_outcomes(conditions: PairConditions, entered: Tensor, taken: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ def _highest(values: Tensor, allowed: Tensor) -> Tuple[int, int]:
 
 @torch.no_grad()
 def explain(
-    model: "CentripetalNet", image: Tensor, output_size: Optional[Tuple[int, int]] = None
+    model: CentripetalNet, image: Tensor, output_size: Optional[Tuple[int, int]] = None
 ) -> Explanation:
     """Detects in one image and returns all intermediate results. No masks, no TTA.
 
@@ -184,7 +182,7 @@ def _marked(index: Tensor, like: Tensor) -> Tensor:
 
 
 def _see(
-    model: "CentripetalNet",
+    model: CentripetalNet,
     branch: CornerBranch,
     feature: Tensor,
     inwards: int,

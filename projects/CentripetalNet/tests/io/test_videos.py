@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from centripetalnet import videos
-from centripetalnet.videos import Video, VideoFile, find_codec, find_output
+from centripetalnet.io.videos import Video, VideoFile, find_codec, find_output
 
 SIZE = (64, 48)
 NUM_FRAMES = 40

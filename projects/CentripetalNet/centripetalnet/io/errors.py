@@ -12,7 +12,7 @@ from detectron2.utils import comm
 # Where an error comes from in a traceback, the line of code there, and what it is.
 _PLACE = re.compile(r'^ *File "(.+)", line \d+.*\n *(.*)', re.MULTILINE)
 _ERROR = re.compile(r"^([\w.]+): (.*)", re.MULTILINE | re.DOTALL)
-_PACKAGE = str(Path(__file__).parent) + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 def users_mistake(error: str) -> Optional[str]:

@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from centripetalnet.explain import choose_pair, explain, pair_outcomes
 from centripetalnet.layers import CrossStarDeformConv, deform_conv3x3
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
@@ -14,7 +15,6 @@ from centripetalnet.modeling.corner_matching import (
     match_corners,
     pair_conditions,
 )
-from centripetalnet.modeling.explanation import choose_pair, explain, pair_outcomes
 from centripetalnet.structures import Corners, PairConditions, PairOutcome
 
 NARROW = {

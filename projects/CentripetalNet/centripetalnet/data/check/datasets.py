@@ -12,9 +12,9 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import Dataset
 
-from ..errors import raise_in_all_processes
-from ..files import atomic_file
-from .dataset_check import (
+from ...io.errors import raise_in_all_processes
+from ...io.files import atomic_file
+from . import (
     Report,
     check_annotations,
     check_coco_categories,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from centripetalnet.hooks import BestCheckpointer, TrainingPlotter
+from centripetalnet.engine.hooks import BestCheckpointer, TrainingPlotter
 
 
 class Saved:

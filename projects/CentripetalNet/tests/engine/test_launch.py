@@ -7,8 +7,8 @@ import torch
 from conftest import PROJECT
 from training import run
 
-from centripetalnet.command_line import argument_parser, launch_processes
 from centripetalnet.commands import train
+from centripetalnet.engine.launch import argument_parser, launch_processes
 
 FEW_STEPS = [
     *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"),

@@ -3,7 +3,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from centripetalnet.step_trainer import StepTrainer
+from centripetalnet.engine.step import StepTrainer
 
 
 class Line(nn.Module):

@@ -1,6 +1,5 @@
-"""Detectron2's DefaultTrainer on GPUs and CPUs, and the entry point of train_net.py."""
+"""Detectron2's DefaultTrainer on GPUs and CPUs."""
 
-import argparse
 import gc
 import logging
 import os
@@ -16,33 +15,29 @@ from detectron2.engine import (
     DefaultTrainer,
     TrainerBase,
     create_ddp_model,
-    default_setup,
     hooks,
 )
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import CentripetalNetCheckpointer
-from .config import check_values, load_config
-from .config_files import find_config
-from .data import CentripetalNetDatasetMapper, build_training_loader
-from .data.checked_datasets import check_datasets
+from ..checkpoint import CentripetalNetCheckpointer
+from ..data import CentripetalNetDatasetMapper, build_training_loader
+from ..data.check.datasets import check_datasets
+from ..modeling import CentripetalNetWithTTA, optimize_for_inference
+from ..modeling.hourglass import StackedHourglass
+from ..modeling.precision import cpu_has_bfloat16, dtype_of
 from .evaluation import Evaluator, share_norm_statistics, with_names_of, with_usable_tests
 from .hooks import BestCheckpointer, EarlyStopping, TrainingPlotter, TrainingStopped
-from .modeling import CentripetalNetWithTTA, optimize_for_inference
-from .modeling.hourglass import StackedHourglass
-from .precision import cpu_has_bfloat16, dtype_of
 from .solver import (
     build_optimizer,
     gradient_clipping,
     hyperparameters,
     restore_hyperparameters,
 )
-from .step_trainer import StepTrainer
+from .step import StepTrainer
 from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -390,51 +385,3 @@ def _with_seed(cfg: CfgNode, seed: int) -> CfgNode:
     cfg.SEED = seed
     cfg.freeze()
     return cfg
-
-
-def setup(args) -> CfgNode:
-    """The config that the command line describes, frozen, with logging and seeds set up.
-
-    Args:
-        args: parsed by ``detectron2.engine.default_argument_parser``.
-    """
-    # Detectron2 copies the file into the log and needs its path for that.
-    args = argparse.Namespace(**{**vars(args), "config_file": find_config(args.config_file)})
-    cfg = load_config(args.config_file, args.opts)
-    check_values(cfg)
-    cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="centripetalnet")
-    return cfg
-
-
-def main(args) -> Optional[OrderedDict]:
-    """Trains, or with ``--eval-only`` evaluates; what ``train_net.py`` runs in each process.
-
-    Args:
-        args: parsed by ``detectron2.engine.default_argument_parser``.
-
-    Returns:
-        Of ``--eval-only`` the results by task, ``bbox`` and with ``TEST.AUG.ENABLED`` ``bbox_TTA``;
-        of a training what ``DefaultTrainer.train`` returns.
-    """
-    cfg = setup(args)
-    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
-        # Each process would use all cores otherwise.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
-    if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
-        raise ValueError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        CentripetalNetCheckpointer(
-            model, save_dir=cfg.OUTPUT_DIR, averaged=cfg.MODEL.EMA.ENABLED
-        ).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_tta(cfg, model))
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()

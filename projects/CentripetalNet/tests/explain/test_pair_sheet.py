@@ -3,8 +3,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
+from centripetalnet.explain import explanation_figure
 from centripetalnet.structures import Explanation, PairOutcome, SeenCorners
-from centripetalnet.visualization import explanation_figure
 from centripetalnet.visualization.sheet import (
     BOX_COLOR,
     BR_COLOR,

@@ -26,7 +26,7 @@ class TrainingPlotter(HookBase):
             return
         try:
             # Here, so that a training without it does not load matplotlib.
-            from .visualization import plot_training
+            from ..visualization import plot_training
 
             logger.info("Curves of the training: %s", plot_training(self.output_dir))
         # No error in a figure may make a complete training fail.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from centripetalnet.weight_average import WeightAverage
+from centripetalnet.engine.weight_average import WeightAverage
 
 
 def stepped(model, average, steps):

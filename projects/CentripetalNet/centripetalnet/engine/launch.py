@@ -14,8 +14,8 @@ import torch.distributed as dist
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
-from .config import check_device, read_config
-from .errors import users_mistake
+from ..config import check_device, read_config
+from ..io.errors import users_mistake
 
 # Given to a process to end after a signal.
 _SECONDS_TO_END = 5

@@ -10,7 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from .data.checked_datasets import check_datasets, usable_datasets
+from ..data.check.datasets import check_datasets, usable_datasets
 
 logger = logging.getLogger(__name__)
 

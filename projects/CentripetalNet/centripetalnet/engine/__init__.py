@@ -1,0 +1,4 @@
+from .train_net import main, setup
+from .trainer import Trainer
+
+__all__ = ["Trainer", "main", "setup"]
