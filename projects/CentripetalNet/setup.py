@@ -125,11 +125,18 @@ setup(
     package_data={"centripetalnet.configs": ["*.yaml", "*/*.yaml"]},
     entry_points={
         "console_scripts": [
+            "centripetalnet-analyze = centripetalnet.commands.analyze:main",
+            "centripetalnet-benchmark = centripetalnet.commands.benchmark:main",
             "centripetalnet-check = centripetalnet.commands.check:main",
+            "centripetalnet-compare = centripetalnet.commands.compare:main",
             "centripetalnet-convert = centripetalnet.commands.convert:main",
             "centripetalnet-demo = centripetalnet.commands.demo:main",
+            "centripetalnet-explain = centripetalnet.commands.explain:main",
             "centripetalnet-export = centripetalnet.commands.export:main",
+            "centripetalnet-plot = centripetalnet.commands.plot:main",
+            "centripetalnet-run-onnx = centripetalnet.commands.run_onnx:main",
             "centripetalnet-train = centripetalnet.commands.train:main",
+            "centripetalnet-visualize-data = centripetalnet.commands.visualize_data:main",
         ]
     },
     # Detectron2 and OpenCV are needed, too. Each is distributed under several names (main branch or

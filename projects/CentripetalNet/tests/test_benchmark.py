@@ -47,16 +47,16 @@ def test_configs_are_compared():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
 def test_memory_of_a_call_is_its_peak(tmp_path):
     code = """
-import runpy, torch
-tool = runpy.run_path("TOOL")
+import torch
+from centripetalnet.commands.measuring import peak_megabytes
 
 def call():
     for _ in range(3):
         torch.ones(20, 2**18)
     return torch.ones(5, 2**18)
 
-print(tool["peak_megabytes"](call))
-""".replace("TOOL", str(TOOL))
+print(peak_megabytes(call))
+"""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
     result = subprocess.run(

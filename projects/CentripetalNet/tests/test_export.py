@@ -20,6 +20,7 @@ from training import TINY_MASK
 
 from centripetalnet import export, load_predictor
 from centripetalnet.commands import export as command
+from centripetalnet.commands import run_onnx
 from centripetalnet.export import agreement
 from centripetalnet.layers import batched_soft_nms
 from centripetalnet.modeling.corner_matching import MatchingOptions
@@ -43,13 +44,6 @@ SIZES = [
 ]
 # Thresholds with which an untrained model finds boxes.
 ANYWHERE = MatchingOptions(central_region_large=9.0, central_region_small=9.0, max_center_area=9.0)
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pictures(sizes):
@@ -262,7 +256,7 @@ def test_candidates_are_paired_in_any_order():
 @pytest.mark.parametrize("sigma", [0.5, 1e-60])
 @needs_onnx
 def test_soft_nms_in_numpy_agrees_with_the_project(method, sigma):
-    soft_nms = load_tool("run_onnx").soft_nms
+    soft_nms = run_onnx.soft_nms
     generator = np.random.default_rng(0)
     for count in (0, 1, 40, 1000):
         corner = generator.uniform(0, 200, (count, 2))
@@ -351,7 +345,7 @@ def test_run_onnx_resizes_as_the_predictor_does(untrained, tmp_path, size, seen,
     options = ["--config-file", config_file, "--output", output, "--check", picture]
     run_export([*options, "--opts", *opts])
 
-    found = load_tool("run_onnx").Detector(output)(Image.open(picture))
+    found = run_onnx.Detector(output)(Image.open(picture))
 
     expected = load_predictor(config_file, None, opts=opts).detect(picture)
     assert compared == [seen]
@@ -363,7 +357,7 @@ def test_run_onnx_resizes_as_the_predictor_does(untrained, tmp_path, size, seen,
 
 @needs_onnx
 def test_run_onnx_rounds_sizes_as_detectron2_does():
-    resized = load_tool("run_onnx").resized
+    resized = run_onnx.resized
     generator = np.random.default_rng(0)
     for _ in range(300):
         height, width, short_edge, longest = generator.integers(20, 200, 4).tolist()
@@ -376,17 +370,16 @@ def test_run_onnx_rounds_sizes_as_detectron2_does():
 
 @needs_onnx
 def test_run_onnx_names_unusable_files(onnx_file, tmp_path):
-    run_onnx = load_tool("run_onnx")
     picture = tmp_path / "picture.png"
     Image.new("RGB", (20, 20)).save(picture)
     (tmp_path / "text.onnx").write_text("no model")
 
     with pytest.raises(FileNotFoundError, match="there is no model .*none.onnx"):
-        run_onnx.main([str(tmp_path / "none.onnx"), str(picture)])
+        run_onnx.run([str(tmp_path / "none.onnx"), str(picture)])
     with pytest.raises(ValueError, match="text.onnx cannot be loaded by onnxruntime"):
-        run_onnx.main([str(tmp_path / "text.onnx"), str(picture)])
+        run_onnx.run([str(tmp_path / "text.onnx"), str(picture)])
     with pytest.raises(ValueError, match="would overwrite .*picture.png"):
-        run_onnx.main([str(onnx_file), str(picture), "--output", str(tmp_path)])
+        run_onnx.run([str(onnx_file), str(picture), "--output", str(tmp_path)])
 
 
 @pytest.fixture
@@ -417,7 +410,7 @@ def test_the_tool_writes_class_names_and_prints_the_agreement(weights, tmp_path,
     printed = capsys.readouterr().out
     assert f"{picture}: " in printed and "boxes differ by up to" in printed
     assert "masks are not exported" in printed and f"{output}: " in printed
-    names = load_tool("run_onnx").Detector(str(output)).class_names
+    names = run_onnx.Detector(str(output)).class_names
     assert len(names) == 5 and "horse" in names
     assert sorted(tmp_path.iterdir()) == sorted((weights, output, picture))
 

@@ -1,6 +1,6 @@
 """The drawing tools and analyze_model.py from the command line."""
 
-import runpy
+import re
 import subprocess
 import sys
 
@@ -14,6 +14,7 @@ from detectron2.structures import Boxes
 from training import ANYWHERE, ENVIRONMENT, TINY, TINY_MASK, run
 
 from centripetalnet import load_predictor
+from centripetalnet.commands import explain, visualize_data
 from centripetalnet.data.datasets import register_silhouettes
 from centripetalnet.explain import explanation_figure
 
@@ -30,15 +31,9 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """Calls a tool in this process."""
-
-    def main(name, *args):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-        runpy.run_path(str(TOOLS / name))["main"]()
-
-    return main
+def call(command, *args):
+    """Calls a command in this process."""
+    assert command.main([str(x) for x in args]) == 0
 
 
 def test_explain_draws_a_sheet_for_an_image(datasets, weights, tmp_path):
@@ -54,7 +49,7 @@ def test_explain_draws_a_sheet_for_an_image(datasets, weights, tmp_path):
     assert cv2.imread(str(tmp_path / "sheets" / "000001.explain.png")).shape[1] > 1500
 
 
-def test_explain_shows_a_resized_image_in_original_pixels(untrained, tmp_path, call, monkeypatch):
+def test_explain_shows_a_resized_image_in_original_pixels(untrained, tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "picture.png"), picture)
     opts = ["MODEL.WEIGHTS", str(untrained / "model.pth"), "INPUT.MIN_SIZE_TEST", "40"]
@@ -64,9 +59,9 @@ def test_explain_shows_a_resized_image_in_original_pixels(untrained, tmp_path, c
         shown.extend(args)
         return explanation_figure(*args, **options)
 
-    monkeypatch.setattr("centripetalnet.explain.explanation_figure", figure)
+    monkeypatch.setattr("centripetalnet.commands.explain.explanation_figure", figure)
     call(
-        *("explain.py", "--config-file", untrained / "config.yaml", "--near", "200,120"),
+        *(explain, "--config-file", untrained / "config.yaml", "--near", "200,120"),
         *("--input", tmp_path / "picture.png", "--output", tmp_path, "--opts", *opts),
     )
 
@@ -90,35 +85,36 @@ def test_explain_shows_a_resized_image_in_original_pixels(untrained, tmp_path, c
         (("--min-score", "7"), "--min-score is 7.0; expected a number from 0 to 1"),
     ],
 )
-def test_explain_names_an_invalid_argument(tmp_path, call, args, message):
+def test_explain_names_an_invalid_argument(tmp_path, capsys, args, message):
     (tmp_path / "picture.png").touch()
     options = ["--config-file", TINY, "--input", tmp_path / "picture.png", "--output", tmp_path]
 
-    with pytest.raises(ValueError, match=message):
-        call("explain.py", *options, *args)
+    assert explain.main([str(x) for x in (*options, *args)]) == 1
+
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["annotation", "dataloader"])
-def test_visualize_data_draws_the_requested_number_of_images(datasets, tmp_path, call, source):
+def test_visualize_data_draws_the_requested_number_of_images(datasets, tmp_path, source):
     # In this process, where a dataset of a few images is registered.
     args = ["--source", source, "--config-file", TINY_MASK, "--output-dir", tmp_path / "drawn"]
 
-    call("visualize_data.py", *args, "--num-images", 2, "OUTPUT_DIR", tmp_path / "output")
+    call(visualize_data, *args, "--num-images", 2, "OUTPUT_DIR", tmp_path / "output")
 
     files = sorted((tmp_path / "drawn").iterdir())
     assert len(files) == 2
     assert all(cv2.imread(str(x)) is not None for x in files)
 
 
-def test_visualize_data_checks_the_dataset_first(datasets, tmp_path, call):
-    def draw(*opts):
+def test_visualize_data_checks_the_dataset_first(datasets, tmp_path, capsys):
+    def error(*opts):
         options = ["--source", "annotation", "--config-file", TINY_MASK, "--output-dir", tmp_path]
-        call("visualize_data.py", *options, *opts)
+        assert visualize_data.main([str(x) for x in (*options, *opts)]) == 1
+        return capsys.readouterr().err
 
-    with pytest.raises(ValueError, match="NUM_CLASSES is 7, but the dataset .* has 5 classes"):
-        draw("MODEL.CENTRIPETALNET.NUM_CLASSES", 7)
-    with pytest.raises(LookupError, match="no dataset 'nothing' is registered"):
-        draw("DATASETS.TRAIN", "('nothing',)")
+    problem = error("MODEL.CENTRIPETALNET.NUM_CLASSES", 7)
+    assert re.match("error: .*NUM_CLASSES is 7, but the dataset .* has 5 classes", problem)
+    assert "no dataset 'nothing' is registered" in error("DATASETS.TRAIN", "('nothing',)")
     assert not list(tmp_path.iterdir())
 
 
@@ -131,10 +127,10 @@ def unbuilt_dataset(datasets, tmp_path):
 
 
 @pytest.mark.usefixtures("unbuilt_dataset")
-def test_visualize_data_builds_a_dataset_that_is_built_on_first_use(tmp_path, call):
+def test_visualize_data_builds_a_dataset_that_is_built_on_first_use(tmp_path):
     args = ["--source", "dataloader", "--config-file", TINY, "--output-dir", tmp_path / "drawn"]
 
-    call("visualize_data.py", *args, "--num-images", 1, "OUTPUT_DIR", tmp_path / "output")
+    call(visualize_data, *args, "--num-images", 1, "OUTPUT_DIR", tmp_path / "output")
 
     assert len(list((tmp_path / "drawn").iterdir())) == 1
 

@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import sys
 from typing import Optional, Sequence
 
 import torch
 
 from centripetalnet.checkpoint.conversion import convert_to_ours, convert_to_theirs
 from centripetalnet.checkpoint.safe_load import SAFETENSORS, as_safetensors
+from centripetalnet.commands.common import exit_status
 from centripetalnet.data import load_config
 from centripetalnet.io.files import atomic_file
 
@@ -108,10 +108,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status: 0, or 1 after an error.
     """
-    args = get_parser().parse_args(argv)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, get_parser().parse_args(argv))

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from centripetalnet.commands.common import config_parser, exit_status
 from centripetalnet.io.pictures import find_pictures, output_paths, read_picture, write_picture
 from centripetalnet.io.videos import Video, VideoFile, find_output
 from centripetalnet.modeling.precision import PRECISIONS
@@ -28,13 +29,7 @@ BAR_FORMAT = (
 
 def get_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="path of a config file, or name of a config of the package (centripetal_hg104)",
-    )
+    parser = config_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input",
@@ -69,12 +64,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="precision of the convolutions (default: TEST.PRECISION of the config)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: MODEL.DEVICE)")
-    parser.add_argument(
-        "--opts",
-        help="changes to the config as KEY VALUE pairs; MODEL.WEIGHTS is required",
-        default=[],
-        nargs=argparse.REMAINDER,
-    )
     return parser
 
 
@@ -245,6 +234,19 @@ def _show(drawn: np.ndarray, wait: int) -> bool:
     return cv2.waitKey(wait) == ESCAPE
 
 
+def run(args: argparse.Namespace) -> int:
+    """Draws what the arguments ask for; returns the exit status.
+
+    Args:
+        args: of :func:`get_parser`.
+    """
+    if args.webcam:
+        open_window("Record a video and use --video-input FILE --output FOLDER.")
+    elif not args.output:
+        open_window("Use --output FOLDER to write files.")
+    return draw_pictures(args) if args.input else draw_video(args)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command ``centripetalnet-demo``, also ``demo/demo.py``.
 
@@ -260,12 +262,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     setup_logger(name="centripetalnet")
     # The encoding of the terminal may lack letters of file names.
     sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        if args.webcam:
-            open_window("Record a video and use --video-input FILE --output FOLDER.")
-        elif not args.output:
-            open_window("Use --output FOLDER to write files.")
-        return draw_pictures(args) if args.input else draw_video(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(run, args)

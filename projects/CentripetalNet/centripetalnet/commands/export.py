@@ -12,7 +12,6 @@ with the model before it is written.
 
 import argparse
 import os
-import sys
 import time
 from typing import Dict, List, Optional, Sequence
 
@@ -24,6 +23,7 @@ from detectron2.modeling import build_model
 
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
+from centripetalnet.commands.common import config_parser, exit_status
 from centripetalnet.data import build_augmentations, load_config
 from centripetalnet.io.files import atomic_path
 from centripetalnet.io.pictures import read_picture
@@ -33,12 +33,7 @@ CHECKED_SIZES = ((97, 130), (300, 200))
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="path or name of a config file"
-    )
+    parser = config_parser(__doc__)
     parser.add_argument("--output", required=True, metavar="FILE", help="file to write")
     parser.add_argument(
         "--format",
@@ -54,12 +49,6 @@ def get_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="IMAGE",
         help="images to compare file and model on (default: random images of two sizes)",
-    )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="changes to the config as KEY VALUE pairs; MODEL.WEIGHTS is required",
     )
     return parser
 
@@ -150,10 +139,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status: 0, or 1 after an error.
     """
-    args = get_parser().parse_args(argv)
-    try:
-        run(args)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(run, get_parser().parse_args(argv))
