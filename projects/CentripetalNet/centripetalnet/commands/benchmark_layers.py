@@ -9,14 +9,12 @@ from centripetalnet.commands.measuring import DTYPES, FORMATS, Row, in_own_proce
 from centripetalnet.layers import corner_pool, gaussian_focal_loss, render_bumps
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
-    SelectionOptions,
-    best_candidates,
     find_peaks,
     locate_corners,
     match_corners,
-    select_detections,
 )
 from centripetalnet.modeling.corner_targets import corner_targets
+from centripetalnet.modeling.selection import SelectionOptions, best_candidates, select_detections
 
 NUM_IMAGES, NUM_CLASSES = 6, 80
 IMAGE_SIZE, MAP_SIZE = (511, 511), (128, 128)

@@ -14,13 +14,12 @@ from ..modeling import CentripetalNet
 from ..modeling.corner_head import CornerBranch
 from ..modeling.corner_matching import (
     corner_pairs,
-    find_peaks,
-    locate_corners,
     pair_conditions,
     pair_scores,
     pairs_to_candidates,
-    select_indices,
 )
+from ..modeling.corner_search import find_corners
+from ..modeling.selection import select_indices
 from ..structures import (
     Corners,
     Explanation,
@@ -117,8 +116,8 @@ def explain(
     feature = model.backbone(canvas)[model.feature_names[-1]]
     origin = model.pixel_mean.new_tensor(border)
     head = model.heads[-1]
-    seen_tl, tl = _see(model, head.tl, feature, +1, canvas_size, origin)
-    seen_br, br = _see(model, head.br, feature, -1, canvas_size, origin)
+    seen_tl, tl = _see(model, head.tl, feature, canvas_size, origin)
+    seen_br, br = _see(model, head.br, feature, canvas_size, origin)
     pairs = corner_pairs(tl, br, origin[None], model.matching)
     conditions = pair_conditions(tl.cls, br.cls, pairs, model.matching)
     scores = pair_scores(tl.score, br.score, pairs.spread, model.matching)
@@ -185,25 +184,12 @@ def _see(
     model: CentripetalNet,
     branch: CornerBranch,
     feature: Tensor,
-    inwards: int,
     canvas_size: Tuple[int, int],
     origin: Tensor,
 ) -> Tuple[SeenCorners, Corners]:
     """Corners of one kind for display (pixels of the image) and for matching (of the canvas)."""
-    pooled = branch.pooling(feature)
-    heatmap = branch.heatmap(pooled)
-    map_size = tuple(heatmap.shape[-2:])
-    peaks = find_peaks(heatmap, model.matching)
-    cells = peaks.cell.flatten()
-    shifts = branch.shifts_at(pooled, cells)
-    corners = locate_corners(
-        peaks,
-        shifts.offset.float()[None],
-        shifts.centripetal_shift.float()[None],
-        inwards,
-        map_size,
-        canvas_size,
-    )
+    heatmap, peaks, shifts, corners = find_corners(branch, feature, canvas_size, model.matching)
+    map_size, cells = tuple(heatmap.shape[-2:]), peaks.cell.flatten()
     y, x = torch.div(cells, map_size[1], rounding_mode="floor"), cells % map_size[1]
     points = branch.cross_star.sampling_points(shifts.guiding_shift, y, x)
     pixels_per_cell = origin.new_tensor(

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from ..modeling import CentripetalNet, optimize_for_inference
 from ..modeling.corner_head import CornerPooling
-from ..modeling.corner_matching import best_candidates, best_peaks, locate_corners, match_corners
+from ..modeling.corner_matching import MatchingOptions, best_peaks, match_corners
+from ..modeling.corner_search import find_corners
+from ..modeling.selection import best_candidates
+from ..structures import Peaks
 
 INPUT = "image"
 """Name of the input in a file."""
@@ -67,22 +70,11 @@ class ExportedDetector(nn.Module):
         model = self.model
         canvas, border = self._canvas(image)
         feature = model.backbone(canvas)[model.feature_names[-1]]
-        corners = []
-        for branch, inwards in ((model.heads[-1].tl, +1), (model.heads[-1].br, -1)):
-            pooled = branch.pooling(feature)
-            peaks = best_peaks(self._local_maxima(branch.heatmap(pooled)), model.matching.topk)
-            shifts = branch.shifts_at(pooled, peaks.cell.flatten())
-            corners.append(
-                locate_corners(
-                    peaks,
-                    shifts.offset[None],
-                    shifts.centripetal_shift[None],
-                    inwards,
-                    pooled.shape[-2:],
-                    canvas.shape[-2:],
-                )
-            )
-        found = match_corners(*corners, border, model.matching)
+        tl, br = (
+            find_corners(branch, feature, canvas.shape[-2:], model.matching, _peaks).corners
+            for branch in (model.heads[-1].tl, model.heads[-1].br)
+        )
+        found = match_corners(tl, br, border, model.matching)
         found = best_candidates(found, model.selection.max_candidates)
         return found.boxes[0], found.scores[0], found.classes[0]
 
@@ -108,12 +100,13 @@ class ExportedDetector(nn.Module):
             border.append(image.new_full((), start))
         return canvas, torch.stack(border)[None]
 
-    def _local_maxima(self, heatmap: Tensor) -> Tensor:
-        """The probabilities of (1, C, H, W) logits at local maxima, 0 elsewhere."""
-        kernel = self.model.matching.local_maximum_kernel
-        probability = heatmap.sigmoid()
-        largest = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
-        return probability * (probability == largest)
+
+def _peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
+    """As ``find_peaks``, without operations in place."""
+    kernel = options.local_maximum_kernel
+    probability = heatmap.sigmoid()
+    largest = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
+    return best_peaks(probability * (probability == largest), options.topk)
 
 
 def metadata_of(

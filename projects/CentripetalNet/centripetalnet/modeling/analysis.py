@@ -16,13 +16,9 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_coun
 from torch import Tensor, nn
 
 from . import CentripetalNet
-from .corner_matching import (
-    find_peaks,
-    locate_corners,
-    match_corners,
-    select_detections,
-)
+from .corner_matching import find_peaks, locate_corners, match_corners
 from .hourglass import StackedHourglass
+from .selection import select_detections
 
 
 class PartCost(NamedTuple):

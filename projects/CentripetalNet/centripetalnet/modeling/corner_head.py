@@ -15,6 +15,8 @@ from ..structures import CornerMaps, CornerShifts, HeadOutput
 
 # Pooling directions of each corner: vertical, horizontal.
 POOL_DIRECTIONS = {"tl": ("top", "left"), "br": ("bottom", "right")}
+# Sign of the way from each corner to the centre of its box.
+INWARDS = {"tl": +1, "br": -1}
 
 
 def _conv3x3(in_channels: int, out_channels: int, norm: str = "", relu: bool = True) -> Conv2d:
@@ -99,7 +101,11 @@ class CornerPooling(nn.Module):
 
 
 class CornerBranch(nn.Module):
-    """All layers of one corner of one stack."""
+    """All layers of one corner of one stack.
+
+    Attributes:
+        inwards: +1 for the top-left corner, whose centre has larger coordinates, -1 for the other.
+    """
 
     def __init__(
         self,
@@ -122,6 +128,7 @@ class CornerBranch(nn.Module):
             norm: of corner pooling, as in ``detectron2.layers.get_norm``.
         """
         super().__init__()
+        self.inwards = INWARDS[corner]
         self.pooling = CornerPooling(channels, pool_channels, corner, norm)
         self.heatmap = PredictionBranch(channels, hidden_channels, num_classes)
         self.offset = PredictionBranch(channels, hidden_channels, 2)

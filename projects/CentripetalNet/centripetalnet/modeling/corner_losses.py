@@ -8,6 +8,7 @@ from typing import Dict
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..layers import gaussian_focal_loss
@@ -27,6 +28,20 @@ class LossOptions:
     offset_weight: float = 1.0
     guiding_shift_weight: float = 0.05
     centripetal_shift_weight: float = 1.0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "LossOptions":
+        net = cfg.MODEL.CENTRIPETALNET
+        return cls(
+            min_overlap=net.GAUSSIAN_MIN_OVERLAP,
+            focal_alpha=net.FOCAL_ALPHA,
+            focal_beta=net.FOCAL_BETA,
+            smooth_l1_beta=net.SMOOTH_L1_BETA,
+            heatmap_weight=net.HEATMAP_WEIGHT,
+            offset_weight=net.OFFSET_WEIGHT,
+            guiding_shift_weight=net.GUIDING_SHIFT_WEIGHT,
+            centripetal_shift_weight=net.CENTRIPETAL_SHIFT_WEIGHT,
+        )
 
 
 def corner_counts(targets: CornerTargets) -> CornerCounts:

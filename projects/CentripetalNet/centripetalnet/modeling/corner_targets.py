@@ -4,9 +4,10 @@ Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the 
 are sparse: shifts at the M corner cells, and heatmaps as at most M Gaussian bumps.
 """
 
-from typing import Tuple
+from typing import List, Tuple
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 
 from ..structures import BoxTargets, CornerTargets, HeatmapBumps
@@ -155,4 +156,29 @@ def corner_targets(
     return BoxTargets(
         tl=_corner_targets(tl, center, +1, radius, *shared),
         br=_corner_targets(br, center, -1, radius, *shared),
+    )
+
+
+def batch_targets(
+    instances: List[Instances],
+    canvas_size: Tuple[int, int],
+    map_size: Tuple[int, int],
+    num_classes: int,
+    min_overlap: float,
+) -> BoxTargets:
+    """:func:`corner_targets` of a batch.
+
+    Args:
+        instances: ``gt_boxes`` and ``gt_classes`` of each image.
+        canvas_size, map_size, num_classes, min_overlap: see :func:`corner_targets`.
+    """
+    return corner_targets(
+        boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
+        classes=torch.cat([x.gt_classes for x in instances]),
+        image_index=torch.cat([torch.full_like(x.gt_classes, i) for i, x in enumerate(instances)]),
+        num_images=len(instances),
+        num_classes=num_classes,
+        canvas_size=canvas_size,
+        map_size=map_size,
+        min_overlap=min_overlap,
     )

@@ -15,9 +15,10 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..structures import Corners
-from .corner_matching import MatchingOptions, best_candidates, match_corners
+from ..structures import Corners, Findings
+from .corner_matching import MatchingOptions, match_corners
 from .object_counts import count_per_process
+from .selection import best_candidates
 
 
 class InstanceMaskHead(nn.Module):
@@ -137,6 +138,17 @@ class InstanceMaskHead(nn.Module):
         detections = Instances(canvas_size, pred_classes=classes)
         (detections,) = self.layers(pooled.to(dtype), [detections])
         return detections.pred_masks.float()
+
+    def probabilities_in(self, findings: Findings, boxes: Tensor, classes: Tensor) -> Tensor:
+        """As :meth:`probabilities`, for boxes in pixels of the image.
+
+        Args:
+            findings: of the image.
+            boxes: (P, 4).
+            classes: (P,) integers in [0, C).
+        """
+        on_canvas = boxes + boxes.new_tensor(findings.border * 2)
+        return self.probabilities(findings.feature, findings.canvas_size, on_canvas, classes)
 
     def _pool(self, feature: Tensor, canvas_size: Tuple[int, int], boxes: List[Boxes]) -> Tensor:
         """(sum of P, C, 14, 14). The exact stride is canvas / map: 511 / 128 pixels, not 4."""

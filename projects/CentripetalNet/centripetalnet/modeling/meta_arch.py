@@ -8,14 +8,12 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import FPN, META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..layers import run_checkpointed
 from ..structures import (
-    BoxTargets,
     Candidates,
     CornerCounts,
     Corners,
@@ -25,36 +23,13 @@ from ..structures import (
 )
 from .corner_head import CornerBranch, CornerHead
 from .corner_losses import LossOptions, corner_counts, corner_losses, corner_sums
-from .corner_matching import (
-    MatchingOptions,
-    SelectionOptions,
-    best_candidates,
-    find_peaks,
-    locate_corners,
-    match_corners,
-    select_detections,
-    stack_candidates,
-)
-from .corner_targets import corner_targets
+from .corner_matching import MatchingOptions, match_corners
+from .corner_search import find_corners, find_pooled_corners
+from .corner_targets import batch_targets
 from .feature_maps import drop_unused_outputs, feature_shapes
 from .mask_head import InstanceMaskHead
 from .object_counts import count_per_process
-
-
-def scaled_to_output(
-    results: List[Instances], batched_inputs: List[dict]
-) -> List[Dict[str, Instances]]:
-    """Scales results to the ``height`` and ``width`` of each input and clips them."""
-    return [
-        {
-            "instances": detector_postprocess(
-                result,
-                x.get("height", result.image_size[0]),
-                x.get("width", result.image_size[1]),
-            )
-        }
-        for result, x in zip(results, batched_inputs)
-    ]
+from .selection import SelectionOptions, best_candidates, detections_of, scaled_to_output
 
 
 @META_ARCH_REGISTRY.register()
@@ -153,33 +128,9 @@ class CentripetalNet(nn.Module):
                 for shape in shapes.values()
             ],
             "num_classes": net.NUM_CLASSES,
-            "losses": LossOptions(
-                min_overlap=net.GAUSSIAN_MIN_OVERLAP,
-                focal_alpha=net.FOCAL_ALPHA,
-                focal_beta=net.FOCAL_BETA,
-                smooth_l1_beta=net.SMOOTH_L1_BETA,
-                heatmap_weight=net.HEATMAP_WEIGHT,
-                offset_weight=net.OFFSET_WEIGHT,
-                guiding_shift_weight=net.GUIDING_SHIFT_WEIGHT,
-                centripetal_shift_weight=net.CENTRIPETAL_SHIFT_WEIGHT,
-            ),
-            "matching": MatchingOptions(
-                topk=net.TOPK,
-                local_maximum_kernel=net.LOCAL_MAXIMUM_KERNEL,
-                large_area=net.LARGE_AREA,
-                central_region_large=net.CENTRAL_REGION_LARGE,
-                central_region_small=net.CENTRAL_REGION_SMALL,
-                max_center_area=net.MAX_CENTER_AREA,
-                weight_scores=net.WEIGHT_SCORES,
-            ),
-            "selection": SelectionOptions(
-                max_candidates=net.MAX_CANDIDATES,
-                max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-                method=net.SOFT_NMS.METHOD,
-                sigma=net.SOFT_NMS.SIGMA,
-                iou_threshold=net.SOFT_NMS.IOU_THRESHOLD,
-                min_score=net.SOFT_NMS.MIN_SCORE,
-            ),
+            "losses": LossOptions.from_config(cfg),
+            "matching": MatchingOptions.from_config(cfg),
+            "selection": SelectionOptions.from_config(cfg),
             "mask_head": (
                 InstanceMaskHead(cfg, list(shapes.values())[-1].channels)
                 if cfg.MODEL.MASK_ON
@@ -246,7 +197,9 @@ class CentripetalNet(nn.Module):
         options, canvas_size = self.loss_options, tuple(images.shape[-2:])
         features = self.backbone(images.contiguous(memory_format=self.memory_format))
         map_size = tuple(features[self.feature_names[-1]].shape[-2:])
-        targets = self._targets(instances, canvas_size, map_size)
+        targets = batch_targets(
+            instances, canvas_size, map_size, self.num_classes, options.min_overlap
+        )
         weights = {
             "heatmap": options.heatmap_weight,
             "offset": options.offset_weight,
@@ -256,15 +209,12 @@ class CentripetalNet(nn.Module):
         losses = dict.fromkeys(weights, 0.0)
         of_corners = counts or [corner_counts(target) for target in targets]
         masks_are_trained = self.mask_head is not None and self.mask_head.is_trained()
-        # Masks are trained on boxes decoded from the last head.
-        find_with = self.heads[-1] if masks_are_trained else None
         found = []
         for name, head in zip(self.feature_names, self.heads):
-            branches = zip((head.tl, head.br), targets, of_corners, (+1, -1))
-            for branch, target, count, inwards in branches:
-                inputs = (branch, features[name], target, count)
-                if head is find_with:
-                    inputs += (inwards, canvas_size)
+            # Masks are trained on boxes decoded from the last head.
+            is_decoded = masks_are_trained and head is self.heads[-1]
+            for branch, target, count in zip((head.tl, head.br), targets, of_corners):
+                inputs = (branch, features[name], target, count, canvas_size, is_decoded)
                 if self.checkpoint_activations:
                     of_corner, corners = run_checkpointed(branch, self._branch_losses, *inputs)
                 else:
@@ -272,7 +222,7 @@ class CentripetalNet(nn.Module):
                 for key in losses:
                     # The mean of the two corners.
                     losses[key] = losses[key] + of_corner[key] / 2
-                if corners is not None:
+                if is_decoded:
                     found.append(corners)
         losses = {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
         if self.mask_head is not None:
@@ -300,27 +250,17 @@ class CentripetalNet(nn.Module):
             canvas_size = self._padded(
                 *(max(x["image"].shape[axis] for x in batch) for axis in (-2, -1))
             )
-            targets = self._targets(instances, canvas_size, self.map_size(canvas_size))
+            targets = batch_targets(
+                instances,
+                canvas_size,
+                self.map_size(canvas_size),
+                self.num_classes,
+                self.loss_options.min_overlap,
+            )
             num_boxes = total.new_tensor([sum(len(x) for x in instances)])
             total += torch.cat([corner_sums(targets.tl), corner_sums(targets.br), num_boxes])
         total = count_per_process(total)
         return StepCounts(CornerCounts(*total[:2]), CornerCounts(*total[2:4]), total[4])
-
-    def _targets(
-        self, instances: List[Instances], canvas_size: Tuple[int, int], map_size: Tuple[int, int]
-    ) -> BoxTargets:
-        return corner_targets(
-            boxes=torch.cat([x.gt_boxes.tensor for x in instances]),
-            classes=torch.cat([x.gt_classes for x in instances]),
-            image_index=torch.cat(
-                [torch.full_like(x.gt_classes, i) for i, x in enumerate(instances)]
-            ),
-            num_images=len(instances),
-            num_classes=self.num_classes,
-            canvas_size=canvas_size,
-            map_size=map_size,
-            min_overlap=self.loss_options.min_overlap,
-        )
 
     def _branch_losses(
         self,
@@ -328,10 +268,10 @@ class CentripetalNet(nn.Module):
         feature: Tensor,
         target: CornerTargets,
         counts: CornerCounts,
-        inwards: int = 0,
-        canvas_size: Optional[Tuple[int, int]] = None,
+        canvas_size: Tuple[int, int],
+        is_decoded: bool,
     ) -> Tuple[Dict[str, Tensor], Optional[Corners]]:
-        """Unweighted losses of one corner of one stack; with ``inwards`` also decoded corners."""
+        """Unweighted losses of one corner of one stack; if ``is_decoded`` also its corners."""
         pooled = branch.pooling(feature)
         heatmap = branch.heatmap(pooled)
         losses = corner_losses(
@@ -341,10 +281,11 @@ class CentripetalNet(nn.Module):
             counts,
             self.loss_options,
         )
-        if not inwards:
+        if not is_decoded:
             return losses, None
         with torch.no_grad():
-            return losses, self._corners(branch, pooled, heatmap, inwards, canvas_size)
+            found = find_pooled_corners(branch, pooled, heatmap, canvas_size, self.matching)
+        return losses, found.corners
 
     def inference(self, batched_inputs: List[dict]) -> List[Dict[str, Instances]]:
         """
@@ -357,11 +298,14 @@ class CentripetalNet(nn.Module):
         images = [x["image"] for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         found = self.find(images)
-        results = self.select([x.candidates for x in found], sizes)
+        results = detections_of([x.candidates for x in found], sizes, self.selection)
         if self.mask_head is not None:
             for result, findings in zip(results, found):
-                boxes, classes = self.boxes_for_masks(result)
-                result.pred_masks = self.mask_probabilities(boxes, classes, findings)
+                # Masks cover the visible part of a box.
+                result.pred_boxes.clip(result.image_size)
+                result.pred_masks = self.mask_head.probabilities_in(
+                    findings, result.pred_boxes.tensor, result.pred_classes
+                )
         return scaled_to_output(results, batched_inputs)
 
     def find(self, images: List[Tensor]) -> List[Findings]:
@@ -383,16 +327,11 @@ class CentripetalNet(nn.Module):
         for canvas_size, members in groups.items():
             canvas, border = self.test_canvas([images[i] for i in members])
             feature = self.backbone(canvas)[self.feature_names[-1]]
-            corners = []
-            for branch, inwards in ((self.heads[-1].tl, +1), (self.heads[-1].br, -1)):
-                pooled = branch.pooling(feature)
-                heatmap = branch.heatmap(pooled)
-                corners.append(self._corners(branch, pooled, heatmap, inwards, canvas_size))
-            found = match_corners(
-                *corners,
-                self.pixel_mean.new_tensor(border),
-                self.matching,
+            tl, br = (
+                find_corners(branch, feature, canvas_size, self.matching).corners
+                for branch in (self.heads[-1].tl, self.heads[-1].br)
             )
+            found = match_corners(tl, br, self.pixel_mean.new_tensor(border), self.matching)
             found = best_candidates(found, self.selection.max_candidates)
             for row, i in enumerate(members):
                 results[i] = Findings(
@@ -401,77 +340,6 @@ class CentripetalNet(nn.Module):
                     canvas_size=canvas_size,
                     border=border[row],
                 )
-        return results
-
-    @staticmethod
-    def boxes_for_masks(result: Instances) -> Tuple[Tensor, Tensor]:
-        """Clips the boxes to the image, in place: masks cover the visible part of a box.
-
-        Returns:
-            (P, 4) the boxes in pixels of the image, and their (P,) classes.
-        """
-        result.pred_boxes.clip(result.image_size)
-        return result.pred_boxes.tensor, result.pred_classes
-
-    def mask_probabilities(self, boxes: Tensor, classes: Tensor, findings: Findings) -> Tensor:
-        """
-        Args:
-            boxes: (P, 4) pixels of the image.
-            classes: (P,) integers in [0, C).
-            findings: of the image.
-
-        Returns:
-            (P, 1, 28, 28) probability that a pixel of the box belongs to the object.
-        """
-        return self.mask_head.probabilities(
-            findings.feature,
-            findings.canvas_size,
-            boxes + boxes.new_tensor(findings.border * 2),
-            classes,
-        )
-
-    def _corners(
-        self,
-        branch: CornerBranch,
-        pooled: Tensor,
-        heatmap: Tensor,
-        inwards: int,
-        canvas_size: Tuple[int, int],
-    ) -> Corners:
-        """The best corners of one kind; shifts are computed only there."""
-        peaks = find_peaks(heatmap, self.matching)
-        shifts = branch.shifts_at(pooled, peaks.cell.flatten())
-        return locate_corners(
-            peaks,
-            shifts.offset.float().view(*peaks.cell.shape, 2),
-            shifts.centripetal_shift.float().view(*peaks.cell.shape, 2),
-            inwards,
-            tuple(pooled.shape[-2:]),
-            canvas_size,
-        )
-
-    def select(self, candidates: List[Candidates], sizes: List[Tuple[int, int]]) -> List[Instances]:
-        """Final boxes of each image, from its candidates.
-
-        Args:
-            candidates: per image, (1, P, ...).
-            sizes: (h0, w0) pixels of each image.
-
-        Returns:
-            For each image its boxes, best first, not yet clipped.
-        """
-        detections = select_detections(stack_candidates(candidates), self.selection)
-        results = []
-        for boxes, scores, classes, size in zip(*detections, sizes):
-            kept = scores >= 0
-            results.append(
-                Instances(
-                    size,
-                    pred_boxes=Boxes(boxes[kept]),
-                    scores=scores[kept],
-                    pred_classes=classes[kept],
-                )
-            )
         return results
 
     def test_canvas(self, images: List[Tensor]) -> Tuple[Tensor, List[Tuple[int, int]]]:

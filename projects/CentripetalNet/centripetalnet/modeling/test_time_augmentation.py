@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data import CentripetalNetDatasetMapper
 from ..structures import Candidates
-from .meta_arch import CentripetalNet, scaled_to_output
+from .meta_arch import CentripetalNet
+from .selection import detections_of, scaled_to_output
 
 
 class View(NamedTuple):
@@ -102,12 +103,15 @@ class CentripetalNetWithTTA(nn.Module):
         views = self.views(image)
         found = self.model.find([view.image for view in views])
         merged = self._merged([x.candidates for x in found], views)
-        (result,) = self.model.select([merged], [tuple(image.shape[-2:])])
+        size = tuple(image.shape[-2:])
+        (result,) = detections_of([merged], [size], self.model.selection)
         if self.model.mask_head is not None:
-            boxes, classes = self.model.boxes_for_masks(result)
+            # Masks cover the visible part of a box.
+            result.pred_boxes.clip(size)
             masks = []
             for view, findings in zip(views, found):
-                mask = self.model.mask_probabilities(self._in_view(boxes, view), classes, findings)
+                boxes = self._in_view(result.pred_boxes.tensor, view)
+                mask = self.model.mask_head.probabilities_in(findings, boxes, result.pred_classes)
                 masks.append(mask.flip(-1) if view.mirrored else mask)
             result.pred_masks = torch.stack(masks).mean(dim=0)
         return result

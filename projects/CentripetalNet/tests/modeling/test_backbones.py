@@ -15,8 +15,9 @@ from torch import nn
 from centripetalnet.modeling import CentripetalNet
 from centripetalnet.modeling.corner_head import CornerHead
 from centripetalnet.modeling.corner_losses import LossOptions
-from centripetalnet.modeling.corner_matching import MatchingOptions, SelectionOptions
+from centripetalnet.modeling.corner_matching import MatchingOptions
 from centripetalnet.modeling.corner_targets import corner_targets
+from centripetalnet.modeling.selection import SelectionOptions
 from centripetalnet.modeling.timm_backbone import TimmBackbone
 from centripetalnet.structures import CornerShifts
 

@@ -6,11 +6,13 @@ import torch
 from centripetalnet.modeling import corner_matching
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
-    SelectionOptions,
-    best_candidates,
     find_peaks,
     locate_corners,
     match_corners,
+)
+from centripetalnet.modeling.selection import (
+    SelectionOptions,
+    best_candidates,
     select_detections,
     stack_candidates,
 )

@@ -5,11 +5,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from centripetalnet.checkpoint.names import mmdet_name, translation
-from centripetalnet.modeling.corner_matching import (
-    best_candidates,
-    match_corners,
-    select_detections,
-)
+from centripetalnet.modeling.corner_matching import match_corners
+from centripetalnet.modeling.corner_search import find_corners
+from centripetalnet.modeling.selection import best_candidates, select_detections
 
 # Field of CornerMaps: name of the map in the reference.
 MAPS = {
@@ -80,9 +78,8 @@ def test_inference_gives_the_reference_boxes(golden_model):
     feature = model.backbone(numbers["image"])["stack2"]
 
     corners = []
-    for branch, inwards in ((model.heads[-1].tl, +1), (model.heads[-1].br, -1)):
-        pooled = branch.pooling(feature)
-        corners.append(model._corners(branch, pooled, branch.heatmap(pooled), inwards, size))
+    for branch in (model.heads[-1].tl, model.heads[-1].br):
+        corners.append(find_corners(branch, feature, size, model.matching).corners)
     candidates = match_corners(*corners, torch.zeros(2, 2), model.matching)
     raw = best_candidates(candidates, model.selection.max_candidates)
     final = select_detections(candidates, model.selection)

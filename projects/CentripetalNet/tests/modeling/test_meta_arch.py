@@ -10,11 +10,8 @@ from detectron2.utils.events import EventStorage
 from centripetalnet.checkpoint.names import mmdet_name
 from centripetalnet.modeling import CentripetalNetWithTTA
 from centripetalnet.modeling.corner_losses import LossOptions
-from centripetalnet.modeling.corner_matching import (
-    MatchingOptions,
-    SelectionOptions,
-    match_corners,
-)
+from centripetalnet.modeling.corner_matching import MatchingOptions, match_corners
+from centripetalnet.modeling.selection import SelectionOptions, detections_of
 
 NARROW = {
     "MODEL__HOURGLASS__STEM_CHANNELS": 4,
@@ -227,7 +224,7 @@ def test_tta_equals_views_run_one_by_one_and_merged(backbone):
         torch.cat((straight.scores, mirrored.scores), 1),
         torch.cat((straight.classes, mirrored.classes), 1),
     )
-    expected = model.select([merged], [(70, 90)])[0]
+    expected = detections_of([merged], [(70, 90)], model.selection)[0]
     expected.pred_boxes.clip((70, 90))
     expected = expected[expected.pred_boxes.nonempty()]
     assert len(expected) > 10

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
-    SelectionOptions,
     find_peaks,
     locate_corners,
     match_corners,
-    select_detections,
 )
 from centripetalnet.modeling.corner_targets import corner_targets
+from centripetalnet.modeling.selection import SelectionOptions, select_detections
 
 # Smallest side in pixels, limited by float32: both predicted centres must be within side / 4.8 of
 # the box's centre. Coordinates near 1400 pixels are rounded by 1e-4; some boxes of 0.001 pixels are
