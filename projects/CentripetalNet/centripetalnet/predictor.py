@@ -6,15 +6,13 @@ from typing import List, Optional, Sequence, Union
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from .checkpoint import CentripetalNetCheckpointer
 from .config import check_values
-from .data import build_augmentations
-from .data.own_datasets import load_config
+from .data import build_augmentations, load_config, metadata_of_tests, model_input
 from .io.pictures import read_picture
 from .modeling import CentripetalNetWithTTA, optimize_for_inference
 
@@ -49,8 +47,7 @@ class Predictor:
             raise ValueError("MODEL.WEIGHTS is empty: set MODEL.WEIGHTS to path/to/model.pth")
         self.input_format = cfg.INPUT.FORMAT
         self.augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
-        dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused"
-        self.metadata = MetadataCatalog.get(dataset)
+        self.metadata = metadata_of_tests(cfg)
         model = build_model(cfg)
         CentripetalNetCheckpointer(model, averaged=cfg.MODEL.EMA.ENABLED).load(cfg.MODEL.WEIGHTS)
         self.model = optimize_for_inference(model, cfg.TEST.PRECISION)
@@ -94,12 +91,7 @@ class Predictor:
             ValueError: if the image has another shape or type.
         """
         _check_image(image)
-        height, width = image.shape[:2]
-        augmented = T.AugInput(image[:, :, ::-1] if self.input_format == "RGB" else image)
-        self.augmentations(augmented)
-        # A copy, since PyTorch warns of arrays that are not writable.
-        pixels = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
-        return {"image": pixels, "height": height, "width": width}
+        return model_input(image, self.augmentations, self.input_format)
 
     def detect(
         self,

@@ -78,7 +78,7 @@ def measured(config: str, threads: int, runs: int) -> List[str]:
     cfg = load_config(config, OPTS)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    flops = sum(part.flops for part in analyze(model, IMAGE_SIZE).parts)
+    flops = analyze(model, IMAGE_SIZE)[0].total()
     functions: Dict[str, Callable] = {
         name: detection(optimize_for_inference(model, name), *IMAGE_SIZE) for name in DTYPES
     }

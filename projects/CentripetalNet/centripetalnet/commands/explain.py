@@ -11,11 +11,10 @@ from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from centripetalnet.commands.common import config_parser, exit_status
-from centripetalnet.data import load_config
+from centripetalnet.data import load_config, metadata_of_tests
 from centripetalnet.explain import choose_pair, explain, explanation_figure
 from centripetalnet.io.pictures import find_pictures, read_picture
 from centripetalnet.predictor import Predictor
@@ -97,8 +96,7 @@ def run(args: argparse.Namespace) -> None:
     sheets = [sheet_path(args.output, picture) for picture in pictures]
     if len(set(sheets)) != len(sheets):
         raise ValueError("--input has several images of one file name. Use a call for each.")
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-    names = metadata.get("thing_classes")
+    names = metadata_of_tests(cfg).get("thing_classes")
     near, cls = None, None
     if args.pair is not None:
         text, _, point = args.pair.rpartition(":")

@@ -17,14 +17,18 @@ from typing import Dict, List, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.commands.common import config_parser, exit_status
-from centripetalnet.data import build_augmentations, load_config
+from centripetalnet.data import (
+    build_augmentations,
+    load_config,
+    metadata_of_tests,
+    model_input,
+)
 from centripetalnet.io.files import atomic_path
 from centripetalnet.io.pictures import read_picture
 
@@ -55,8 +59,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def class_names(cfg: CfgNode) -> List[str]:
     """The class names of the test dataset, empty if they are unknown."""
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-    names = list(metadata.get("thing_classes", []))
+    names = list(metadata_of_tests(cfg).get("thing_classes", []))
     return names if len(names) == cfg.MODEL.CENTRIPETALNET.NUM_CLASSES else []
 
 
@@ -65,13 +68,8 @@ def checked_pictures(paths: List[str], cfg: CfgNode) -> Dict[str, torch.Tensor]:
     augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
     if not paths:
         return {f"noise, {h} x {w}": export.noise((h, w))[0] for h, w in CHECKED_SIZES}
-    pictures = {}
-    for path in paths:
-        image = read_picture(path)
-        augmented = T.AugInput(image[:, :, ::-1] if cfg.INPUT.FORMAT == "RGB" else image)
-        augmentations(augmented)
-        pictures[path] = torch.as_tensor(augmented.image.copy()).permute(2, 0, 1).float()
-    return pictures
+    inputs = {x: model_input(read_picture(x), augmentations, cfg.INPUT.FORMAT) for x in paths}
+    return {path: x["image"].float() for path, x in inputs.items()}
 
 
 def run(args: argparse.Namespace) -> None:

@@ -79,6 +79,26 @@ def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
     return augmentations
 
 
+def model_input(image: np.ndarray, augmentations: T.AugmentationList, input_format: str) -> dict:
+    """Converts an image to the model's input.
+
+    Args:
+        image: (h0, w0, 3) uint8 in BGR order, as OpenCV reads it.
+        augmentations: those of :func:`build_augmentations` for test.
+        input_format: channel order that the model expects, "RGB" or "BGR".
+
+    Returns:
+        ``image`` (3, h, w) uint8, resized as in evaluation; ``height`` h0 and ``width`` w0, which
+        the model's boxes refer to.
+    """
+    height, width = image.shape[:2]
+    augmented = T.AugInput(image[:, :, ::-1] if input_format == "RGB" else image)
+    augmentations(augmented)
+    # A copy, since PyTorch warns of arrays that are not writable.
+    pixels = torch.as_tensor(np.array(augmented.image.transpose(2, 0, 1), order="C"))
+    return {"image": pixels, "height": height, "width": width}
+
+
 def _check_sizes(given: CfgNode) -> None:
     """Raises ValueError if a size of ``cfg.INPUT`` is invalid."""
     train, sampling = given.MIN_SIZE_TRAIN, given.MIN_SIZE_TRAIN_SAMPLING

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..config import read_config
@@ -57,3 +57,8 @@ def register_own_datasets(datasets: Sequence[Sequence[str]]) -> None:
         # error when the dataset is used.
         with suppress(OSError):
             MetadataCatalog.get(name).thing_classes = check_coco_categories(json_file)
+
+
+def metadata_of_tests(cfg: CfgNode) -> Metadata:
+    """That of the first of ``DATASETS.TEST``, with the names of the classes; empty without one."""
+    return MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")

@@ -1,45 +1,22 @@
-"""Parameters, FLOPs and activations of each part of the detector, counted by fvcore.
+"""FLOPs and activations of a detection, counted module by module with fvcore.
 
 A FLOP is one multiply-add, as in fvcore; data sheets of processors count it as two. Batch norm
 counts as two per element, although inference folds it into the convolutions, nearest upsampling as
-one. ReLU, sums and comparisons are not counted; operators that fvcore cannot count are listed. An
-activation is an output element of a convolution or a matrix product.
+one. ReLU, sums and comparisons are not counted. An activation is an output element of a convolution
+or a matrix product.
 """
 
-from collections import Counter
 from math import prod
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import List, Tuple
 
 import torch
-from detectron2.modeling import FPN, Backbone
-from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, parameter_count
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import Tensor, nn
 
 from . import CentripetalNet
-from .corner_matching import find_peaks, locate_corners, match_corners
-from .hourglass import StackedHourglass
+from .corner_matching import match_corners
+from .corner_search import find_corners
 from .selection import select_detections
-
-
-class PartCost(NamedTuple):
-    """Cost of one part of the detector for one image."""
-
-    name: str
-    parameters: int
-    flops: int
-    """Multiply-adds."""
-    activations: int
-    """Output elements of convolutions and matrix products."""
-
-
-class Costs(NamedTuple):
-    """Cost of the whole detector for one image."""
-
-    parts: List[PartCost]
-    canvas_size: Tuple[int, int]
-    """(h, w) pixels that the network sees."""
-    uncounted: Dict[str, int]
-    """Operators whose FLOPs fvcore cannot count, with their number of calls."""
 
 
 def _shape(value) -> List[int]:
@@ -83,39 +60,36 @@ _FLOP_HANDLES = {
 }
 
 
-class _Call(nn.Module):
-    """A function on tensors with the modules that it uses, for fvcore to trace."""
+class _Detection(nn.Module):
+    """A canvas to all that inference computes, as tensors for fvcore's tracer."""
 
-    def __init__(self, function: Callable, **modules: nn.Module):
+    def __init__(self, model: CentripetalNet):
         super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
+        self.model = model
 
-    def forward(self, *inputs: Tensor):
-        result = self.function(*inputs)
-        # The tracer does not support named tuples.
-        return tuple(result) if isinstance(result, tuple) else result
-
-
-class _Counts:
-    """FLOPs and activations of one call and of its modules."""
-
-    def __init__(self, call: _Call, inputs: Sequence[Tensor]):
-        self.flops = FlopCountAnalysis(call, tuple(inputs)).set_op_handle(**_FLOP_HANDLES)
-        self.activations = ActivationCountAnalysis(call, tuple(inputs))
-        for analysis in (self.flops, self.activations):
-            # Instead of warnings, Costs.uncounted lists the operators.
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            analysis.tracer_warnings("none")
-
-    def of(self, module: str = "") -> Tuple[int, int]:
-        return int(self.flops.total(module)), int(self.activations.total(module))
+    def forward(self, canvas: Tensor) -> Tuple[Tensor, ...]:
+        model, (height, width) = self.model, map(int, canvas.shape[-2:])
+        feature = model.backbone(canvas)[model.feature_names[-1]]
+        tl, br = (
+            find_corners(branch, feature, (height, width), model.matching).corners
+            for branch in (model.heads[-1].tl, model.heads[-1].br)
+        )
+        found = match_corners(tl, br, canvas.new_zeros(1, 2), model.matching)
+        results = tuple(select_detections(found, model.selection))
+        if model.mask_head is not None:
+            # As many as there may be.
+            boxes = canvas.new_tensor([[0.0, 0.0, width, height]])
+            boxes = boxes.repeat(model.selection.max_detections, 1)
+            classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+            results += (model.mask_head.probabilities(feature, (height, width), boxes, classes),)
+        return results
 
 
 @torch.no_grad()
-def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
-    """Counts the cost of detection in one image, part by part.
+def analyze(
+    model: CentripetalNet, image_size: Tuple[int, int]
+) -> Tuple[FlopCountAnalysis, ActivationCountAnalysis]:
+    """Analyses of the detection in one image, for ``fvcore.nn.flop_count_table``.
 
     Shifts are counted as inference computes them, at the kept corners only, and masks for the
     maximum number of detections.
@@ -129,131 +103,12 @@ def analyze(model: CentripetalNet, image_size: Tuple[int, int]) -> Costs:
     """
     if min(image_size) < 1:
         raise ValueError(f"the image size is {tuple(image_size)}, expected at least 1 x 1 pixels")
-    model.eval()
-    parts: List[PartCost] = []
-    uncounted = Counter()
-
-    def run(name: str, inputs: Sequence[Tensor], function: Callable, **modules: nn.Module):
-        """Adds a part; returns its output."""
-        call = _Call(function, **modules)
-        counts = _Counts(call, inputs)
-        parts.append(PartCost(name, _parameters(*modules.values()), *counts.of()))
-        uncounted.update(counts.flops.unsupported_ops())
-        return function(*inputs)
-
-    def run_hourglasses(backbone: StackedHourglass, x: Tensor) -> Tensor:
-        x = run("backbone: stem", (x,), backbone.stem, stem=backbone.stem)
-        num_stacks = len(backbone.hourglasses)
-        for i in range(num_stacks):
-            stack = nn.Sequential(backbone.hourglasses[i], backbone.out_convs[i])
-            feature = run(f"backbone: stack {i + 1}", (x,), stack, stack=stack)
-            if i + 1 < num_stacks:
-                merges = (backbone.merge_in[i], backbone.merge_out[i], backbone.merge[i])
-
-                def merged(x: Tensor, feature: Tensor, modules=merges) -> Tensor:
-                    of_input, of_output, block = modules
-                    return block(torch.relu(of_input(x) + of_output(feature)))
-
-                name = f"backbone: between stacks {i + 1} and {i + 2}"
-                modules = dict(zip(("of_input", "of_output", "block"), merges))
-                x = run(name, (x, feature), merged, **modules)
-        return feature
-
-    backbone = model.backbone
-    canvas, (border,) = model.test_canvas([torch.zeros(3, *image_size)])
-    canvas_size = tuple(canvas.shape[-2:])
-    if isinstance(backbone, StackedHourglass):
-        feature = run_hourglasses(backbone, canvas)
-    else:
-        name = model.feature_names[-1]
-        call = _Call(lambda x: backbone(x)[name], backbone=backbone)
-        counts = _Counts(call, (canvas,))
-        parts += _backbone_parts(backbone, counts)
-        uncounted.update(counts.flops.unsupported_ops())
-        feature = call(canvas)
-
-    found: List[Tensor] = []
-    for corner, branch in (("tl", model.heads[-1].tl), ("br", model.heads[-1].br)):
-        pooled = run(f"{corner}: pooling", (feature,), branch.pooling, pooling=branch.pooling)
-        heatmap = run(f"{corner}: heatmap", (pooled,), branch.heatmap, heatmap=branch.heatmap)
-        cells = find_peaks(heatmap, model.matching).cell.flatten()
-        counts = _Counts(_Call(branch.shifts_at, branch=branch), (pooled, cells))
-        parts += _shift_parts(corner, branch, counts)
-        uncounted.update(counts.flops.unsupported_ops())
-        shifts = branch.shifts_at(pooled, cells)
-        found += [heatmap, shifts.offset[None], shifts.centripetal_shift[None]]
-
-    origin = canvas.new_tensor([border])
-
-    def decode(*found: Tensor) -> Tensor:
-        corners = []
-        for (heatmap, offset, shift), inwards in ((found[:3], +1), (found[3:], -1)):
-            peaks = find_peaks(heatmap, model.matching)
-            size = tuple(heatmap.shape[-2:])
-            corners.append(locate_corners(peaks, offset, shift, inwards, size, canvas_size))
-        return tuple(
-            select_detections(match_corners(*corners, origin, model.matching), model.selection)
-        )
-
-    run("decoding and soft-NMS", found, decode)
-    if model.mask_head is not None:
-        boxes = canvas.new_tensor([[0.0, 0.0, *canvas_size[::-1]]])
-        boxes = boxes.repeat(model.selection.max_detections, 1)
-        classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
-
-        def masks(feature: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
-            return model.mask_head.probabilities(feature, canvas_size, boxes, classes)
-
-        run(
-            f"masks of {len(boxes)} boxes",
-            (feature, boxes, classes),
-            masks,
-            mask_head=model.mask_head,
-        )
-    for name, head in zip(model.feature_names, model.heads[:-1]):
-        parts.append(PartCost(f"head of {name}, training only", _parameters(head), 0, 0))
-    return Costs(parts, canvas_size, dict(uncounted))
-
-
-def _backbone_parts(backbone: Backbone, counts: _Counts) -> List[PartCost]:
-    """One part; of an FPN two, the network below it and its own convolutions."""
-    parameters, (flops, activations) = _parameters(backbone), counts.of()
-    if not isinstance(backbone, FPN):
-        return [PartCost("backbone", parameters, flops, activations)]
-    network = PartCost(
-        "backbone: network", _parameters(backbone.bottom_up), *counts.of("backbone.bottom_up")
-    )
-    pyramid = PartCost(
-        "backbone: FPN",
-        parameters - network.parameters,
-        flops - network.flops,
-        activations - network.activations,
-    )
-    return [network, pyramid]
-
-
-def _shift_parts(corner: str, branch: nn.Module, counts: _Counts) -> List[PartCost]:
-    """The branches that are computed at corners. The rest of the call is the cross-star part."""
-    names = {
-        "offset": branch.offset,
-        "guiding_shift": branch.guiding_shift,
-        "centripetal_shift": branch.centripetal_shift,
-    }
-    rest_flops, rest_activations = counts.of()
-    parts = []
-    for name, module in names.items():
-        flops, activations = counts.of(f"branch.{name}")
-        rest_flops, rest_activations = rest_flops - flops, rest_activations - activations
-        title = f"{corner}: {name.replace('_', ' ')}, at corners"
-        parts.append(PartCost(title, _parameters(module), flops, activations))
-    cross_star = PartCost(
-        f"{corner}: cross-star convolution, at corners",
-        _parameters(branch.cross_star),
-        rest_flops,
-        rest_activations,
-    )
-    return [*parts[:2], cross_star, parts[2]]
-
-
-def _parameters(*modules: nn.Module) -> int:
-    return sum(parameter_count(module)[""] for module in modules)
+    canvas, _ = model.eval().test_canvas([torch.zeros(3, *image_size)])
+    detection = _Detection(model)
+    flops = FlopCountAnalysis(detection, canvas).set_op_handle(**_FLOP_HANDLES)
+    activations = ActivationCountAnalysis(detection, canvas)
+    for analysis in (flops, activations):
+        # Warnings would name the heads that only training uses; the command lists the operators.
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
+    return flops, activations
