@@ -1,9 +1,8 @@
-from .curves import draw_curves, plot_training, read_metrics
+from .curves import plot_training, read_metrics
 from .pictures import draw_detections, draw_ground_truth, tile
 from .sheet import rendered
 
 __all__ = [
-    "draw_curves",
     "draw_detections",
     "draw_ground_truth",
     "plot_training",
