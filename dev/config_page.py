@@ -8,8 +8,9 @@ dev/config_page.py --check   exits with an error if the page is not up to date
 import argparse
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 from detectron2.config import get_cfg
 

@@ -113,7 +113,7 @@ setup(
     version="0.1.0",
     description="CentripetalNet object detection for Detectron2",
     license="Apache-2.0",
-    python_requires=">=3.8",
+    python_requires=">=3.9",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=[
@@ -142,7 +142,7 @@ setup(
     # Detectron2 and OpenCV are needed, too. Each is distributed under several names (main branch or
     # rebuilt wheel; opencv-python, -headless, -contrib); naming one would install it over another.
     install_requires=[
-        "torch>=2.1",
+        "torch>=2.3",
         "fvcore",
         "pycocotools",
         "numpy",

@@ -1,9 +1,10 @@
 """Every config key that this project adds to Detectron2's, with its default."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable, Dict, Sequence, Union
+from typing import Callable, Union
 
 import torch
 import yaml
@@ -230,7 +231,7 @@ _BASE = "Base-CentripetalNet.yaml"
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
-def packaged_configs() -> Dict[str, str]:
+def packaged_configs() -> dict[str, str]:
     """Paths of the config files of the package by name, such as "centripetal_hg104"."""
     folder = next((x for x in _FOLDERS if (x / _BASE).is_file()), None)
     if folder is None:

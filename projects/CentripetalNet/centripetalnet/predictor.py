@@ -1,7 +1,8 @@
 """Detection in images from Python."""
 
 import os
-from typing import List, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Predictor:
             self.model = CentripetalNetWithTTA(cfg, self.model)
 
     @torch.no_grad()
-    def __call__(self, image: Union[np.ndarray, List[np.ndarray]]) -> Union[dict, List[dict]]:
+    def __call__(self, image: Union[np.ndarray, list[np.ndarray]]) -> Union[dict, list[dict]]:
         """
         Args:
             image: (h0, w0, 3) uint8 in BGR order, as OpenCV reads it, or a list of such images.
@@ -95,9 +96,9 @@ class Predictor:
 
     def detect(
         self,
-        picture: Union[np.ndarray, Path, List[Union[np.ndarray, Path]]],
+        picture: Union[np.ndarray, Path, list[Union[np.ndarray, Path]]],
         min_score: float = 0.0,
-    ) -> Union[Instances, List[Instances]]:
+    ) -> Union[Instances, list[Instances]]:
         """Detects the objects in one image, or in each image of a list.
 
         Args:

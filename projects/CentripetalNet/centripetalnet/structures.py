@@ -6,7 +6,7 @@ and the bottom-right corner.
 """
 
 from enum import IntEnum
-from typing import Dict, NamedTuple, Tuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -197,9 +197,9 @@ class Findings(NamedTuple):
     """The best, with N = 1."""
     feature: Tensor
     """(1, channels, H, W) of the last stack."""
-    canvas_size: Tuple[int, int]
+    canvas_size: tuple[int, int]
     """(h, w) pixels of the canvas that the feature map covers."""
-    border: Tuple[int, int]
+    border: tuple[int, int]
     """(left, top) padding of the canvas in pixels."""
 
 
@@ -228,7 +228,7 @@ class Explanation(NamedTuple):
 
     tl: SeenCorners
     br: SeenCorners
-    map_extent: Tuple[float, float, float, float]
+    map_extent: tuple[float, float, float, float]
     """x0, y0, x1, y1 of the canvas, which the heatmaps cover; it is larger than the image."""
     boxes: Tensor
     """(K, K, 4) x0, y0, x1, y1."""
@@ -245,7 +245,7 @@ class Explanation(NamedTuple):
     detection_scores: Tensor
     """(D,) scores of the accepted pairs after soft-NMS."""
 
-    def count_outcomes(self, min_score: float = 0.0) -> Dict[PairOutcome, int]:
+    def count_outcomes(self, min_score: float = 0.0) -> dict[PairOutcome, int]:
         """Counts pairs by outcome; with ``min_score`` 0 the counts add up to K * K.
 
         Args:

@@ -2,10 +2,10 @@
 
 import ast
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from conftest import PROJECT
-from graphlib import TopologicalSorter
 
 PACKAGE = PROJECT / "centripetalnet"
 # Each room may import those before it, as docs/architecture.md draws them.

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from typing import Tuple
 
 import pytest
 import torch
@@ -81,11 +80,11 @@ class Program(nn.Module):
         self.path = path
 
     @torch.jit.export
-    def __getstate__(self) -> Tuple[str, bool]:
+    def __getstate__(self) -> tuple[str, bool]:
         return self.path, self.training
 
     @torch.jit.export
-    def __setstate__(self, state: Tuple[str, bool]) -> None:
+    def __setstate__(self, state: tuple[str, bool]) -> None:
         self.path = state[0]
         self.training = state[1]
         torch.save(torch.zeros(1), state[0])

@@ -3,7 +3,8 @@
 import glob
 import os
 import re
-from typing import Any, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -219,7 +220,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
         self._check_input(checkpoint.pop("about", None))
         # Only _load_file sets it, for files of the model zoo.
         is_matched = checkpoint.pop("matching_heuristics", False) is True
-        others: List[str] = []
+        others: list[str] = []
         given = list(weights)
         if is_matched:
             is_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -313,7 +314,7 @@ class CentripetalNetCheckpointer(DetectionCheckpointer):
             )
 
 
-def _age(path: str) -> Tuple[float, bool, str]:
+def _age(path: str) -> tuple[float, bool, str]:
     """Sorts checkpoints, the oldest first."""
     name = os.path.basename(path)
     # Remote files have no time here; periodic checkpoints are sorted by iteration.
@@ -347,7 +348,7 @@ def _check_versions(metadata: Any) -> None:
         )
 
 
-def _listing(title: str, names: List[str]) -> str:
+def _listing(title: str, names: list[str]) -> str:
     if not names:
         return ""
     more = [f"... and {len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []

@@ -1,8 +1,9 @@
 """Converts weights of other CentripetalNet implementations to ours and back, bit for bit."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -19,7 +20,7 @@ _SIGNS = {
     # Of any backbone.
     "centripetalnet": re.compile(r"^(.*?)heads\.0\.tl\.heatmap\."),
 }
-_NAMES: Dict[str, Callable[[str, int], str]] = {"mmdet": mmdet_name, "paper": paper_name}
+_NAMES: dict[str, Callable[[str, int], str]] = {"mmdet": mmdet_name, "paper": paper_name}
 # Bias of the last heatmap convolution, one value per class.
 _HEATMAP_BIAS = re.compile(r"^heads\.\d+\.tl\.heatmap\.1\.bias$")
 # Copies that MMCV 1.x saves in addition; the weights themselves are the averaged ones.
@@ -37,10 +38,10 @@ class InputConvention:
 
     input_format: str
     """Order of the channels, "RGB" or "BGR"."""
-    pixel_mean: Tuple[float, ...]
-    pixel_std: Tuple[float, ...]
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
 
-    def options(self) -> List[str]:
+    def options(self) -> list[str]:
         """Config keys and values."""
         return [
             *("INPUT.FORMAT", self.input_format),
@@ -59,20 +60,20 @@ DEFAULT_INPUT = {"mmdet": _RGB, "paper": _BGR}
 class Converted:
     """A converted checkpoint and what the converter reports about it."""
 
-    weights: Dict[str, Tensor]
+    weights: dict[str, Tensor]
     origin: str
     """Implementation that trained the weights: "mmdet", "paper" or "centripetalnet"."""
     has_our_names: bool
     """Whether the file already has this project's names."""
-    classes: Optional[List[str]]
+    classes: Optional[list[str]]
     """Class names, if the file has them."""
     num_classes: int
     convention: Optional[InputConvention]
     """None if a file with this project's names does not state it."""
     convention_is_from_file: bool
-    left_out: List[str]
+    left_out: list[str]
     """Tensors of the file that were not converted, such as EMA copies."""
-    added: List[str]
+    added: list[str]
     """Counters that the file lacked."""
 
     def checkpoint(self) -> dict:
@@ -84,7 +85,7 @@ class Converted:
         return {**content, "about": about}
 
 
-def origin_of(names) -> Tuple[Optional[str], str]:
+def origin_of(names) -> tuple[Optional[str], str]:
     """Implementation with these names ("mmdet", "paper", "centripetalnet", None), and prefix."""
     for name in names:
         for origin, sign in _SIGNS.items():
@@ -94,7 +95,7 @@ def origin_of(names) -> Tuple[Optional[str], str]:
     return None, ""
 
 
-def weights_in(content: Mapping) -> Dict[str, Tensor]:
+def weights_in(content: Mapping) -> dict[str, Tensor]:
     """The weights of a checkpoint: bare, or under "state_dict" or "model".
 
     Raises:
@@ -108,7 +109,7 @@ def weights_in(content: Mapping) -> Dict[str, Tensor]:
     return weights
 
 
-def averaged_weights(content: Mapping) -> Dict[str, Tensor]:
+def averaged_weights(content: Mapping) -> dict[str, Tensor]:
     """The averaged weights of a training with ``MODEL.EMA``.
 
     Raises:
@@ -137,7 +138,7 @@ def check_plain(weights: Mapping) -> None:
             )
 
 
-def model_shapes(cfg: CfgNode) -> Dict[str, torch.Size]:
+def model_shapes(cfg: CfgNode) -> dict[str, torch.Size]:
     """Names and shapes of the weights of a config's model."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -179,7 +180,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
             f"{', '.join(list(found)[:3])})"
         )
     left_out = [x for x in found if _EMA_COPY.match(x) or (drop and re.search(drop, x))]
-    weights: Dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name in found:
         if name in left_out:
             continue
@@ -225,7 +226,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
 
 def convert_to_theirs(
     path: str, cfg: CfgNode, target: str, drop: Optional[str] = None
-) -> Tuple[dict, Converted]:
+) -> tuple[dict, Converted]:
     """Converts a checkpoint of this project to another implementation's names.
 
     Args:
@@ -265,7 +266,7 @@ def _content(path: str, cfg: CfgNode) -> dict:
 
 
 def _read_ours(
-    path: str, content: Mapping, found: Dict[str, Tensor], cfg: CfgNode, drop: Optional[str]
+    path: str, content: Mapping, found: dict[str, Tensor], cfg: CfgNode, drop: Optional[str]
 ) -> Converted:
     left_out = [x for x in found if drop and re.search(drop, x)]
     found = {x: weight for x, weight in found.items() if x not in left_out}
@@ -296,10 +297,10 @@ def _read_ours(
     )
 
 
-def check_fit(found: Dict, wanted: Dict, their_names: Dict[str, str], path: str) -> None:
+def check_fit(found: dict, wanted: dict, their_names: dict[str, str], path: str) -> None:
     """Raises if names or shapes differ; lists all that do."""
 
-    def listing(title: str, names: List[str]) -> str:
+    def listing(title: str, names: list[str]) -> str:
         lines = [f"\n  {x}" for x in sorted(names)]
         return f"\n{title} ({len(lines)}):{''.join(lines)}" if lines else ""
 
@@ -338,7 +339,7 @@ def _full_name(name: str, prefix: str) -> str:
     return ("bbox_head." if re.match(r"(mid_)?(tl|br)_", name) else "backbone.") + name
 
 
-def _classes_of(meta: Mapping) -> Optional[List[str]]:
+def _classes_of(meta: Mapping) -> Optional[list[str]]:
     dataset = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else {}
     for place in (meta, dataset):
         for key in ("CLASSES", "classes"):

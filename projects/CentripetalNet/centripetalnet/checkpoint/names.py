@@ -5,9 +5,10 @@ a lookup.
 """
 
 import re
-from typing import Callable, Dict, Iterable, List, Tuple
+from collections.abc import Iterable
+from typing import Callable
 
-Rules = List[Tuple[str, str]]
+Rules = list[tuple[str, str]]
 
 # A list of rules is applied to one of our names, rule by rule.
 
@@ -117,7 +118,7 @@ def paper_name(name: str, num_stacks: int) -> str:
     return _renamed(name, _PAPER_BACKBONE, _PAPER_BRANCH, num_stacks)
 
 
-def translation(names: Iterable[str], theirs: Callable[[str, int], str]) -> Dict[str, str]:
+def translation(names: Iterable[str], theirs: Callable[[str, int], str]) -> dict[str, str]:
     """A dict from their names to ours.
 
     Args:

@@ -7,7 +7,7 @@ state of arrays and dtypes are those of NumPy 1 and 2.
 import io
 import math
 import sys
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ class _Arrays:
         """
         self.left = size
 
-    def functions(self) -> Dict[str, Callable]:
-        calls: Dict[str, Callable] = {
+    def functions(self) -> dict[str, Callable]:
+        calls: dict[str, Callable] = {
             "multiarray _reconstruct": self.new_array,
             "multiarray scalar": self.scalar,
             "numeric _frombuffer": self.from_buffer,

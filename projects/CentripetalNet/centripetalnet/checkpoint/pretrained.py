@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from typing import Dict, List, Mapping, Tuple
+from collections.abc import Mapping
 
 from detectron2.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
@@ -44,8 +44,8 @@ def model_zoo_checkpoint(content: dict) -> dict:
 
 
 def match_backbone(
-    weights: Dict[str, Tensor], model: Mapping[str, Tensor], is_caffe2: bool, path: str
-) -> Tuple[Dict[str, Tensor], List[str]]:
+    weights: dict[str, Tensor], model: Mapping[str, Tensor], is_caffe2: bool, path: str
+) -> tuple[dict[str, Tensor], list[str]]:
     """Finds the backbone's weights by the ends of their names, as Detectron2 does.
 
     Weights of other modules, whose names may end alike, are not matched.
@@ -68,7 +68,7 @@ def match_backbone(
             f"{_MAX_MATCHED} are allowed. Is it a backbone?"
         )
     backbone = {name: x for name, x in model.items() if name.startswith(_BACKBONE)}
-    original: Dict[str, str] = {}
+    original: dict[str, str] = {}
     try:
         if is_caffe2:
             weights, original = convert_c2_detectron_names(weights)
@@ -169,7 +169,7 @@ def _downloaded(name: str):
     return net.state_dict(), mean, std
 
 
-def _check_backbone(name: str, weights: Dict[str, Tensor], model: Mapping[str, Tensor]) -> None:
+def _check_backbone(name: str, weights: dict[str, Tensor], model: Mapping[str, Tensor]) -> None:
     shapes = {
         x: tuple(y.shape) for x, y in model.items() if x.startswith(_NET) and COUNTER not in x
     }

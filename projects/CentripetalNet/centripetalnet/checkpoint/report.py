@@ -1,15 +1,15 @@
 """What a training takes from a file that does not match its model completely."""
 
-from typing import Dict, Iterable, List, Tuple
+from collections.abc import Iterable
 
 
 def starting_report(
     path: str,
-    taken: List[str],
-    anew: List[str],
-    misfits: Dict[str, str],
-    used: List[str],
-    unused: List[str],
+    taken: list[str],
+    anew: list[str],
+    misfits: dict[str, str],
+    used: list[str],
+    unused: list[str],
     num_filled: int,
 ) -> str:
     """Describes all tensors of a model and of a file, by module.
@@ -45,7 +45,7 @@ def starting_report(
     return "\n".join(lines)
 
 
-def by_module(names: Iterable[str], others: Iterable[str]) -> List[str]:
+def by_module(names: Iterable[str], others: Iterable[str]) -> list[str]:
     """Names sorted; those of a module that has none of ``others`` are one item, "module.* (count)".
 
     Of a module that has others, the names are one item, "module.{bias, weight}".
@@ -55,7 +55,7 @@ def by_module(names: Iterable[str], others: Iterable[str]) -> List[str]:
         others: not to be included in an item.
     """
     mixed = {module for name in others for module in _modules(name)}
-    groups: Dict[Tuple[str, bool], List[str]] = {}
+    groups: dict[tuple[str, bool], list[str]] = {}
     for name in names:
         whole = next((x for x in _modules(name) if x not in mixed), None)
         module = name.rpartition(".")[0] if whole is None else whole
@@ -72,7 +72,7 @@ def by_module(names: Iterable[str], others: Iterable[str]) -> List[str]:
     return sorted(items)
 
 
-def _modules(name: str) -> List[str]:
+def _modules(name: str) -> list[str]:
     """The modules around a tensor, the outermost first."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts))]

@@ -7,8 +7,9 @@ It imports nothing by name and sets nothing but items of dicts and lists, and te
 import math
 import pickletools
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from itertools import chain
-from typing import IO, Any, Callable, Collection, Dict, NamedTuple, Sequence
+from typing import IO, Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ _LITERALS = {
     *("SHORT_BINSTRING", "BINSTRING"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-_CONSTANTS: Dict[str, Callable] = {
+_CONSTANTS: dict[str, Callable] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -65,7 +66,7 @@ class Global(NamedTuple):
 class Vocabulary(NamedTuple):
     """What the pickles of one format may name, and what is made of it."""
 
-    functions: Dict[str, Callable]
+    functions: dict[str, Callable]
     """What is called for a name, as "module name"."""
     values: Collection[str]
     """Names that are arguments only."""
@@ -117,7 +118,7 @@ def run_pickle(file: IO[bytes], vocabulary: Vocabulary) -> Any:
     """
     stack: list = []
     marks: list = []
-    memo: Dict[int, Any] = {}
+    memo: dict[int, Any] = {}
 
     def pop(count: int) -> list:
         if count > len(stack):
@@ -282,7 +283,7 @@ def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> Any:
     return data
 
 
-_FUNCTIONS: Dict[str, Callable] = {
+_FUNCTIONS: dict[str, Callable] = {
     "collections OrderedDict": ordered_dict,
     "torch Size": _size,
     "torch._utils _rebuild_tensor": _tensor,

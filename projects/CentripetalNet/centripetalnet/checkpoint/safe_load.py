@@ -11,7 +11,7 @@ import pickle
 import struct
 import sys
 import zipfile
-from typing import IO, Any, Dict
+from typing import IO, Any
 
 import torch
 from detectron2.utils.file_io import PathManager
@@ -124,7 +124,7 @@ def _read_zip(file: IO[bytes]) -> Any:
         byteorder = records.get(f"{folder}byteorder")
         if byteorder and archive.read(byteorder).decode() != sys.byteorder:
             raise ValueError("it was written on a machine of another byte order")
-        storages: Dict[str, Tensor] = {}
+        storages: dict[str, Tensor] = {}
 
         def load_storage(wanted: StorageId) -> Tensor:
             record = records[f"{folder}data/{wanted.key}"]
@@ -147,8 +147,8 @@ def _read_legacy(file: IO[bytes]) -> Any:
         raise ValueError("it is a pickle, but not of torch.save")
     if read_pickle(file, no_storage).get("little_endian") != (sys.byteorder == "little"):
         raise ValueError("it was written on a machine of another byte order")
-    sizes: Dict[str, int] = {}
-    storages: Dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
+    storages: dict[str, Tensor] = {}
     left = os.fstat(file.fileno()).st_size
 
     def load_storage(wanted: StorageId) -> Tensor:

@@ -9,7 +9,8 @@ No weights are loaded.
 """
 
 import argparse
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from detectron2.modeling import build_model

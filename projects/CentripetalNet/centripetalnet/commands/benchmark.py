@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Optional
 
 import cv2
 import numpy as np
@@ -60,7 +61,7 @@ def hourglass_104(**options) -> CentripetalNet:
     return build_model(load_config(HG104, opts))
 
 
-def training_batch() -> List[dict]:
+def training_batch() -> list[dict]:
     boxes = torch.tensor([[50.0, 60, 200, 220], [10, 10, 400, 500], [300, 200, 340, 260]])
     instances = Instances(IMAGE_SIZE, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([1, 2, 3]))
     return [{"image": picture(*IMAGE_SIZE), "instances": instances}]
@@ -230,7 +231,7 @@ def growth() -> Iterator[Row]:
         yield Row(f"targets and heatmap loss, {part}", seconds["ours"] * 1e3, "ms")
 
 
-MEMORY_CASES: Dict[str, Callable[[], Callable]] = {
+MEMORY_CASES: dict[str, Callable[[], Callable]] = {
     "heatmap_loss": lambda: HeatmapLossCase().ours,
     "step": lambda: training_step(hourglass_104()),
     "step_checkpointed": lambda: training_step(hourglass_104(CHECKPOINT_ACTIVATIONS=True)),
@@ -270,7 +271,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     os.makedirs(os.path.dirname(output), exist_ok=True)
     # The folder of `make demo`.
     os.environ.setdefault("DETECTRON2_DATASETS", os.path.join(os.path.dirname(output), "datasets"))
-    rows: List[Row] = []
+    rows: list[Row] = []
     for name in args.only:
         print(f"{name} ...", flush=True)
         rows += parts[name]()

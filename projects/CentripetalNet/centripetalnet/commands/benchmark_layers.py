@@ -1,6 +1,7 @@
 """What `make bench` measures of the machine, the operators and the decoding."""
 
-from typing import Callable, Iterator
+from collections.abc import Iterator
+from typing import Callable
 
 import torch
 import torch.nn.functional as F

@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 from centripetalnet.data.check import (
     Report,
@@ -74,7 +75,7 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error("--list and --output name the same file")
 
 
-def paths_of(dataset: str) -> Tuple[str, str]:
+def paths_of(dataset: str) -> tuple[str, str]:
     """Annotation file and image folder of a registered dataset."""
     metadata = ready_metadata(dataset)
     if metadata.get("json_file") is None or metadata.get("image_root") is None:

@@ -8,7 +8,8 @@ optimizer.
 import argparse
 import os
 import tempfile
-from typing import Callable, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import torch
 from detectron2.modeling import build_model
@@ -73,13 +74,13 @@ def onnx_detection(model, threads: int) -> Callable:
     return lambda: session.run(None, {"image": image})
 
 
-def measured(config: str, threads: int, runs: int) -> List[str]:
+def measured(config: str, threads: int, runs: int) -> list[str]:
     """The row of a config."""
     cfg = load_config(config, OPTS)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     flops = analyze(model, IMAGE_SIZE)[0].total()
-    functions: Dict[str, Callable] = {
+    functions: dict[str, Callable] = {
         name: detection(optimize_for_inference(model, name), *IMAGE_SIZE) for name in DTYPES
     }
     functions["onnxruntime"] = onnx_detection(model, threads)

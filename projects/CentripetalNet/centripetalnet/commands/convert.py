@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import time
-from typing import Dict, Iterator, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -93,7 +94,7 @@ class Artist:
             opts=args.opts,
         )
 
-    def draw(self, image: np.ndarray) -> Tuple[np.ndarray, int]:
+    def draw(self, image: np.ndarray) -> tuple[np.ndarray, int]:
         """
         Args:
             image: (h0, w0, 3) uint8 in BGR order.
@@ -119,7 +120,7 @@ def draw_pictures(args: argparse.Namespace) -> int:
     paths = find_pictures(args.input, _lines_of_stdin())
     targets = output_paths(args.output, paths) if args.output else [None] * len(paths)
     artist = Artist(args)
-    unreadable: Dict[str, str] = {}
+    unreadable: dict[str, str] = {}
     bar = tqdm(
         paths, unit=" images", bar_format=BAR_FORMAT, dynamic_ncols=True, disable=not args.output
     )

@@ -7,7 +7,8 @@ It uses neither test-time augmentation nor masks.
 
 import argparse
 import os
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -54,7 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_point(text: str, option: str) -> Tuple[float, float]:
+def parse_point(text: str, option: str) -> tuple[float, float]:
     """Parses X,Y."""
     try:
         x, y = (float(part) for part in text.split(","))

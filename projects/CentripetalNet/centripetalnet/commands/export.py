@@ -13,7 +13,8 @@ with the model before it is written.
 import argparse
 import os
 import time
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -57,13 +58,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def class_names(cfg: CfgNode) -> List[str]:
+def class_names(cfg: CfgNode) -> list[str]:
     """The class names of the test dataset, empty if they are unknown."""
     names = list(metadata_of_tests(cfg).get("thing_classes", []))
     return names if len(names) == cfg.MODEL.CENTRIPETALNET.NUM_CLASSES else []
 
 
-def checked_pictures(paths: List[str], cfg: CfgNode) -> Dict[str, torch.Tensor]:
+def checked_pictures(paths: list[str], cfg: CfgNode) -> dict[str, torch.Tensor]:
     """Names and (3, h, w) images to compare on. Files are resized as in evaluation."""
     augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
     if not paths:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Optional
 
 import torch
 
@@ -27,11 +27,11 @@ class Row:
     met: Optional[bool] = None
 
 
-def median_seconds(runs: int, **functions: Callable) -> Dict[str, float]:
+def median_seconds(runs: int, **functions: Callable) -> dict[str, float]:
     """Median time of each function. They are called alternately, after one warm-up call."""
     for function in functions.values():
         function()
-    seconds: Dict[str, List[float]] = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(runs):
         for name, function in functions.items():
             start = time.perf_counter()

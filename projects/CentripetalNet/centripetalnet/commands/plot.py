@@ -6,7 +6,8 @@ reads OUTPUT_DIR/metrics.json and writes OUTPUT_DIR/training.png.
 """
 
 import argparse
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 from centripetalnet.commands.common import exit_status
 from centripetalnet.visualization import plot_training

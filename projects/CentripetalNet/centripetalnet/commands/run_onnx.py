@@ -10,7 +10,8 @@ import argparse
 import json
 import os
 import sys
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -38,7 +39,7 @@ def soft_nms(
     sigma: float,
     iou_threshold: float,
     min_score: float,
-) -> Tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Soft-NMS: repeatedly takes the best box and lowers the scores of the others of its class.
 
     Args:
@@ -66,7 +67,7 @@ def soft_nms(
     left = np.flatnonzero(scores >= 0)
     scores = scores.astype(np.float32)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    taken: List[int] = []
+    taken: list[int] = []
     while len(left) and len(taken) < max_detections:
         best = left[scores[left].argmax()]
         taken.append(int(best))

@@ -1,6 +1,7 @@
 """Trains and evaluates; the options are those of Detectron2's tools/train_net.py."""
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 from centripetalnet import engine
 from centripetalnet.commands.common import exit_status

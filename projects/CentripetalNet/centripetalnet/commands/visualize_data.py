@@ -9,7 +9,8 @@ The options are those of Detectron2's tool of this name, and --num-images.
 import argparse
 import itertools
 import os
-from typing import Iterator, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def annotated_images(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
+def annotated_images(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """File name and drawing of each image of the training datasets."""
     for dataset in cfg.DATASETS.TRAIN:
         metadata = MetadataCatalog.get(dataset)
@@ -98,7 +99,7 @@ def draw_sample(sample: dict, cfg: CfgNode, title: str = "") -> np.ndarray:
     return rendered(figure)
 
 
-def training_samples(cfg: CfgNode) -> Iterator[Tuple[str, np.ndarray]]:
+def training_samples(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """File name and drawing of each training sample, in the order of the training; infinite."""
     loader = build_training_loader(cfg, CentripetalNetDatasetMapper(cfg, is_train=True))
     for i, sample in enumerate(itertools.chain.from_iterable(loader)):

@@ -1,6 +1,7 @@
 """Maps records of a dataset to the detector's input."""
 
-from typing import List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .check.images import TRANSPOSED_ORIENTATIONS, exif_orientation
 from .transforms import ColorDistortion, RandomCenterCropPad
 
 
-def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
+def build_augmentations(cfg, is_train: bool) -> list[T.Augmentation]:
     """Detectron2's ``ResizeShortestEdge``, in training followed by the released recipe.
 
     A size of 0 keeps the size of the image, whatever ``MAX_SIZE_TRAIN`` or ``MAX_SIZE_TEST`` is.
@@ -39,7 +40,7 @@ def build_augmentations(cfg, is_train: bool) -> List[T.Augmentation]:
         if not given.MIN_SIZE_TEST:
             return []
         return [T.ResizeShortestEdge(given.MIN_SIZE_TEST, given.MAX_SIZE_TEST, "choice")]
-    augmentations: List[T.Augmentation] = []
+    augmentations: list[T.Augmentation] = []
     # First, so that the other steps process fewer pixels.
     if any(given.MIN_SIZE_TRAIN):
         augmentations.append(
@@ -200,7 +201,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             raise ValueError(
                 f"{file_name} has the boxes {boxes.tolist()}; expected finite values in pixels"
             )
-        transforms: List[Transform] = []
+        transforms: list[Transform] = []
         if image.shape[:2] != full_size:
             # The pixels are reduced already.
             transforms.append(T.ResizeTransform(*full_size, *image.shape[:2]))
@@ -222,7 +223,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
         dataset_dict["instances"] = instances
         return dataset_dict
 
-    def _read(self, file_name: str) -> Tuple[np.ndarray, Tuple[int, int]]:
+    def _read(self, file_name: str) -> tuple[np.ndarray, tuple[int, int]]:
         """Reads an image as Detectron2's ``read_image`` does, a large JPEG at a reduced size.
 
         Returns:
@@ -250,9 +251,9 @@ class CentripetalNetDatasetMapper(DatasetMapper):
 
     def _masks(
         self,
-        annotations: List[dict],
+        annotations: list[dict],
         transforms: Transform,
-        size: Tuple[int, int],
+        size: tuple[int, int],
         file_name: str,
     ) -> Union[PolygonMasks, BitMasks]:
         """Masks of the kept objects, transformed like the image."""
@@ -287,7 +288,7 @@ class CentripetalNetDatasetMapper(DatasetMapper):
             ) from error
 
 
-def _boxes_on_canvas(boxes: np.ndarray, size: Tuple[int, int]) -> Tuple[np.ndarray, np.ndarray]:
+def _boxes_on_canvas(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Clips boxes; keeps those with centre and area on the canvas. Returns boxes and kept flags."""
     height, width = size
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2

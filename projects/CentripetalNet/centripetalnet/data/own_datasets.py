@@ -1,8 +1,8 @@
 """Configs, and the datasets that they register."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog

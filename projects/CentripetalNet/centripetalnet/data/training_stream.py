@@ -2,9 +2,10 @@
 
 import itertools
 import os
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import get_start_method
-from typing import Callable, Iterator, List, Optional, Sequence
+from typing import Callable, Optional
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -93,7 +94,7 @@ class TrainingStream(IterableDataset):
 
     def _sample(self, index: int, place: int) -> dict:
         seed_generators(self.seed, SAMPLE, place)
-        left_out: List[str] = []
+        left_out: list[str] = []
         while len(left_out) < _MAX_TRIES:
             record = self.records[index]
             try:
@@ -158,7 +159,7 @@ def build_training_loader(cfg: CfgNode, mapper: Callable[[dict], Optional[dict]]
     )
 
 
-def _with_objects(cfg: CfgNode, records: List[dict]) -> List[dict]:
+def _with_objects(cfg: CfgNode, records: list[dict]) -> list[dict]:
     """The records after ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``; raises if none has an object."""
     if all(a.get("iscrowd", 0) for x in records for a in x.get("annotations", ())):
         raise ValueError(

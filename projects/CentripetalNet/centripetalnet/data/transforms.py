@@ -3,8 +3,9 @@
 Images are (H, W, 3) uint8; positions are pixels, x to the right and y downwards.
 """
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Optional, Sequence, Tuple
+from typing import Optional
 
 import cv2
 import numpy as np
@@ -69,8 +70,8 @@ class ColorDistortion(Augmentation):
     def __init__(
         self,
         brightness: float = 32.0,
-        contrast: Tuple[float, float] = (0.5, 1.5),
-        saturation: Tuple[float, float] = (0.5, 1.5),
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
         hue: float = 18.0,
         swap_channels: bool = True,
         image_format: str = "RGB",
@@ -133,7 +134,7 @@ class CropPadTransform(Transform):
     """Cuts a window out of an image and fills what is outside the image with a colour."""
 
     def __init__(
-        self, x0: int, y0: int, width: int, height: int, image_size: Tuple[int, int], fill
+        self, x0: int, y0: int, width: int, height: int, image_size: tuple[int, int], fill
     ):
         """
         Args:
@@ -188,7 +189,7 @@ class RandomCenterCropPad(Augmentation):
 
     def __init__(
         self,
-        size: Tuple[int, int],
+        size: tuple[int, int],
         ratios: Sequence[float],
         border: int,
         fill: Sequence[float],

@@ -1,7 +1,7 @@
 """Optimizers of the training recipe."""
 
 import math
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -51,7 +51,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer_type(parameters, **options)
 
 
-def gradient_clipping(cfg: CfgNode) -> Tuple[float, float]:
+def gradient_clipping(cfg: CfgNode) -> tuple[float, float]:
     """Settings for clipping the norm of all gradients together.
 
     Detectron2's "norm" clips each parameter separately. "full_model" clips the norm over all
@@ -74,7 +74,7 @@ def _clips_full_model(cfg: CfgNode) -> bool:
     return clip.ENABLED and clip.CLIP_TYPE == "full_model"
 
 
-def hyperparameters(optimizer: torch.optim.Optimizer) -> List[dict]:
+def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict]:
     """Learning rate, weight decay and so on of each parameter group, without the parameters."""
     return [
         {key: value for key, value in group.items() if key != "params"}
@@ -119,8 +119,8 @@ def check_same_optimizer(
 
 
 def restore_hyperparameters(
-    optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, wanted: List[dict]
-) -> Dict[str, Tuple]:
+    optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, wanted: list[dict]
+) -> dict[str, tuple]:
     """Sets hyperparameters back to those of the config after a checkpoint was loaded.
 
     Args:
@@ -131,7 +131,7 @@ def restore_hyperparameters(
         Name of each hyperparameter that changed, with the checkpoint's and the config's value. The
         base learning rate is named "lr".
     """
-    changes: Dict[str, Tuple] = {}
+    changes: dict[str, tuple] = {}
     for group, values in zip(optimizer.param_groups, wanted):
         for key in values.keys() - {"lr"}:
             # A checkpoint of another PyTorch version may have fewer keys.

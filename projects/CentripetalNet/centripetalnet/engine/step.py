@@ -4,8 +4,9 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Callable, Dict, Iterable, List, Optional
+from typing import Callable, Optional
 
 import torch
 import torch.distributed as dist
@@ -81,7 +82,7 @@ class StepTrainer(SimpleTrainer):
             enabled=amp,
         )
         # Without effect if disabled.
-        self.grad_scaler = _grad_scaler(enabled=amp and device_type == "cuda")
+        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=enabled=amp and device_type == "cuda")
         self.max_gradient_norm = max_gradient_norm
         self.norm_type = norm_type
         self.untrained = untrained
@@ -142,7 +143,7 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.update()
         self.num_samples += len(data) * comm.get_world_size()
 
-    def _add_gradients(self, batches: List[List[dict]]) -> Dict[str, Tensor]:
+    def _add_gradients(self, batches: list[list[dict]]) -> dict[str, Tensor]:
         """Adds up the gradients of all batches; returns the sums of their losses."""
         if len(batches) == 1:
             with self.autocast:
@@ -150,7 +151,7 @@ class StepTrainer(SimpleTrainer):
             self.grad_scaler.scale(sum(losses.values())).backward()
             return losses
         counts = self.step_counts(batches)
-        totals: Dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
         for batch in batches:
             # DistributedDataParallel averages the gradients of all batches with the last one.
             is_distributed = isinstance(self.model, DistributedDataParallel)
@@ -163,7 +164,7 @@ class StepTrainer(SimpleTrainer):
                 totals[name] = totals.get(name, 0) + loss.detach()
         return totals
 
-    def _log_skipped_images(self, data: List[dict]) -> None:
+    def _log_skipped_images(self, data: list[dict]) -> None:
         problems = [problem for x in data for problem in x.get("left_out", ())]
         for problem in problems:
             self._left_out[problem] += 1
@@ -177,7 +178,7 @@ class StepTrainer(SimpleTrainer):
         if problems:
             get_event_storage().put_scalar("images_left_out", sum(self._left_out.values()))
 
-    def _skip_step(self, losses: Dict[str, Tensor], norm: Tensor, data: List[dict]) -> None:
+    def _skip_step(self, losses: dict[str, Tensor], norm: Tensor, data: list[dict]) -> None:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         names = [x.get("file_name", "an image without file name") for x in data]
         what = (
@@ -229,20 +230,14 @@ class StepTrainer(SimpleTrainer):
 
 
 @torch.no_grad()
-def _copy(sources: List[Tensor], targets: List[Tensor]) -> None:
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
     for source, target in zip(sources, targets):
         target.copy_(source)
 
 
-def _are_finite_everywhere(*values: Tensor) -> List[bool]:
+def _are_finite_everywhere(*values: Tensor) -> list[bool]:
     """Over all processes, since they share one gradient and have to skip a step together."""
     are_finite = torch.stack([x.detach().float() for x in values]).isfinite().float()
     if comm.get_world_size() > 1:
         dist.all_reduce(are_finite, op=dist.ReduceOp.MIN)
     return are_finite.bool().tolist()
-
-
-def _grad_scaler(enabled: bool):
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler("cuda", enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)  # torch < 2.3

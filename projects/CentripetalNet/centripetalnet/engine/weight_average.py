@@ -1,7 +1,5 @@
 """Exponential moving average of a model's weights during training."""
 
-from typing import List
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -47,7 +45,7 @@ class WeightAverage:
         self.update()
 
     @torch.no_grad()
-    def _add(self, averages: List[Tensor], values: List[Tensor], _: Tensor) -> None:
+    def _add(self, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
         if averages[0].is_floating_point():
             share = max(1 - self.decay, 9 / (10 + self.updates))
             torch._foreach_lerp_(averages, values, share)

@@ -1,6 +1,7 @@
 """A figure of what the detector predicted in an image and why pairs of corners were rejected."""
 
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ _MAX_CORNERS = 40
 def explanation_figure(
     image: np.ndarray,
     explanation: Explanation,
-    pair: Tuple[int, int],
+    pair: tuple[int, int],
     class_names: Optional[Sequence[str]] = None,
     title: str = "",
     min_score: float = 0.3,
@@ -195,7 +196,7 @@ def _draw_sampling_points(axes: Axes, seen: SeenCorners, index: int, color: str,
 
 
 def _sampling_handles(
-    explanation: Explanation, pair: Tuple[int, int], size: Tuple[int, int]
+    explanation: Explanation, pair: tuple[int, int], size: tuple[int, int]
 ) -> list:
     """Legend of the sampling points, with the number of those outside the image."""
     handles = []
@@ -215,7 +216,7 @@ def _sampling_handles(
     return handles
 
 
-def _draw_pair(axes: Axes, explanation: Explanation, pair: Tuple[int, int]) -> None:
+def _draw_pair(axes: Axes, explanation: Explanation, pair: tuple[int, int]) -> None:
     outcome = PairOutcome(int(explanation.outcome[pair]))
     color = BOX_COLOR if outcome == PairOutcome.ACCEPTED else PROBLEM_COLOR
     if outcome != PairOutcome.NO_EXTENT:
@@ -231,8 +232,8 @@ def _draw_pair(axes: Axes, explanation: Explanation, pair: Tuple[int, int]) -> N
 
 
 def _pair_lines(
-    explanation: Explanation, pair: Tuple[int, int], names: Optional[Sequence[str]]
-) -> Tuple[str, ...]:
+    explanation: Explanation, pair: tuple[int, int], names: Optional[Sequence[str]]
+) -> tuple[str, ...]:
     tl, br = explanation.tl, explanation.br
     outcome = PairOutcome(int(explanation.outcome[pair]))
     final = (explanation.detections == explanation.detections.new_tensor(pair)).all(dim=1)

@@ -5,7 +5,7 @@ corners kept of each kind, H x W the feature map, h x w the canvas.
 """
 
 import math
-from typing import Optional, Tuple
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -46,9 +46,9 @@ def pair_outcomes(conditions: PairConditions, entered: Tensor, taken: Tensor) ->
 
 def choose_pair(
     explanation: Explanation,
-    near: Optional[Tuple[float, float]] = None,
+    near: Optional[tuple[float, float]] = None,
     cls: Optional[int] = None,
-) -> Tuple[int, int]:
+) -> tuple[int, int]:
     """Chooses the most informative pair.
 
     A pair could be a box if its corners have the same class and its width and height are positive.
@@ -91,14 +91,14 @@ def choose_pair(
     return _highest(-((low + high) / 2 - point).square().sum(dim=-1), could_be)
 
 
-def _highest(values: Tensor, allowed: Tensor) -> Tuple[int, int]:
+def _highest(values: Tensor, allowed: Tensor) -> tuple[int, int]:
     index = int(values.masked_fill(~allowed, -math.inf).argmax())
     return divmod(index, values.shape[1])
 
 
 @torch.no_grad()
 def explain(
-    model: CentripetalNet, image: Tensor, output_size: Optional[Tuple[int, int]] = None
+    model: CentripetalNet, image: Tensor, output_size: Optional[tuple[int, int]] = None
 ) -> Explanation:
     """Detects in one image and returns all intermediate results. No masks, no TTA.
 
@@ -155,7 +155,7 @@ def explain(
     return _on_cpu(explanation)
 
 
-def _scaled(explanation: Explanation, scale: Tuple[float, float]) -> Explanation:
+def _scaled(explanation: Explanation, scale: tuple[float, float]) -> Explanation:
     """Scales all positions by (x, y) factors."""
     factor = explanation.boxes.new_tensor(scale)
 
@@ -184,9 +184,9 @@ def _see(
     model: CentripetalNet,
     branch: CornerBranch,
     feature: Tensor,
-    canvas_size: Tuple[int, int],
+    canvas_size: tuple[int, int],
     origin: Tensor,
-) -> Tuple[SeenCorners, Corners]:
+) -> tuple[SeenCorners, Corners]:
     """Corners of one kind for display (pixels of the image) and for matching (of the canvas)."""
     heatmap, peaks, shifts, corners = find_corners(branch, feature, canvas_size, model.matching)
     map_size, cells = tuple(heatmap.shape[-2:]), peaks.cell.flatten()

@@ -1,6 +1,7 @@
 """A figure of a training sample with its targets."""
 
-from typing import NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class CornerMarks(NamedTuple):
 
 
 def corner_marks(
-    targets: CornerTargets, inwards: int, map_size: Tuple[int, int], canvas_size: Tuple[int, int]
+    targets: CornerTargets, inwards: int, map_size: tuple[int, int], canvas_size: tuple[int, int]
 ) -> CornerMarks:
     """Converts the targets of one corner to positions.
 
@@ -78,7 +79,7 @@ def targets_figure(
     boxes: Tensor,
     classes: Tensor,
     targets: BoxTargets,
-    map_size: Tuple[int, int],
+    map_size: tuple[int, int],
     class_names: Optional[Sequence[str]] = None,
     title: str = "",
 ) -> Figure:
@@ -140,7 +141,7 @@ def targets_figure(
     return sheet.figure
 
 
-def _dense(targets: CornerTargets, map_size: Tuple[int, int]) -> Tensor:
+def _dense(targets: CornerTargets, map_size: tuple[int, int]) -> Tensor:
     """The target heatmap (H, W), maximum over classes."""
     planes = len(targets.heatmap.plane_start) - 1
     return render_bumps(targets.heatmap.bumps, (1, planes, *map_size))[0].amax(dim=0)
@@ -175,8 +176,8 @@ def _draw_close_up(
     marks: CornerMarks,
     i: int,
     color: str,
-    canvas_size: Tuple[int, int],
-    map_size: Tuple[int, int],
+    canvas_size: tuple[int, int],
+    map_size: tuple[int, int],
 ) -> None:
     """Draws the cells around a corner, its cell, its offset and the start of both shifts."""
     pixel_size = np.array((canvas_size[1] / map_size[1], canvas_size[0] / map_size[0]))

@@ -1,7 +1,5 @@
 """Training samples with prediction and heatmaps, for TensorBoard."""
 
-from typing import List, Tuple
-
 import cv2
 import numpy as np
 import torch
@@ -43,8 +41,8 @@ def draw_training_sample(
 
 
 def training_picture(
-    model: CentripetalNet, batched_inputs: List[dict], max_images: int = 3
-) -> Tuple[str, Tensor]:
+    model: CentripetalNet, batched_inputs: list[dict], max_images: int = 3
+) -> tuple[str, Tensor]:
     """Draws ground truth, prediction and heatmaps of some training samples, for TensorBoard.
 
     Args:
@@ -73,7 +71,7 @@ def training_picture(
 
 
 def overlay_heatmap(
-    image: np.ndarray, heatmap: np.ndarray, extent: Tuple[float, float, float, float]
+    image: np.ndarray, heatmap: np.ndarray, extent: tuple[float, float, float, float]
 ) -> np.ndarray:
     """Draws a heatmap over the image in grey.
 

@@ -1,7 +1,8 @@
 """Comparison of an exported file with its model."""
 
 import math
-from typing import Callable, List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def compare(expected: Candidates, actual: Candidates) -> Agreement:
 @torch.no_grad()
 def check_agreement(
     model: CentripetalNet, run: Callable[[Tensor], Candidates], images: Sequence[Tensor]
-) -> List[Agreement]:
+) -> list[Agreement]:
     """Compares the candidates of a file with those of its model.
 
     Args:

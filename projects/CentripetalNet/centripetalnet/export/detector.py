@@ -5,7 +5,8 @@ Shapes: h0 x w0 the image, h x w the canvas, P candidate boxes.
 
 import dataclasses
 import json
-from typing import Callable, Dict, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class ExportedDetector(nn.Module):
             if isinstance(module, CornerPooling):
                 module.corner_pool = corner_pool
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
         Args:
             image: (1, 3, h0, w0) float32 in [0, 255], channels in the order of the config.
@@ -78,7 +79,7 @@ class ExportedDetector(nn.Module):
         found = best_candidates(found, model.selection.max_candidates)
         return found.boxes[0], found.scores[0], found.classes[0]
 
-    def _canvas(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+    def _canvas(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The normalised image centred on its canvas, and (1, 2) its left and top border."""
         model = self.model
         canvas = (image - model.pixel_mean) / model.pixel_std
@@ -111,7 +112,7 @@ def _peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
 
 def metadata_of(
     model: CentripetalNet, class_names: Sequence[str], min_size_test: int, max_size_test: int
-) -> Dict[str, str]:
+) -> dict[str, str]:
     """The settings that a user of an exported file needs.
 
     Args:
@@ -134,7 +135,7 @@ def metadata_of(
     }
 
 
-def noise(size: Tuple[int, int]) -> Tensor:
+def noise(size: tuple[int, int]) -> Tensor:
     """A random image, the same in each call.
 
     Args:

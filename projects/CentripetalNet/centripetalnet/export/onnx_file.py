@@ -5,7 +5,7 @@ import inspect
 import io
 import warnings
 from types import ModuleType
-from typing import Callable, Dict
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def _traced_corner_pool(input: Tensor, direction: str) -> Tensor:
     return _CornerPoolNode.apply(input, direction)
 
 
-def export_onnx(model: CentripetalNet, path: str, metadata: Dict[str, str], opset: int) -> None:
+def export_onnx(model: CentripetalNet, path: str, metadata: dict[str, str], opset: int) -> None:
     """Writes a detector as an ONNX file of standard operators, for images of any size.
 
     Args:

@@ -1,7 +1,8 @@
 """The exported graph as a program of ``torch.export``."""
 
 import inspect
-from typing import Callable, Dict, Sequence
+from collections.abc import Sequence
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from .detector import EXAMPLE_SIZE, ExportedDetector, noise
 _LARGEST = 65536
 
 
-def export_program(model: CentripetalNet, path: str, metadata: Dict[str, str]) -> None:
+def export_program(model: CentripetalNet, path: str, metadata: dict[str, str]) -> None:
     """Writes a detector as a program for ``torch.export.load``, for images from 2 x 2 pixels.
 
     Args:

@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Iterator
+from typing import IO
 
 from detectron2.utils.file_io import PathManager
 

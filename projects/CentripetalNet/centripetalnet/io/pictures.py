@@ -1,8 +1,8 @@
 """Image files of the demo: finding, reading and writing them."""
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
-from typing import Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ WRITTEN_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _MAX_NAMED = 5
 
 
-def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> List[str]:
+def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> list[str]:
     """The image files that arguments name, each once, in their order.
 
     Args:
@@ -33,19 +33,19 @@ def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> List[
     Raises:
         FileNotFoundError: if a named file does not exist, or a folder contains no image.
     """
-    paths: List[str] = []
+    paths: list[str] = []
     for argument in arguments:
         if argument == "-":
             paths += _in_list(listed)
         else:
             paths += _in_argument(os.path.expanduser(argument))
-    by_file: Dict[str, str] = {}
+    by_file: dict[str, str] = {}
     for path in paths:
         by_file.setdefault(os.path.abspath(path), path)
     return list(by_file.values())
 
 
-def _in_argument(argument: str) -> List[str]:
+def _in_argument(argument: str) -> list[str]:
     # Before patterns, since file names may contain brackets.
     if os.path.exists(argument):
         return _in_path(argument)
@@ -57,9 +57,9 @@ def _in_argument(argument: str) -> List[str]:
     return found
 
 
-def _in_list(lines: Iterable[str]) -> List[str]:
-    paths: List[str] = []
-    missing: List[str] = []
+def _in_list(lines: Iterable[str]) -> list[str]:
+    paths: list[str] = []
+    missing: list[str] = []
     for line in lines:
         path = line.rstrip("\r\n")
         if not path:
@@ -79,7 +79,7 @@ def _in_list(lines: Iterable[str]) -> List[str]:
     return paths
 
 
-def _in_path(path: str) -> List[str]:
+def _in_path(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
     names = sorted(x for x in os.listdir(path) if x.lower().endswith(READ_EXTENSIONS))
@@ -132,7 +132,7 @@ def write_picture(picture: np.ndarray, path: str) -> None:
         file.write(content.tobytes())
 
 
-def output_paths(output: str, pictures: Sequence[str]) -> List[str]:
+def output_paths(output: str, pictures: Sequence[str]) -> list[str]:
     """Paths of the drawn images. They overwrite neither inputs nor each other.
 
     Args:
@@ -188,7 +188,7 @@ def refuse_to_overwrite(output: str, targets: Iterable[str], sources: Iterable[s
             )
 
 
-def _identity(path: str) -> Tuple[int, int]:
+def _identity(path: str) -> tuple[int, int]:
     """Identifies a file independently of its path."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
@@ -196,7 +196,7 @@ def _identity(path: str) -> Tuple[int, int]:
 
 def _names(pictures: Sequence[str]) -> Iterator[str]:
     """Unique names of the drawn images, also on file systems that ignore case."""
-    taken: Set[str] = set()
+    taken: set[str] = set()
     for path in pictures:
         stem, extension = os.path.splitext(os.path.basename(path))
         if extension.lower() not in WRITTEN_EXTENSIONS:

@@ -3,9 +3,10 @@
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Iterator, Optional, Tuple, Type, Union
+from typing import Optional, Union
 
 import cv2
 import numpy as np
@@ -50,7 +51,7 @@ class Video:
                 f"({cv2.__version__})"
             )
         height, width = self._first.shape[:2]
-        self.size: Tuple[int, int] = (width, height)
+        self.size: tuple[int, int] = (width, height)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate: float = rate if math.isfinite(rate) and rate > 0 else DEFAULT_RATE
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -88,7 +89,7 @@ class VideoFile:
     Codecs need even widths and heights. Odd frames get their last column or row twice.
     """
 
-    def __init__(self, path: str, codec: str, rate: float, size: Tuple[int, int]):
+    def __init__(self, path: str, codec: str, rate: float, size: tuple[int, int]):
         """
         Args:
             path: of the complete file. Missing folders are created.
@@ -126,7 +127,7 @@ class VideoFile:
 
     def __exit__(
         self,
-        kind: Optional[Type[BaseException]],
+        kind: Optional[type[BaseException]],
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
@@ -151,7 +152,7 @@ class VideoFile:
             )
 
 
-def find_output(output: str, source: str, rate: float, size: Tuple[int, int]) -> Tuple[str, str]:
+def find_output(output: str, source: str, rate: float, size: tuple[int, int]) -> tuple[str, str]:
     """Path and codec of a drawn video. The input is never overwritten.
 
     Args:
@@ -185,7 +186,7 @@ def find_output(output: str, source: str, rate: float, size: Tuple[int, int]) ->
     )
 
 
-def find_codec(extension: str, rate: float, size: Tuple[int, int]) -> Optional[str]:
+def find_codec(extension: str, rate: float, size: tuple[int, int]) -> Optional[str]:
     """The first of ``CODECS`` with which a test frame can be written and read, or None.
 
     Args:
@@ -196,7 +197,7 @@ def find_codec(extension: str, rate: float, size: Tuple[int, int]) -> Optional[s
     return next((x for x in CODECS if _works(x, extension, rate, size)), None)
 
 
-def _works(codec: str, extension: str, rate: float, size: Tuple[int, int]) -> bool:
+def _works(codec: str, extension: str, rate: float, size: tuple[int, int]) -> bool:
     black = _even(np.zeros((size[1], size[0], 3), np.uint8))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"probe{extension}")
@@ -209,7 +210,7 @@ def _works(codec: str, extension: str, rate: float, size: Tuple[int, int]) -> bo
     return bool(done) and frame.shape == black.shape
 
 
-def _writer(path: str, codec: str, rate: float, size: Tuple[int, int]) -> cv2.VideoWriter:
+def _writer(path: str, codec: str, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
     width, height = size
     even = (width + width % 2, height + height % 2)
     return cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*codec), rate, even)
@@ -220,5 +221,5 @@ def _even(frame: np.ndarray) -> np.ndarray:
     return cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
 
 
-def _times(size: Tuple[int, int]) -> str:
+def _times(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"

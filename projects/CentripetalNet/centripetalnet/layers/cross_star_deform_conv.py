@@ -4,8 +4,6 @@ Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 ker
 selected cells.
 """
 
-from typing import Tuple
-
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, DeformConv
@@ -84,7 +82,7 @@ def sample_bilinear(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) 
     return F.embedding_bag(cells, values, mode="sum", per_sample_weights=weights)
 
 
-def _tap_steps(device: torch.device) -> Tuple[Tensor, Tensor]:
+def _tap_steps(device: torch.device) -> tuple[Tensor, Tensor]:
     """(P,) dy and dx of the taps from the kernel's centre, row by row."""
     step = torch.arange(NUM_TAPS, device=device)
     step_y = torch.div(step, KERNEL_SIZE, rounding_mode="floor") - KERNEL_SIZE // 2

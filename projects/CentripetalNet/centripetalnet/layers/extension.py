@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from functools import lru_cache
+from functools import cache
 from typing import Optional
 
 import torch
@@ -48,7 +48,7 @@ def _kernel_devices(op: str) -> frozenset:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _warn_once(problem: str) -> None:
     warnings.warn(
         f"{problem} Corner pooling, the heatmap loss and soft-NMS run in plain PyTorch, several "

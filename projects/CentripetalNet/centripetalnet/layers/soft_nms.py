@@ -4,7 +4,6 @@ Shapes: N images, M candidate boxes per image (padded), D boxes kept per image.
 """
 
 import math
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ def batched_soft_nms(
     sigma: float = 0.5,
     iou_threshold: float = 0.5,
     min_score: float = 0.001,
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Per-class soft-NMS over padded batches, in the order in which the boxes are taken.
 
     Each round takes the box with the highest current score of an image, multiplies the scores of
@@ -91,7 +90,7 @@ def soft_nms_reference(
     sigma: float,
     iou_threshold: float,
     min_score: float,
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """:func:`batched_soft_nms` in plain PyTorch, vectorised over images and boxes; used on GPUs.
 
     Args, Returns, Raises: see :func:`batched_soft_nms`.

@@ -7,7 +7,6 @@ or a matrix product.
 """
 
 from math import prod
-from typing import List, Tuple
 
 import torch
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
@@ -19,7 +18,7 @@ from .corner_search import find_corners
 from .selection import select_detections
 
 
-def _shape(value) -> List[int]:
+def _shape(value) -> list[int]:
     return value.type().sizes()
 
 
@@ -67,7 +66,7 @@ class _Detection(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, canvas: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, canvas: Tensor) -> tuple[Tensor, ...]:
         model, (height, width) = self.model, map(int, canvas.shape[-2:])
         feature = model.backbone(canvas)[model.feature_names[-1]]
         tl, br = (
@@ -87,8 +86,8 @@ class _Detection(nn.Module):
 
 @torch.no_grad()
 def analyze(
-    model: CentripetalNet, image_size: Tuple[int, int]
-) -> Tuple[FlopCountAnalysis, ActivationCountAnalysis]:
+    model: CentripetalNet, image_size: tuple[int, int]
+) -> tuple[FlopCountAnalysis, ActivationCountAnalysis]:
     """Analyses of the detection in one image, for ``fvcore.nn.flop_count_table``.
 
     Shifts are counted as inference computes them, at the kept corners only, and masks for the

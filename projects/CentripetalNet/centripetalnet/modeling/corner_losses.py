@@ -4,7 +4,6 @@ Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the 
 """
 
 from dataclasses import dataclass
-from typing import Dict
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +107,7 @@ def corner_losses(
     targets: CornerTargets,
     counts: CornerCounts,
     options: LossOptions,
-) -> Dict[str, Tensor]:
+) -> dict[str, Tensor]:
     """The four unweighted losses of one corner of one stack.
 
     Args:

@@ -7,7 +7,6 @@ Section numbers are those of arXiv 2003.09119 unless another paper is named.
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -112,7 +111,7 @@ def best_peaks(peaks: Tensor, topk: int) -> Peaks:
     return Peaks(score=score, cls=index % num_classes, cell=first_cell + cell)
 
 
-def _as_xy(size: Tuple[int, int], like: Tensor) -> Tensor:
+def _as_xy(size: tuple[int, int], like: Tensor) -> Tensor:
     """(height, width) as a tensor (width, height), so that an export keeps both dynamic."""
     height, width = size
     return torch.stack((like.new_full((), width), like.new_full((), height)))
@@ -123,8 +122,8 @@ def locate_corners(
     offset: Tensor,
     centripetal_shift: Tensor,
     inwards: int,
-    map_size: Tuple[int, int],
-    canvas_size: Tuple[int, int],
+    map_size: tuple[int, int],
+    canvas_size: tuple[int, int],
 ) -> Corners:
     """Decodes positions of corners of one kind and the centres that they point to.
 

@@ -3,7 +3,7 @@
 Shapes: N images, C classes, H x W the feature map, K corners kept in each image.
 """
 
-from typing import Callable, NamedTuple, Tuple
+from typing import Callable, NamedTuple
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ class FoundCorners(NamedTuple):
 def find_corners(
     branch: CornerBranch,
     feature: Tensor,
-    canvas_size: Tuple[int, int],
+    canvas_size: tuple[int, int],
     options: MatchingOptions,
     find: Callable[[Tensor, MatchingOptions], Peaks] = find_peaks,
 ) -> FoundCorners:
@@ -49,7 +49,7 @@ def find_pooled_corners(
     branch: CornerBranch,
     pooled: Tensor,
     heatmap: Tensor,
-    canvas_size: Tuple[int, int],
+    canvas_size: tuple[int, int],
     options: MatchingOptions,
     find: Callable[[Tensor, MatchingOptions], Peaks] = find_peaks,
 ) -> FoundCorners:

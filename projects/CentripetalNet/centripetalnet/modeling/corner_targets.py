@@ -4,8 +4,6 @@ Shapes: N images, C classes, H x W the feature map, M ground-truth boxes of the 
 are sparse: shifts at the M corner cells, and heatmaps as at most M Gaussian bumps.
 """
 
-from typing import List, Tuple
-
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
@@ -42,7 +40,7 @@ def heatmap_bumps(
     radius: Tensor,
     usable: Tensor,
     num_planes: int,
-    map_size: Tuple[int, int],
+    map_size: tuple[int, int],
 ) -> HeatmapBumps:
     """Gaussian bumps of one corner's heatmaps, sorted as :func:`gaussian_focal_loss` expects.
 
@@ -84,7 +82,7 @@ def _corner_targets(
     image_index: Tensor,
     num_images: int,
     num_classes: int,
-    map_size: Tuple[int, int],
+    map_size: tuple[int, int],
 ) -> CornerTargets:
     """Targets of one corner; ``inwards`` is +1 for top-left, -1 for bottom-right corners."""
     height, width = map_size
@@ -121,8 +119,8 @@ def corner_targets(
     image_index: Tensor,
     num_images: int,
     num_classes: int,
-    canvas_size: Tuple[int, int],
-    map_size: Tuple[int, int],
+    canvas_size: tuple[int, int],
+    map_size: tuple[int, int],
     min_overlap: float = 0.3,
 ) -> BoxTargets:
     """Targets of both corners for the boxes of a whole batch.
@@ -160,9 +158,9 @@ def corner_targets(
 
 
 def batch_targets(
-    instances: List[Instances],
-    canvas_size: Tuple[int, int],
-    map_size: Tuple[int, int],
+    instances: list[Instances],
+    canvas_size: tuple[int, int],
+    map_size: tuple[int, int],
     num_classes: int,
     min_overlap: float,
 ) -> BoxTargets:

@@ -1,6 +1,7 @@
 """Which feature maps of a backbone have a head."""
 
-from typing import Dict, Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
@@ -9,7 +10,7 @@ from torch import nn
 
 def feature_shapes(
     backbone: Backbone, in_features: Optional[Sequence[str]] = None
-) -> Dict[str, ShapeSpec]:
+) -> dict[str, ShapeSpec]:
     """Shapes of the feature maps that have a head, by default all of the backbone's.
 
     Raises:

@@ -3,8 +3,8 @@
 Shapes: N images, h x w the input canvas, H x W = ceil(h / 4) x ceil(w / 4) the feature maps.
 """
 
+from collections.abc import Sequence
 from itertools import chain
-from typing import Dict, Sequence
 
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -220,7 +220,7 @@ class StackedHourglass(Backbone):
             module.requires_grad_(False)
             FrozenBatchNorm2d.convert_frozen_batchnorm(module)
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
             x: (N, in_channels, h, w), normalised.

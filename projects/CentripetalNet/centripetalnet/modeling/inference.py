@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections import Counter
-from typing import Dict, Iterator, List, Tuple
+from collections.abc import Iterator
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -97,10 +97,10 @@ class _Uses(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.weight_behind: Dict[int, int] = {}
+        self.weight_behind: dict[int, int] = {}
         self.uses: Counter = Counter()
         # Alive, an id is that of one tensor.
-        self._alive: List[Tensor] = []
+        self._alive: list[Tensor] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -133,7 +133,7 @@ def _fold_separate_norms(model: CentripetalNet) -> None:
     norms = {name: x for name, x in backbone.named_modules() if _is_foldable(x)}
     if not norms:
         return
-    inputs: List[Tuple[str, int]] = []
+    inputs: list[tuple[str, int]] = []
 
     def noting(name: str):
         return lambda module, args: inputs.append((name, id(args[0])))

@@ -4,8 +4,6 @@ Shapes: N images, H x W the feature map, h x w the canvas, P boxes of an image. 
 of the canvas. Source: arXiv 2003.09119, section 3.3, with the mask branch of arXiv 1703.06870.
 """
 
-from typing import List, Tuple
-
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -81,8 +79,8 @@ class InstanceMaskHead(nn.Module):
         return self.start_iter == 0 or get_event_storage().iter >= self.start_iter
 
     def proposals(
-        self, corners: List[Corners], instances: List[Instances], options: MatchingOptions
-    ) -> List[Instances]:
+        self, corners: list[Corners], instances: list[Instances], options: MatchingOptions
+    ) -> list[Instances]:
         """Training samples of each image, see :func:`matched_proposals`; empty without corners.
 
         Args:
@@ -103,7 +101,7 @@ class InstanceMaskHead(nn.Module):
         ]
 
     def losses(
-        self, feature: Tensor, canvas_size: Tuple[int, int], proposals: List[Instances]
+        self, feature: Tensor, canvas_size: tuple[int, int], proposals: list[Instances]
     ) -> Tensor:
         """
         Args:
@@ -121,7 +119,7 @@ class InstanceMaskHead(nn.Module):
         return mean_here * (count / count_per_process(count)) * self.loss_weight
 
     def probabilities(
-        self, feature: Tensor, canvas_size: Tuple[int, int], boxes: Tensor, classes: Tensor
+        self, feature: Tensor, canvas_size: tuple[int, int], boxes: Tensor, classes: Tensor
     ) -> Tensor:
         """
         Args:
@@ -150,7 +148,7 @@ class InstanceMaskHead(nn.Module):
         on_canvas = boxes + boxes.new_tensor(findings.border * 2)
         return self.probabilities(findings.feature, findings.canvas_size, on_canvas, classes)
 
-    def _pool(self, feature: Tensor, canvas_size: Tuple[int, int], boxes: List[Boxes]) -> Tensor:
+    def _pool(self, feature: Tensor, canvas_size: tuple[int, int], boxes: list[Boxes]) -> Tensor:
         """(sum of P, C, 14, 14). The exact stride is canvas / map: 511 / 128 pixels, not 4."""
         height, width = feature.shape[-2:]
         cells_per_pixel = (width / canvas_size[1], height / canvas_size[0])

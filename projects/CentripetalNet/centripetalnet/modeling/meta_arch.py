@@ -3,7 +3,8 @@
 Shapes: N images, h x w the canvas, H x W the feature map, P candidate boxes of an image.
 """
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from detectron2.config import configurable
@@ -49,8 +50,8 @@ class CentripetalNet(nn.Module):
         selection: SelectionOptions,
         mask_head: Optional[InstanceMaskHead] = None,
         canvas_bits: int,
-        pixel_mean: Tuple[float, ...],
-        pixel_std: Tuple[float, ...],
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
         input_format: str = "RGB",
         channels_last: bool = False,
         checkpoint_activations: bool = False,
@@ -149,13 +150,13 @@ class CentripetalNet(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def untrained_parameters(self) -> List[nn.Parameter]:
+    def untrained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the current iteration does not train yet."""
         if self.mask_head is None or self.mask_head.is_trained():
             return []
         return list(self.mask_head.parameters())
 
-    def forward(self, batched_inputs: List[dict], counts: Optional[StepCounts] = None):
+    def forward(self, batched_inputs: list[dict], counts: Optional[StepCounts] = None):
         """
         Args:
             batched_inputs: one dict for each image, as in Detectron2's models: ``image``
@@ -182,8 +183,8 @@ class CentripetalNet(nn.Module):
         return losses
 
     def losses(
-        self, images: Tensor, instances: List[Instances], counts: Optional[StepCounts] = None
-    ) -> Dict[str, Tensor]:
+        self, images: Tensor, instances: list[Instances], counts: Optional[StepCounts] = None
+    ) -> dict[str, Tensor]:
         """
         Args:
             images: (N, 3, h, w), normalised.
@@ -235,7 +236,7 @@ class CentripetalNet(nn.Module):
         return losses
 
     @torch.no_grad()
-    def step_counts(self, batches: List[List[dict]]) -> StepCounts:
+    def step_counts(self, batches: list[list[dict]]) -> StepCounts:
         """Normalizers for the losses of several batches as if they were one.
 
         The mask loss, a mean over proposals that are not known yet, is weighted by the number of
@@ -268,9 +269,9 @@ class CentripetalNet(nn.Module):
         feature: Tensor,
         target: CornerTargets,
         counts: CornerCounts,
-        canvas_size: Tuple[int, int],
+        canvas_size: tuple[int, int],
         is_decoded: bool,
-    ) -> Tuple[Dict[str, Tensor], Optional[Corners]]:
+    ) -> tuple[dict[str, Tensor], Optional[Corners]]:
         """Unweighted losses of one corner of one stack; if ``is_decoded`` also its corners."""
         pooled = branch.pooling(feature)
         heatmap = branch.heatmap(pooled)
@@ -287,7 +288,7 @@ class CentripetalNet(nn.Module):
             found = find_pooled_corners(branch, pooled, heatmap, canvas_size, self.matching)
         return losses, found.corners
 
-    def inference(self, batched_inputs: List[dict]) -> List[Dict[str, Instances]]:
+    def inference(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """
         Args:
             batched_inputs: see :meth:`forward`.
@@ -308,7 +309,7 @@ class CentripetalNet(nn.Module):
                 )
         return scaled_to_output(results, batched_inputs)
 
-    def find(self, images: List[Tensor]) -> List[Findings]:
+    def find(self, images: list[Tensor]) -> list[Findings]:
         """Candidates of each image before soft-NMS.
 
         Only images with the same canvas size share a batch, so that padding does not depend on the
@@ -320,10 +321,10 @@ class CentripetalNet(nn.Module):
         Returns:
             For each image its best candidates, in pixels of the image, and the feature map.
         """
-        groups: Dict[Tuple[int, int], List[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             groups.setdefault(self.canvas_size(image.shape[-2:]), []).append(i)
-        results: List[Findings] = [None] * len(images)
+        results: list[Findings] = [None] * len(images)
         for canvas_size, members in groups.items():
             canvas, border = self.test_canvas([images[i] for i in members])
             feature = self.backbone(canvas)[self.feature_names[-1]]
@@ -342,7 +343,7 @@ class CentripetalNet(nn.Module):
                 )
         return results
 
-    def test_canvas(self, images: List[Tensor]) -> Tuple[Tensor, List[Tuple[int, int]]]:
+    def test_canvas(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """The input of the backbone in inference.
 
         Args:
@@ -367,16 +368,16 @@ class CentripetalNet(nn.Module):
             inside.copy_(self._normalize(image))
         return canvas.contiguous(memory_format=self.memory_format), border
 
-    def canvas_size(self, image_size: Tuple[int, int]) -> Tuple[int, int]:
+    def canvas_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the canvas in inference, for an image of (h0, w0) pixels."""
         return self._padded(*(size | self.canvas_bits for size in image_size))
 
-    def map_size(self, canvas_size: Tuple[int, int]) -> Tuple[int, int]:
+    def map_size(self, canvas_size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the feature map of a canvas of (h, w) pixels."""
         height, width = canvas_size
         return -(-height // self.stride), -(-width // self.stride)
 
-    def _padded(self, height: int, width: int) -> Tuple[int, int]:
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
         """The size rounded up to multiples, as ``ImageList.from_tensors`` does it."""
         multiple = max(self.backbone.size_divisibility, 1)
         return -(-height // multiple) * multiple, -(-width // multiple) * multiple
@@ -384,7 +385,7 @@ class CentripetalNet(nn.Module):
     def _normalize(self, image: Tensor) -> Tensor:
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
-    def _training_canvas(self, batched_inputs: List[dict]) -> ImageList:
+    def _training_canvas(self, batched_inputs: list[dict]) -> ImageList:
         return ImageList.from_tensors(
             [self._normalize(x["image"]) for x in batched_inputs], self.backbone.size_divisibility
         )

@@ -3,8 +3,8 @@
 Shapes: N images, P candidates of each image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -71,7 +71,7 @@ def best_candidates(candidates: Candidates, max_candidates: int) -> Candidates:
     return _taken(candidates, index, scores)
 
 
-def _best(candidates: Candidates, max_candidates: int) -> Tuple[Tensor, Tensor]:
+def _best(candidates: Candidates, max_candidates: int) -> tuple[Tensor, Tensor]:
     """Scores and indices of the best candidates, each (N, min(P, max_candidates))."""
     return candidates.scores.topk(min(max_candidates, candidates.scores.shape[1]), dim=1)
 
@@ -85,7 +85,7 @@ def _taken(candidates: Candidates, index: Tensor, scores: Tensor) -> Candidates:
     )
 
 
-def stack_candidates(candidates: List[Candidates]) -> Candidates:
+def stack_candidates(candidates: list[Candidates]) -> Candidates:
     """Stacks the candidates of several images to one batch, with padding.
 
     Args:
@@ -125,7 +125,7 @@ def select_detections(candidates: Candidates, options: SelectionOptions) -> Cand
 
 def select_indices(
     candidates: Candidates, options: SelectionOptions
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the candidates that :func:`select_detections` selects.
 
     Args:
@@ -142,7 +142,7 @@ def select_indices(
     return entered, entered.gather(1, keep), scores
 
 
-def _soft_nms(best: Candidates, options: SelectionOptions) -> Tuple[Tensor, Tensor]:
+def _soft_nms(best: Candidates, options: SelectionOptions) -> tuple[Tensor, Tensor]:
     return batched_soft_nms(
         best.boxes,
         best.scores,
@@ -156,8 +156,8 @@ def _soft_nms(best: Candidates, options: SelectionOptions) -> Tuple[Tensor, Tens
 
 
 def detections_of(
-    candidates: List[Candidates], sizes: List[Tuple[int, int]], options: SelectionOptions
-) -> List[Instances]:
+    candidates: list[Candidates], sizes: list[tuple[int, int]], options: SelectionOptions
+) -> list[Instances]:
     """Final boxes of each image, from its candidates.
 
     Args:
@@ -184,8 +184,8 @@ def detections_of(
 
 
 def scaled_to_output(
-    results: List[Instances], batched_inputs: List[dict]
-) -> List[Dict[str, Instances]]:
+    results: list[Instances], batched_inputs: list[dict]
+) -> list[dict[str, Instances]]:
     """Scales results to the ``height`` and ``width`` of each input and clips them."""
     return [
         {

@@ -1,6 +1,7 @@
 """Test-time augmentation: horizontal flips and several scales, merged by one soft-NMS."""
 
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class CentripetalNetWithTTA(nn.Module):
             "mapper": CentripetalNetDatasetMapper(cfg, is_train=False),
         }
 
-    def forward(self, batched_inputs: List[dict]) -> List[dict]:
+    def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """
         Args:
             batched_inputs: as for the model; ``file_name`` may replace ``image``.
@@ -116,7 +117,7 @@ class CentripetalNetWithTTA(nn.Module):
             result.pred_masks = torch.stack(masks).mean(dim=0)
         return result
 
-    def _merged(self, found: List[Candidates], views: List[View]) -> Candidates:
+    def _merged(self, found: list[Candidates], views: list[View]) -> Candidates:
         """Candidates of all views of an image as one row, in pixels of the image."""
         boxes = [self._in_image(candidates.boxes, view) for candidates, view in zip(found, views)]
         return Candidates(
@@ -125,7 +126,7 @@ class CentripetalNetWithTTA(nn.Module):
             torch.cat([x.classes for x in found], dim=1),
         )
 
-    def views(self, image: Tensor) -> List[View]:
+    def views(self, image: Tensor) -> list[View]:
         """
         Args:
             image: (3, h0, w0) in [0, 255].

@@ -5,7 +5,6 @@ Shapes: N images, h x w the canvas.
 
 import math
 from functools import partial
-from typing import Dict, List
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -80,7 +79,7 @@ class TimmBackbone(Backbone):
                 "that takes any size, a convolutional one for example."
             )
         info = self.net.feature_info
-        self.strides: List[int] = info.reduction()
+        self.strides: list[int] = info.reduction()
         if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:])):
             raise ValueError(
                 f"MODEL.TIMM.NAME: the feature maps of {name} have the strides {self.strides}. "
@@ -131,7 +130,7 @@ class TimmBackbone(Backbone):
         if not freeze_at:
             return
         last = self.net.feature_info.module_name()[freeze_at - 1].replace(".", "_")
-        frozen: List[str] = []
+        frozen: list[str] = []
         is_found = False
         # In the order of the forward pass; "stages.1" may be a child named "stages_1".
         for name, _ in self.net.named_modules():
@@ -166,7 +165,7 @@ class TimmBackbone(Backbone):
                 module.eval()
         return self
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """
         Args:
             x: (N, in_channels, h, w), normalised.

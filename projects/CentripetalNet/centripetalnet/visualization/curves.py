@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from typing import Dict, Optional
+from typing import Optional
 
 from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..io.files import atomic_file
 
 
-def read_metrics(path: str) -> Dict[str, Dict[int, float]]:
+def read_metrics(path: str) -> dict[str, dict[int, float]]:
     """The scalars of Detectron2's metrics.json by name and iteration.
 
     A resumed training repeats iterations; the values of the last run count. Lines that are not
@@ -21,7 +21,7 @@ def read_metrics(path: str) -> Dict[str, Dict[int, float]]:
         OSError: if the file cannot be read.
         ValueError: if it contains no metrics.
     """
-    curves: Dict[str, Dict[int, float]] = defaultdict(dict)
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
     with open(PathManager.get_local_path(path), encoding="utf-8", errors="replace") as file:
         for line in file:
             try:

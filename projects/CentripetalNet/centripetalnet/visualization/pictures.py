@@ -1,6 +1,7 @@
 """Ground truth, detections and heatmaps, drawn onto images with Detectron2's Visualizer."""
 
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 from detectron2.data import Metadata
@@ -64,7 +65,7 @@ def _color_mode(metadata: Optional[Metadata]) -> ColorMode:
 
 
 def tile(
-    cells: Sequence[Tuple[np.ndarray, ...]], columns: int, gap: int = 8, background: int = 255
+    cells: Sequence[tuple[np.ndarray, ...]], columns: int, gap: int = 8, background: int = 255
 ) -> np.ndarray:
     """Arranges images in rows.
 
@@ -83,7 +84,7 @@ def tile(
     groups = [_placed(group, height, width, background) for group in groups]
     while len(groups) % columns:
         groups.append(np.full((height, width, 3), background, np.uint8))
-    rows: List[np.ndarray] = []
+    rows: list[np.ndarray] = []
     for start in range(0, len(groups), columns):
         rows.append(_row(groups[start : start + columns], gap, background))
         rows.append(np.full((gap, rows[0].shape[1], 3), background, np.uint8))
@@ -92,7 +93,7 @@ def tile(
 
 def _row(pictures: Sequence[np.ndarray], gap: int, background: int) -> np.ndarray:
     height = max(picture.shape[0] for picture in pictures)
-    parts: List[np.ndarray] = []
+    parts: list[np.ndarray] = []
     for picture in pictures:
         parts.append(_placed(picture, height, picture.shape[1], background))
         parts.append(np.full((height, gap, 3), background, np.uint8))

@@ -1,6 +1,7 @@
 """Figures made of panels of equal size, laid out in inches so that texts do not overlap."""
 
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 from matplotlib import colormaps
@@ -93,7 +94,7 @@ def class_name(names: Optional[Sequence[str]], cls: int) -> str:
     return names[cls] if names is not None and cls < len(names) else f"class {cls}"
 
 
-def draw_heatmap(axes: Axes, heatmap: Tensor, extent: Tuple[float, float, float, float]):
+def draw_heatmap(axes: Axes, heatmap: Tensor, extent: tuple[float, float, float, float]):
     """Draws a heatmap over an image; returns the mappable for a colour bar.
 
     Args:
@@ -119,7 +120,7 @@ def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
     """
     height, width = axes.get_ylim()[0], axes.get_xlim()[1]
     points_per_pixel = 72 / axes.figure.dpi
-    placed: List[np.ndarray] = []
+    placed: list[np.ndarray] = []
     for i, box in enumerate(boxes):
         axes.add_patch(rectangle(box, BOX_COLOR, gid="box"))
         if i >= _num_listed(len(boxes)):
@@ -174,7 +175,7 @@ class Sheet:
 
     def __init__(
         self,
-        picture_size: Tuple[int, int],
+        picture_size: tuple[int, int],
         rows: int,
         columns: int,
         header: str,
@@ -213,7 +214,7 @@ class Sheet:
     def _left(column: int) -> float:
         return _MARGIN + column * (_PANEL_WIDTH + _GAP)
 
-    def axes(self, row: int, column: int, inset: Tuple[float, float, float, float] = (0,) * 4):
+    def axes(self, row: int, column: int, inset: tuple[float, float, float, float] = (0,) * 4):
         """The empty axes of a panel.
 
         Args:

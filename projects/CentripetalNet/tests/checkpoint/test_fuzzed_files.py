@@ -9,7 +9,7 @@ import pickle
 import re
 import tempfile
 from collections import OrderedDict
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,12 +75,12 @@ def as_bytes(content, form="zip"):
     return file.getvalue()
 
 
-@lru_cache(maxsize=None)
+@cache
 def small_file(form):
     return as_bytes({"model": SmallModel().state_dict(), "about": ABOUT, "iteration": 3}, form)
 
 
-@lru_cache(maxsize=None)
+@cache
 def shapes():
     return model_shapes(golden_config())
 
@@ -95,7 +95,7 @@ def weights_named(names):
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def whole_file(names, form):
     return as_bytes({"state_dict": weights_named(names), "meta": {"CLASSES": list("abcde")}}, form)
 

@@ -65,9 +65,6 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
     assert "gradient norm nan" in caplog.text and "image0.jpg" in caplog.text
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.amp, "GradScaler"), reason="PyTorch before 2.3 scales on CUDA only"
-)
 def test_gradients_that_overflow_at_any_scale_end_the_training():
     class Steep(Line):
         def forward(self, batch):

@@ -160,7 +160,6 @@ def test_compiles_to_one_graph_for_any_number_of_boxes():
             assert torch.equal(actual, expected)
 
 
-@pytest.mark.skipif(not hasattr(torch.export, "Dim"), reason="PyTorch 2.1 has no torch.export.Dim")
 def test_is_exported_for_any_number_of_boxes():
     # PyTorch before 2.4 cannot export min(count, 20) without knowing which is smaller.
     count = torch.export.Dim("count", min=20, max=1000)

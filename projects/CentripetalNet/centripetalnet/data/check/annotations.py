@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any, Optional
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from .structure import class_names, entries_of, is_integer, is_number, shown
 # Pixels. COCO rounds x and width to hundredths each, and their sum is not exact.
 OUTSIDE_TOLERANCE = 0.02
 
-Size = Optional[Tuple[int, int]]
+Size = Optional[tuple[int, int]]
 
 
 def check_annotations(content: Any, path: str, needs_sizes: bool = True) -> Report:
@@ -59,8 +60,8 @@ def check_annotations(content: Any, path: str, needs_sizes: bool = True) -> Repo
     return Report(path, problems, len(images), len(annotations), counts)
 
 
-def _check_images(images: List[dict], needs_sizes: bool) -> Iterator[Problem]:
-    same_id: Dict[int, List[int]] = {}
+def _check_images(images: list[dict], needs_sizes: bool) -> Iterator[Problem]:
+    same_id: dict[int, list[int]] = {}
     for position, image in enumerate(images):
         image_id, file_name = image.get("id"), image.get("file_name")
         usable_name = isinstance(file_name, str) and file_name != ""
@@ -94,7 +95,7 @@ def _check_images(images: List[dict], needs_sizes: bool) -> Iterator[Problem]:
             yield from _check_copies(image_id, positions, images)
 
 
-def _check_copies(image_id: int, positions: List[int], images: List[dict]) -> Iterator[Problem]:
+def _check_copies(image_id: int, positions: list[int], images: list[dict]) -> Iterator[Problem]:
     """Problems of entries with the same id. Of equal entries the first is kept."""
     equal = all(images[x] == images[positions[0]] for x in positions[1:])
     detail = f"{len(positions)} images have the id, the first is images[{positions[0]}]; " + (
@@ -108,9 +109,9 @@ def _check_copies(image_id: int, positions: List[int], images: List[dict]) -> It
         yield Problem("image id is not unique", "images", position, image_id, None, name, detail)
 
 
-def _sizes(images: List[dict]) -> Dict[int, Size]:
+def _sizes(images: list[dict]) -> dict[int, Size]:
     """(height, width) by image id; None if unknown or ambiguous."""
-    sizes: Dict[int, Size] = {}
+    sizes: dict[int, Size] = {}
     for image in images:
         if not is_integer(image.get("id")):
             continue
@@ -121,12 +122,12 @@ def _sizes(images: List[dict]) -> Dict[int, Size]:
 
 
 def _check_annotations(
-    annotations: List[dict], sizes: Dict[int, Size], classes: Dict[int, str]
-) -> List[Tuple[int, str, str]]:
+    annotations: list[dict], sizes: dict[int, Size], classes: dict[int, str]
+) -> list[tuple[int, str, str]]:
     """Position in the list, kind and detail of each problem."""
-    found: List[Tuple[int, str, str]] = []
+    found: list[tuple[int, str, str]] = []
     coordinates = CoordinateCheck()
-    first_of_id: Dict[int, int] = {}
+    first_of_id: dict[int, int] = {}
     boxes, box_sizes, box_positions = [], [], []
     for position, annotation in enumerate(annotations):
         problems = _check_ids(annotation, position, sizes, classes, first_of_id)
@@ -161,10 +162,10 @@ def _check_annotations(
 def _check_ids(
     annotation: dict,
     position: int,
-    sizes: Dict[int, Size],
-    classes: Dict[int, str],
-    first_of_id: Dict[int, int],
-) -> List[KindAndDetail]:
+    sizes: dict[int, Size],
+    classes: dict[int, str],
+    first_of_id: dict[int, int],
+) -> list[KindAndDetail]:
     """Checks the ids and adds them to ``first_of_id``, the first position of each id."""
     problems = []
     annotation_id = annotation.get("id")
@@ -199,7 +200,7 @@ def _check_ids(
     return problems
 
 
-def _check_flags(annotation: dict) -> List[KindAndDetail]:
+def _check_flags(annotation: dict) -> list[KindAndDetail]:
     """``ignore``, ``iscrowd`` and ``area``."""
     problems = []
     ignore, iscrowd = annotation.get("ignore", 0), annotation.get("iscrowd")
@@ -220,14 +221,14 @@ def _check_flags(annotation: dict) -> List[KindAndDetail]:
     return problems
 
 
-def _check_keypoints(keypoints: Any) -> List[KindAndDetail]:
+def _check_keypoints(keypoints: Any) -> list[KindAndDetail]:
     if isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(is_number, keypoints)):
         return []
     detail = f"they are {shown(keypoints)}; expected a list of x, y, visibility, ..."
     return [("invalid keypoints", detail)]
 
 
-def _check_boxes(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[Tuple[int, str, str]]:
+def _check_boxes(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str, str]]:
     """Checks all boxes at once.
 
     Args:
@@ -269,7 +270,7 @@ def _box_text(box: np.ndarray) -> str:
     return "[" + ", ".join(f"{x:.8g}" for x in box) + "]"
 
 
-def _class_counts(annotations: List[dict], classes: Dict[int, str]) -> Dict[str, Tuple[int, int]]:
+def _class_counts(annotations: list[dict], classes: dict[int, str]) -> dict[str, tuple[int, int]]:
     counts = Counter(
         (x["category_id"], x.get("iscrowd") == 1)
         for x in annotations

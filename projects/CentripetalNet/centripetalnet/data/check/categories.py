@@ -3,7 +3,8 @@
 import functools
 import json
 import os
-from typing import Any, List, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
@@ -40,7 +41,7 @@ def read_annotation_file(json_file: str) -> Any:
         ) from error
 
 
-def check_coco_categories(json_file: str) -> List[str]:
+def check_coco_categories(json_file: str) -> list[str]:
     """Checks the categories of an annotation file.
 
     Args:
@@ -58,8 +59,8 @@ def check_coco_categories(json_file: str) -> List[str]:
     return list(_categories(json_file, modified))
 
 
-@functools.lru_cache(maxsize=None)
-def _categories(json_file: str, modified: float) -> Tuple[str, ...]:
+@functools.cache
+def _categories(json_file: str, modified: float) -> tuple[str, ...]:
     """Cached, since a large file would be read again at each evaluation."""
     return tuple(class_names(read_annotation_file(json_file), json_file).values())
 

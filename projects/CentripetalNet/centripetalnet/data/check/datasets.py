@@ -3,8 +3,9 @@
 import json
 import logging
 import os
+from collections.abc import Sequence, Sized
 from functools import partial
-from typing import Callable, Dict, List, Optional, Sequence, Set, Sized, Tuple
+from typing import Callable, Optional
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -29,7 +30,7 @@ from . import (
 logger = logging.getLogger(__name__)
 
 # Results of usable_datasets by its arguments, with the file or function that was checked.
-_usable_names: Dict[tuple, Tuple[tuple, str]] = {}
+_usable_names: dict[tuple, tuple[tuple, str]] = {}
 
 
 def ready_metadata(name: str) -> Metadata:
@@ -76,7 +77,7 @@ def check_datasets(names: Sequence[str], num_classes: int) -> None:
 
 def usable_datasets(
     names: Sequence[str], output_dir: str, skip_unusable: bool, evaluated: bool = True
-) -> List[str]:
+) -> list[str]:
     """Checks all annotations of datasets, and that the image files exist.
 
     Each machine checks its own files, again only after they change. The result of a function is
@@ -132,7 +133,7 @@ def _check(
     copy = os.path.join(output_dir, "usable_annotations", f"{name}.json")
     is_coco = _is_coco(metadata)
     error: Optional[Exception] = None
-    left_out: Set[Tuple[str, int]] = set()
+    left_out: set[tuple[str, int]] = set()
     if comm.get_local_rank() == 0:
         try:
             if is_coco:
@@ -162,15 +163,15 @@ def _check(
 
 
 def _usable_records(
-    function: Callable[[], List[dict]], left_out: Set[Tuple[str, int]]
-) -> List[dict]:
+    function: Callable[[], list[dict]], left_out: set[tuple[str, int]]
+) -> list[dict]:
     # Detectron2 requires the same records in the same order at each call.
     return records_without(function(), left_out)
 
 
 def _check_file(
     name: str, metadata: Metadata, copy: str, skip_unusable: bool
-) -> Set[Tuple[str, int]]:
+) -> set[tuple[str, int]]:
     """Section and position of each invalid entry; writes ``copy`` if there are any."""
     content = read_annotation_file(metadata.json_file)
     report = check_annotations(content, metadata.json_file)
@@ -191,7 +192,7 @@ def _check_file(
 
 def _check_function(
     name: str, metadata: Metadata, skip_unusable: bool, evaluated: bool
-) -> Set[Tuple[str, int]]:
+) -> set[tuple[str, int]]:
     """Section and position of each invalid entry in the function's result."""
     records = DatasetCatalog.get(name)
     if not isinstance(records, (list, tuple)):
@@ -214,7 +215,7 @@ def _check_function(
     return left_out
 
 
-def _unusable(name: str, report: Report, skip_unusable: bool, advice: str) -> Set[Tuple[str, int]]:
+def _unusable(name: str, report: Report, skip_unusable: bool, advice: str) -> set[tuple[str, int]]:
     """Logs the report; returns section and position of the errors."""
     if report.problems:
         logger.warning("Problems of the dataset %s:\n%s", name, report.format())

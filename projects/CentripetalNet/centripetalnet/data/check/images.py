@@ -2,9 +2,10 @@
 
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -31,7 +32,7 @@ class _Header(NamedTuple):
 
     mode: str
     stored: str
-    size: Tuple[int, int]
+    size: tuple[int, int]
     orientation: Optional[int]
     has_transparency: bool
     num_frames: Optional[int]
@@ -104,7 +105,7 @@ def check_images(
     return report + _report(content, path, problems)
 
 
-def _inspect_all(tasks: list, num_workers: int) -> Iterator[List[KindAndDetail]]:
+def _inspect_all(tasks: list, num_workers: int) -> Iterator[list[KindAndDetail]]:
     """In the order of the tasks."""
     if num_workers == 0:
         yield from map(_inspect, tasks)
@@ -119,7 +120,7 @@ def _inspect_all(tasks: list, num_workers: int) -> Iterator[List[KindAndDetail]]
             ) from error
 
 
-def _inspect(task: Tuple[str, Optional[Tuple[int, int]]]) -> List[KindAndDetail]:
+def _inspect(task: tuple[str, Optional[tuple[int, int]]]) -> list[KindAndDetail]:
     """Problems of one image file; ``task`` is its path and expected (width, height)."""
     path, expected = task
     try:
@@ -197,9 +198,9 @@ def _unreadable(error: Exception) -> KindAndDetail:
     return "image file cannot be read", text
 
 
-def _missing(images: List[dict], image_root: str) -> Set[int]:
+def _missing(images: list[dict], image_root: str) -> set[int]:
     """Positions of the images whose file is missing."""
-    folders: Dict[str, List[int]] = {}
+    folders: dict[str, list[int]] = {}
     for position, image in enumerate(images):
         if _has_name(image):
             folder = os.path.dirname(_path(image, image_root))
@@ -215,7 +216,7 @@ def _missing(images: List[dict], image_root: str) -> Set[int]:
     return missing
 
 
-def _files_in(folder: str) -> Optional[Set[str]]:
+def _files_in(folder: str) -> Optional[set[str]]:
     """Names of the files in a folder; None if it cannot be listed."""
     try:
         if "://" in folder:
@@ -243,7 +244,7 @@ def _path(image: dict, image_root: str) -> str:
     return os.path.join(image_root, image["file_name"])
 
 
-def _size(image: dict) -> Optional[Tuple[int, int]]:
+def _size(image: dict) -> Optional[tuple[int, int]]:
     """(width, height) in the annotation file."""
     size = image.get("width"), image.get("height")
     return size if all(map(is_integer, size)) else None
@@ -253,13 +254,13 @@ def _times(size: Iterable[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def _problem(images: List[dict], position: int, kind: str, detail: str) -> Problem:
+def _problem(images: list[dict], position: int, kind: str, detail: str) -> Problem:
     image = images[position]
     image_id = image["id"] if is_integer(image.get("id")) else None
     return Problem(kind, "images", position, image_id, None, image["file_name"], detail)
 
 
-def _report(content: dict, path: str, problems: List[Problem]) -> Report:
+def _report(content: dict, path: str, problems: list[Problem]) -> Report:
     images = entries_of(content, "images", path)
     annotations = entries_of(content, "annotations", path, required=False)
     return Report(path, problems, len(images), len(annotations))

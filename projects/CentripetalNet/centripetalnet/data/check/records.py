@@ -1,8 +1,9 @@
 """Checks the records of a dataset that a function returns, in Detectron2's dataset format."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Optional
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -40,11 +41,11 @@ def check_records(
     Raises:
         ValueError: if a record or an annotation is not a dict, or a class name is not unique.
     """
-    images: List[dict] = []
-    annotations: List[dict] = []
-    owners: List[Tuple[int, int]] = []
-    found: List[Tuple[str, int, str, str]] = []
-    numbers: Dict[Any, int] = {}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    owners: list[tuple[int, int]] = []
+    found: list[tuple[str, int, str, str]] = []
+    numbers: dict[Any, int] = {}
     for index, record in enumerate(records):
         entries = _annotations_of(record, index, path)
         image_id = _plain(record.get("image_id"))
@@ -78,7 +79,7 @@ def check_records(
 
 
 def _add_objects(
-    images: List[dict], annotations: List[dict], owners: List[Tuple[int, int]]
+    images: list[dict], annotations: list[dict], owners: list[tuple[int, int]]
 ) -> None:
     """Makes images with the same id equal only if their objects are equal."""
     for image in images:
@@ -87,7 +88,7 @@ def _add_objects(
         images[index]["objects"].append({**annotation, "id": None})
 
 
-def records_without(records: Sequence[dict], left_out: Set[Tuple[str, int]]) -> List[dict]:
+def records_without(records: Sequence[dict], left_out: set[tuple[str, int]]) -> list[dict]:
     """Removes invalid records and annotations.
 
     Args:
@@ -126,7 +127,7 @@ def _annotations_of(record: Any, index: int, path: str) -> Sequence[dict]:
     return annotations
 
 
-def _coco_annotation(entry: dict) -> Tuple[dict, List[Tuple[str, str]]]:
+def _coco_annotation(entry: dict) -> tuple[dict, list[tuple[str, str]]]:
     """An annotation in COCO format, with kinds and details of problems outside that format."""
     problems = []
     # Both are optional: Detectron2 passes them to COCO's evaluation.
@@ -178,7 +179,7 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _located(problem: Problem, records: Sequence[dict], owners: List[Tuple[int, int]]) -> Problem:
+def _located(problem: Problem, records: Sequence[dict], owners: list[tuple[int, int]]) -> Problem:
     """The problem with ids and names of the record."""
     index, annotation_id = problem.position, None
     if problem.section == "annotations":

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from .structure import entries_of, is_integer, shown
 
@@ -87,7 +87,7 @@ class Problem(NamedTuple):
         """``error``: the entry is invalid. ``note``: it is used as Detectron2 converts it."""
         return SEVERITIES[self.kind]
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The problem as a JSON object."""
         return {"severity": self.severity, **self._asdict()}
 
@@ -106,23 +106,23 @@ class Report:
     """
 
     path: str
-    problems: List[Problem]
+    problems: list[Problem]
     num_images: int
     num_annotations: int
-    classes: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
-    def errors(self) -> List[Problem]:
+    def errors(self) -> list[Problem]:
         """Problems of invalid entries."""
         return [x for x in self.problems if x.severity == ERROR]
 
     @property
-    def notes(self) -> List[Problem]:
+    def notes(self) -> list[Problem]:
         """Problems of entries that are used as Detectron2 converts them."""
         return [x for x in self.problems if x.severity == NOTE]
 
     @property
-    def _file(self) -> Tuple[str, int, int]:
+    def _file(self) -> tuple[str, int, int]:
         return self.path, self.num_images, self.num_annotations
 
     def __add__(self, other: "Report") -> "Report":
@@ -155,7 +155,7 @@ class Report:
                 break
         return "\n".join(_cut(x, LINE_CHARACTERS) for x in lines)
 
-    def _problem_lines(self, max_examples: int) -> List[str]:
+    def _problem_lines(self, max_examples: int) -> list[str]:
         groups = defaultdict(list)
         for problem in self.problems:
             groups[problem.kind].append(problem)
@@ -205,7 +205,7 @@ def without_errors(content: dict, report: Report) -> dict:
     return result
 
 
-def _extent(problems: List[Problem]) -> str:
+def _extent(problems: list[Problem]) -> str:
     """Number of problems and of affected images."""
     count = f"{len(problems):>10,}"
     if problems[0].section == "images":
@@ -226,7 +226,7 @@ def _example(problem: Problem) -> str:
     return f"{where}: {_on_one_line(problem.detail[:LINE_CHARACTERS])}"
 
 
-def _class_lines(classes: Dict[str, Tuple[int, int]]) -> List[str]:
+def _class_lines(classes: dict[str, tuple[int, int]]) -> list[str]:
     """A table of the classes, the most frequent first; of many the first and the last rows."""
     if not classes:
         return []
@@ -241,7 +241,7 @@ def _class_lines(classes: Dict[str, Tuple[int, int]]) -> List[str]:
     return lines + _rows(ordered[:first]) + [between] + _rows(ordered[-last:])
 
 
-def _rows(classes: List[Tuple[str, Tuple[int, int]]]) -> List[str]:
+def _rows(classes: list[tuple[str, tuple[int, int]]]) -> list[str]:
     cells = [
         f"{_cut(_on_one_line(name), CLASS_CHARACTERS):<{CLASS_CHARACTERS}}"
         f" {objects:>9,} + {crowds:<6,}"

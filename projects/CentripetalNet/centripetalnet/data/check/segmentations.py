@@ -5,7 +5,7 @@ and others return uninitialised pixels. A polygon takes memory proportional to i
 """
 
 from array import array
-from typing import Any, List, Optional, Tuple
+from typing import Any, Optional
 
 import numpy as np
 
@@ -19,7 +19,7 @@ MAX_COORDINATE = 1e6
 COORDINATES_AT_ONCE = 2**20
 
 # The kind implies the severity.
-KindAndDetail = Tuple[str, str]
+KindAndDetail = tuple[str, str]
 
 NO_FORM = "segmentation of unknown format"
 BAD_POLYGON = "invalid polygon"
@@ -32,9 +32,9 @@ class CoordinateCheck:
 
     def __init__(self) -> None:
         self._numbers = array("d")
-        self._ends: List[int] = []
-        self._owners: List[int] = []
-        self._bad: List[Tuple[int, str]] = []
+        self._ends: list[int] = []
+        self._owners: list[int] = []
+        self._bad: list[tuple[int, str]] = []
 
     def add(self, owner: int, polygon: list) -> None:
         """Adds a polygon.
@@ -53,7 +53,7 @@ class CoordinateCheck:
         if len(self._numbers) > COORDINATES_AT_ONCE:
             self._check()
 
-    def bad(self) -> List[Tuple[int, str]]:
+    def bad(self) -> list[tuple[int, str]]:
         """Owners of polygons with a coordinate that is not finite or too large, with details."""
         self._check()
         return self._bad
@@ -72,8 +72,8 @@ class CoordinateCheck:
 
 
 def check_segmentation(
-    segmentation: Any, size: Optional[Tuple[int, int]], owner: int, coordinates: CoordinateCheck
-) -> List[KindAndDetail]:
+    segmentation: Any, size: Optional[tuple[int, int]], owner: int, coordinates: CoordinateCheck
+) -> list[KindAndDetail]:
     """Checks an object's mask, except for the values of coordinates.
 
     Args:
@@ -100,7 +100,7 @@ def check_segmentation(
 
 def _check_polygons(
     polygons: list, owner: int, coordinates: CoordinateCheck
-) -> List[KindAndDetail]:
+) -> list[KindAndDetail]:
     dropped = []
     for polygon in polygons:
         if not isinstance(polygon, list):
@@ -121,7 +121,7 @@ def _check_polygons(
     return [(DROPPED_POLYGON, f"{numbers} it without a warning and keeps {kept}")]
 
 
-def _check_code(code: dict, size: Optional[Tuple[int, int]]) -> List[KindAndDetail]:
+def _check_code(code: dict, size: Optional[tuple[int, int]]) -> list[KindAndDetail]:
     try:
         _check_runs(code, size)
     except ValueError as error:
@@ -129,7 +129,7 @@ def _check_code(code: dict, size: Optional[Tuple[int, int]]) -> List[KindAndDeta
     return []
 
 
-def _check_runs(code: dict, image_size: Optional[Tuple[int, int]]) -> None:
+def _check_runs(code: dict, image_size: Optional[tuple[int, int]]) -> None:
     """Raises ValueError unless a run-length encoding is valid and has the image's size."""
     size, counts = code.get("size"), code.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(is_integer(x) for x in size)):

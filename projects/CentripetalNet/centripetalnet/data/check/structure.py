@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from typing import Any, Dict, List
+from typing import Any
 
 
 class _ShortRepr(reprlib.Repr):
@@ -33,7 +33,7 @@ def is_number(value: Any) -> bool:
     return is_integer(value)
 
 
-def entries_of(content: Any, section: str, path: str, required: bool = True) -> List[dict]:
+def entries_of(content: Any, section: str, path: str, required: bool = True) -> list[dict]:
     """Returns one of the lists of an annotation file.
 
     Args:
@@ -63,7 +63,7 @@ def entries_of(content: Any, section: str, path: str, required: bool = True) -> 
     return entries
 
 
-def class_names(content: Any, path: str) -> Dict[int, str]:
+def class_names(content: Any, path: str) -> dict[int, str]:
     """Returns the categories of an annotation file.
 
     Args:
@@ -77,7 +77,7 @@ def class_names(content: Any, path: str) -> Dict[int, str]:
         ValueError: if the categories are not a non-empty list of objects with an integer ``id`` and
             a string ``name``, or an id or a name is not unique.
     """
-    names: Dict[int, str] = {}
+    names: dict[int, str] = {}
     for position, category in enumerate(entries_of(content, "categories", path)):
         category_id, name = category.get("id"), category.get("name")
         if not is_integer(category_id) or not isinstance(name, str):

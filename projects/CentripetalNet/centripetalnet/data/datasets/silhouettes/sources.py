@@ -12,7 +12,8 @@ import importlib.util
 import io
 import os
 import pickle
-from typing import Any, Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import cv2
 import numpy as np
