@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 MIN_TORCH = (2, 1)
 
@@ -31,7 +31,7 @@ TEST = {
     "pytest_timeout": "pytest-timeout",
 }
 LINT = {"ruff": "ruff"}
-EXTRAS: Dict[str, Dict[str, str]] = {
+EXTRAS: dict[str, dict[str, str]] = {
     "env": BUILD,
     "demo": {**BUILD, **DEMO},
     "test": {**BUILD, **TEST},
@@ -48,7 +48,7 @@ def is_importable(module: str) -> bool:
         return False
 
 
-def torch_version() -> Optional[Tuple[int, ...]]:
+def torch_version() -> Optional[tuple[int, ...]]:
     """Major and minor version of the installed PyTorch, or None."""
     try:
         found = re.match(r"(\d+)\.(\d+)", version("torch"))
@@ -57,7 +57,7 @@ def torch_version() -> Optional[Tuple[int, ...]]:
     return tuple(int(number) for number in found.groups()) if found else None
 
 
-def missing_frameworks() -> List[str]:
+def missing_frameworks() -> list[str]:
     problems = []
     wanted = ".".join(map(str, MIN_TORCH))
     torch = torch_version()
@@ -79,7 +79,7 @@ def missing_frameworks() -> List[str]:
     return problems
 
 
-def missing_extras(purpose: str) -> List[str]:
+def missing_extras(purpose: str) -> list[str]:
     missing = [name for module, name in EXTRAS[purpose].items() if not is_importable(module)]
     commands = []
     plain = [name for name in missing if name not in PICTURES_ONLY]

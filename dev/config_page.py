@@ -10,7 +10,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 from detectron2.config import get_cfg
 
@@ -36,7 +36,7 @@ class Key(NamedTuple):
     meaning: str
 
 
-def keys_of(source: str) -> List[Key]:
+def keys_of(source: str) -> list[Key]:
     """The keys that ``add_centripetalnet_config`` adds, in its order.
 
     Args:
@@ -54,9 +54,9 @@ def keys_of(source: str) -> List[Key]:
     cfg = get_cfg()
     config.add_centripetalnet_config(cfg)
     # Local names for parts of the config.
-    parts: Dict[str, str] = {"cfg": ""}
+    parts: dict[str, str] = {"cfg": ""}
     section, meaning = "", ""
-    keys: List[Key] = []
+    keys: list[Key] = []
     for statement in function.body:
         if not isinstance(statement, ast.Assign):
             continue
@@ -84,7 +84,7 @@ def keys_of(source: str) -> List[Key]:
     return keys
 
 
-def _comment_above(lines: List[str], lineno: int) -> Tuple[str, str]:
+def _comment_above(lines: list[str], lineno: int) -> tuple[str, str]:
     """Heading and text of the comment that ends on the line before ``lineno``."""
     heading, text = "", []
     for line in reversed(lines[: lineno - 1]):
@@ -99,12 +99,12 @@ def _comment_above(lines: List[str], lineno: int) -> Tuple[str, str]:
     return heading, " ".join(text)
 
 
-def _comes_right_after_a_key(lines: List[str], lineno: int) -> bool:
+def _comes_right_after_a_key(lines: list[str], lineno: int) -> bool:
     return " = " in lines[lineno - 2]
 
 
-def _path(target: ast.expr, parts: Dict[str, str]) -> str:
-    names: List[str] = []
+def _path(target: ast.expr, parts: dict[str, str]) -> str:
+    names: list[str] = []
     while isinstance(target, ast.Attribute):
         names.insert(0, target.attr)
         target = target.value
@@ -112,12 +112,12 @@ def _path(target: ast.expr, parts: Dict[str, str]) -> str:
     return ".".join([start, *names] if start else names)
 
 
-def page(keys: List[Key]) -> str:
+def page(keys: list[Key]) -> str:
     """The page as Markdown."""
     return HEAD + "".join(_section_lines(keys))
 
 
-def _section_lines(keys: List[Key]) -> Iterator[str]:
+def _section_lines(keys: list[Key]) -> Iterator[str]:
     section = None
     for key in keys:
         if key.section != section:

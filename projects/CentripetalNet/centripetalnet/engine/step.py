@@ -82,7 +82,7 @@ class StepTrainer(SimpleTrainer):
             enabled=amp,
         )
         # Without effect if disabled.
-        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=enabled=amp and device_type == "cuda")
+        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=amp and device_type == "cuda")
         self.max_gradient_norm = max_gradient_norm
         self.norm_type = norm_type
         self.untrained = untrained
