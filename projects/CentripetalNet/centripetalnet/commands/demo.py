@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 import cv2
@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from centripetalnet.commands.common import config_parser, exit_status
 from centripetalnet.io.pictures import find_pictures, output_paths, read_picture, write_picture
-from centripetalnet.io.videos import Video, VideoFile, find_output
+from centripetalnet.io.videos import Video, video_path, write_video
 from centripetalnet.modeling.precision import PRECISIONS
-from centripetalnet.predictor import load_predictor
+from centripetalnet.predictor import Predictor, load_predictor
 from centripetalnet.visualization import draw_detections
 
 WINDOW_NAME = "CentripetalNet detections"
@@ -68,44 +68,30 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Exits with an error message for the first invalid argument."""
-    if not 0 <= args.confidence_threshold <= 1:
-        parser.error(f"--confidence-threshold is {args.confidence_threshold}; expected 0 to 1")
-    if args.webcam and args.output:
-        parser.error("--webcam is shown in a window and cannot be combined with --output")
+def predictor_of(args: argparse.Namespace) -> Predictor:
+    """The detector that the options ask for."""
+    return load_predictor(
+        args.config_file,
+        None,
+        device=args.device,
+        precision=args.precision,
+        tta=args.tta,
+        opts=args.opts,
+    )
 
 
-class Artist:
-    """Detects and draws with the options of the command."""
+def drawn(
+    predictor: Predictor, frames: Iterable[np.ndarray], min_score: float
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Each image, (h0, w0, 3) uint8 in BGR order, with its detections, and their number."""
+    for frame in frames:
+        instances = predictor.detect(frame, min_score)
+        image = draw_detections(frame[:, :, ::-1], instances, predictor.metadata, min_score)
+        yield np.ascontiguousarray(image[:, :, ::-1]), len(instances)
 
-    def __init__(self, args: argparse.Namespace):
-        """
-        Args:
-            args: of :func:`get_parser`.
-        """
-        self.min_score = args.confidence_threshold
-        self.predictor = load_predictor(
-            args.config_file,
-            None,
-            device=args.device,
-            precision=args.precision,
-            tta=args.tta,
-            opts=args.opts,
-        )
 
-    def draw(self, image: np.ndarray) -> tuple[np.ndarray, int]:
-        """
-        Args:
-            image: (h0, w0, 3) uint8 in BGR order.
-
-        Returns:
-            The image with its detections, and their number.
-        """
-        instances = self.predictor.detect(image, self.min_score)
-        rgb = image[:, :, ::-1]
-        drawn = draw_detections(rgb, instances, self.predictor.metadata, self.min_score)
-        return np.ascontiguousarray(drawn[:, :, ::-1]), len(instances)
+def _bar(items: Iterable, **options) -> tqdm:
+    return tqdm(items, unit=" images", bar_format=BAR_FORMAT, dynamic_ncols=True, **options)
 
 
 def draw_pictures(args: argparse.Namespace) -> int:
@@ -117,87 +103,64 @@ def draw_pictures(args: argparse.Namespace) -> int:
     Returns:
         The exit status: 1 if an image could not be read.
     """
-    paths = find_pictures(args.input, _lines_of_stdin())
+    # File names need not be valid in the encoding of the terminal.
+    paths = find_pictures(args.input, map(os.fsdecode, sys.stdin.buffer))
     targets = output_paths(args.output, paths) if args.output else [None] * len(paths)
-    artist = Artist(args)
-    unreadable: dict[str, str] = {}
-    bar = tqdm(
-        paths, unit=" images", bar_format=BAR_FORMAT, dynamic_ncols=True, disable=not args.output
-    )
-    for path, target in zip(bar, targets):
+    predictor = predictor_of(args)
+    unreadable: list[str] = []
+    for path, target in zip(_bar(paths, disable=not args.output), targets):
         start = time.perf_counter()
         try:
             image = read_picture(path)
         except OSError as error:
-            unreadable[path] = str(error)
-            _say(f"error: {error}")
+            unreadable.append(str(error))
+            tqdm.write(f"error: {error}", file=sys.stdout)
             continue
-        drawn, count = artist.draw(image)
+        ((picture, count),) = drawn(predictor, [image], args.confidence_threshold)
         seconds = time.perf_counter() - start
         where = f" -> {target}" if target else ""
         if target:
-            write_picture(drawn, target)
-        _say(f"{path}: detected {count} objects in {seconds:.2f}s{where}")
-        if not target and _show(drawn, wait=0):
+            write_picture(picture, target)
+        tqdm.write(f"{path}: detected {count} objects in {seconds:.2f}s{where}", file=sys.stdout)
+        if not target and show(picture, wait=0):
             break
     if unreadable:
         print(f"error: {len(unreadable)} of {len(paths)} images were not drawn:", file=sys.stderr)
-        print(*(f"  {x}" for x in unreadable.values()), sep="\n", file=sys.stderr)
+        print(*(f"  {x}" for x in unreadable), sep="\n", file=sys.stderr)
     return 1 if unreadable else 0
 
 
-def draw_video(args: argparse.Namespace) -> int:
+def draw_video(args: argparse.Namespace) -> None:
     """Draws the frames of ``--video-input`` or ``--webcam`` one at a time.
 
     Args:
         args: of :func:`get_parser`.
-
-    Returns:
-        The exit status, 0.
     """
-    with Video(CAMERA if args.webcam else args.video_input) as video:
-        if not args.output:
-            artist = Artist(args)
-            for frame in video:
-                if _show(artist.draw(frame)[0], wait=1):
-                    break
-            return 0
-        target, codec = find_output(args.output, args.video_input, video.rate, video.size)
-        artist = Artist(args)
-        bar = tqdm(
-            video,
-            total=video.num_frames,
-            unit=" images",
-            bar_format=BAR_FORMAT,
-            dynamic_ncols=True,
+    video = Video(CAMERA if args.webcam else args.video_input)
+    target = video_path(args.output, args.video_input) if args.output else None
+    predictor = predictor_of(args)
+    if target is None:
+        for picture, _ in drawn(predictor, video, args.confidence_threshold):
+            if show(picture, wait=1):
+                break
+        return
+    counts: list[int] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        frames = _bar(video, total=video.num_frames)
+        for picture, count in drawn(predictor, frames, args.confidence_threshold):
+            counts.append(count)
+            yield picture
+
+    num_frames = write_video(target, pictures(), video.rate, video.size)
+    found = f"detected {sum(counts)} objects in {num_frames} frames"
+    print(f"{args.video_input}: {found} -> {target}")
+    if video.num_frames is not None and num_frames < video.num_frames:
+        print(
+            f"warning: {args.video_input}: {num_frames} of the {video.num_frames} frames in its "
+            "header could be read",
+            file=sys.stderr,
         )
-        num_frames = num_objects = 0
-        with VideoFile(target, codec, video.rate, video.size) as file:
-            for frame in bar:
-                drawn, count = artist.draw(frame)
-                file.write(drawn)
-                num_frames += 1
-                num_objects += count
-        found = f"detected {num_objects} objects in {num_frames} frames"
-        print(f"{args.video_input}: {found} -> {target}")
-        if video.num_frames is not None and num_frames < video.num_frames:
-            print(
-                f"warning: {args.video_input}: {num_frames} of the {video.num_frames} frames in "
-                "its header could be read",
-                file=sys.stderr,
-            )
-    return 0
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    # File names need not be valid in the encoding of the terminal.
-    for line in sys.stdin.buffer:
-        yield os.fsdecode(line)
-
-
-def _say(line: str) -> None:
-    """Prints above the progress bar."""
-    tqdm.write(line, file=sys.stdout)
 
 
 def open_window(remedy: str) -> None:
@@ -224,18 +187,18 @@ def open_window(remedy: str) -> None:
         raise OSError(f"cannot open a window: {problem}. {remedy}")
 
 
-def _show(drawn: np.ndarray, wait: int) -> bool:
+def show(picture: np.ndarray, wait: int) -> bool:
     """Shows an image in the window; returns whether Escape was pressed.
 
     Args:
-        drawn: (h0, w0, 3) uint8 in BGR order.
+        picture: (h0, w0, 3) uint8 in BGR order.
         wait: milliseconds to wait for a key, 0 for no limit.
     """
-    cv2.imshow(WINDOW_NAME, drawn)
+    cv2.imshow(WINDOW_NAME, picture)
     return cv2.waitKey(wait) == ESCAPE
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Optional[int]:
     """Draws what the arguments ask for; returns the exit status.
 
     Args:
@@ -259,7 +222,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     parser = get_parser()
     args = parser.parse_args(argv)
-    check_arguments(args, parser)
+    if not 0 <= args.confidence_threshold <= 1:
+        parser.error(f"--confidence-threshold is {args.confidence_threshold}; expected 0 to 1")
+    if args.webcam and args.output:
+        parser.error("--webcam is shown in a window and cannot be combined with --output")
     setup_logger(name="centripetalnet")
     # The encoding of the terminal may lack letters of file names.
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -18,9 +18,6 @@ READ_EXTENSIONS = (
 # Extensions of drawn images; drawings on other kinds become .png.
 WRITTEN_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# Limit of the missing files that an error names.
-_MAX_NAMED = 5
-
 
 def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> list[str]:
     """The image files that arguments name, each once, in their order.
@@ -28,69 +25,36 @@ def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> list[
     Args:
         arguments: files; folders, for the images in them (by extension, without subfolders, sorted
             by name); glob patterns such as "folder/*.jpg"; or "-" for ``listed``.
-        listed: lines with a file or folder each, read only if an argument is "-".
+        listed: lines with one of these each, read only if an argument is "-".
 
     Raises:
         FileNotFoundError: if a named file does not exist, or a folder contains no image.
     """
-    paths: list[str] = []
-    for argument in arguments:
-        if argument == "-":
-            paths += _in_list(listed)
-        else:
-            paths += _in_argument(os.path.expanduser(argument))
     by_file: dict[str, str] = {}
-    for path in paths:
-        by_file.setdefault(os.path.abspath(path), path)
+    for argument in arguments:
+        names = (x.rstrip("\r\n") for x in listed) if argument == "-" else [argument]
+        found = [path for name in filter(None, names) for path in _matches(name)]
+        if not found:
+            raise FileNotFoundError(f"--input {argument}: the list of files is empty")
+        for path in found:
+            by_file.setdefault(os.path.abspath(path), path)
     return list(by_file.values())
 
 
-def _in_argument(argument: str) -> list[str]:
-    # Before patterns, since file names may contain brackets.
-    if os.path.exists(argument):
-        return _in_path(argument)
-    found = [path for path in sorted(glob(argument, recursive=True)) if os.path.isfile(path)]
+def _matches(name: str) -> list[str]:
+    name = os.path.expanduser(name)
+    if os.path.isdir(name):
+        inside = (os.path.join(name, x) for x in sorted(os.listdir(name)))
+        found = [x for x in inside if x.lower().endswith(READ_EXTENSIONS) and os.path.isfile(x)]
+        expected = f"the folder contains no image, expected {', '.join(READ_EXTENSIONS)}"
+    else:
+        # Existing files come first, since file names may contain brackets.
+        paths = [name] if os.path.exists(name) else sorted(glob(name, recursive=True))
+        found = [x for x in paths if not os.path.isdir(x)]
+        expected = f"there is no such file (relative to {os.getcwd()})"
     if not found:
-        raise FileNotFoundError(
-            f"--input {argument}: there is no such file (relative to {os.getcwd()})"
-        )
+        raise FileNotFoundError(f"--input {name}: {expected}")
     return found
-
-
-def _in_list(lines: Iterable[str]) -> list[str]:
-    paths: list[str] = []
-    missing: list[str] = []
-    for line in lines:
-        path = line.rstrip("\r\n")
-        if not path:
-            continue
-        if os.path.exists(path):
-            paths += _in_path(path)
-        else:
-            missing.append(path)
-    if missing:
-        named = ", ".join(missing[:_MAX_NAMED]) + ", ..." * (len(missing) > _MAX_NAMED)
-        raise FileNotFoundError(
-            f"--input -: {len(missing)} of the listed files do not exist (relative to "
-            f"{os.getcwd()}): {named}"
-        )
-    if not paths:
-        raise FileNotFoundError("--input -: the list of files is empty, expected one per line")
-    return paths
-
-
-def _in_path(path: str) -> list[str]:
-    if not os.path.isdir(path):
-        return [path]
-    names = sorted(x for x in os.listdir(path) if x.lower().endswith(READ_EXTENSIONS))
-    paths = [os.path.join(path, name) for name in names]
-    paths = [x for x in paths if os.path.isfile(x)]
-    if not paths:
-        raise FileNotFoundError(
-            f"--input {path}: the folder contains no image, expected files with one of the "
-            f"extensions {', '.join(READ_EXTENSIONS)}"
-        )
-    return paths
 
 
 def read_picture(path: str) -> np.ndarray:
@@ -119,14 +83,12 @@ def write_picture(picture: np.ndarray, path: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    extension = os.path.splitext(path)[1].lower()
     try:
-        done, content = cv2.imencode(extension, picture)
+        done, content = cv2.imencode(os.path.splitext(path)[1].lower(), picture)
     except cv2.error as error:
         raise OSError(f"{path} cannot be written: {error}") from error
     if not done:
-        height, width = picture.shape[:2]
-        raise OSError(f"{path}: OpenCV cannot write an image of {width} x {height} as {extension}")
+        raise OSError(f"{path}: OpenCV cannot write an image of {picture.shape[:2]} pixels there")
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
     with atomic_file(path, "wb") as file:
         file.write(content.tobytes())
@@ -146,8 +108,7 @@ def output_paths(output: str, pictures: Sequence[str]) -> list[str]:
     Raises:
         ValueError: if ``output`` is a file for several images, or an input would be overwritten.
     """
-    if is_file_name(output):
-        check_extension(output, WRITTEN_EXTENSIONS)
+    if is_file_name(output, WRITTEN_EXTENSIONS):
         if len(pictures) > 1:
             raise ValueError(
                 f"--output {output} is a file, but there are {len(pictures)} images; name a folder"
@@ -155,43 +116,39 @@ def output_paths(output: str, pictures: Sequence[str]) -> list[str]:
         targets = [output]
     else:
         targets = [os.path.join(output, name) for name in _names(pictures)]
-    refuse_to_overwrite(output, targets, pictures)
+    refuse_to_overwrite(targets, pictures)
     return targets
 
 
-def is_file_name(output: str) -> bool:
-    """Whether ``--output`` names a file: an existing file, or a new path with an extension."""
-    if os.path.isdir(output) or output.endswith(("/", os.sep)):
-        return False
-    return os.path.isfile(output) or bool(os.path.splitext(output)[1])
+def is_file_name(output: str, extensions: Sequence[str]) -> bool:
+    """Whether ``--output`` names a file: an existing one, or a new path with an extension.
 
-
-def check_extension(output: str, extensions: Sequence[str]) -> None:
-    """Raises ValueError if the file of ``--output`` has none of these extensions."""
+    Raises:
+        ValueError: if it names a file without one of the extensions.
+    """
     extension = os.path.splitext(output)[1]
+    if os.path.isdir(output) or output.endswith(os.sep):
+        return False
+    if not extension and not os.path.exists(output):
+        return False
     if extension.lower() not in extensions:
         raise ValueError(
-            f"--output {output}: {extension or 'a file without extension'} cannot be written; "
-            f"expected one of {', '.join(extensions)}, or a folder (end a new folder with a dot "
-            f"in its name with /)"
+            f"--output {output} cannot be written; expected one of {', '.join(extensions)}, or a "
+            "folder (end a new folder with a dot in its name with /)"
         )
+    return True
 
 
-def refuse_to_overwrite(output: str, targets: Iterable[str], sources: Iterable[str]) -> None:
+def refuse_to_overwrite(targets: Iterable[str], sources: Iterable[str]) -> None:
     """Raises ValueError if writing ``targets`` would overwrite one of ``sources``."""
-    identities = {_identity(path): path for path in sources}
+    # Device and number identify a file whatever its path is.
+    files = {(x.st_dev, x.st_ino): path for path in sources for x in [os.stat(path)]}
     for target in targets:
-        if os.path.exists(target) and _identity(target) in identities:
-            raise ValueError(
-                f"--output {output} would overwrite {identities[_identity(target)]}; name another "
-                "folder"
-            )
-
-
-def _identity(path: str) -> tuple[int, int]:
-    """Identifies a file independently of its path."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+        if os.path.exists(target):
+            found = os.stat(target)
+            if (found.st_dev, found.st_ino) in files:
+                source = files[found.st_dev, found.st_ino]
+                raise ValueError(f"--output would overwrite {source}; name another folder")
 
 
 def _names(pictures: Sequence[str]) -> Iterator[str]:
