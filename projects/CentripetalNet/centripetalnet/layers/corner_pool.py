@@ -10,7 +10,7 @@ from .extension import has_kernel
 
 __all__ = ["corner_pool", "corner_pool_reference"]
 
-# Direction arguments of the compiled operator, see csrc/corner_pool.h.
+# Direction arguments of the compiled operator, see csrc/scan_layout.h.
 _DIRECTIONS = {"top": 0, "bottom": 1, "left": 2, "right": 3}
 
 

@@ -10,16 +10,17 @@
 
 #include "corner_pool_kernel.cuh"
 
+using namespace centripetalnet;
 using namespace centripetalnet::gpu;
 
 template <typename Kernel>
-void launch(const LineLayout& layout, const Kernel& kernel) {
+void launch(const ScanLayout& layout, const Kernel& kernel) {
   cuda_on_cpu::launch({static_cast<unsigned>(block_count(layout))}, {kLines, kSegments}, kernel);
 }
 
 template <bool kContiguous>
 int wrong_elements(int64_t outer, int64_t length, int64_t inner, bool reverse) {
-  const LineLayout layout{outer * inner, length, inner, reverse};
+  const ScanLayout layout{outer, length, inner, reverse};
   const int64_t size = outer * length * inner;
   std::mt19937 random(length);
   std::vector<float> input(size), grad_output(size), output(size), grad_input(size);
@@ -29,7 +30,7 @@ int wrong_elements(int64_t outer, int64_t length, int64_t inner, bool reverse) {
     input[i] = draw == 0 ? NAN : draw == 1 ? -INFINITY : static_cast<float>(draw % 7);
     grad_output[i] = static_cast<float>(random() % 17) - 8;
   }
-  for (int64_t line = 0; line < layout.lines; ++line) {
+  for (int64_t line = 0; line < outer * inner; ++line) {
     int64_t owner = -1;
     for (int64_t position = 0; position < length; ++position) {
       const int64_t along = reverse ? length - 1 - position : position;

@@ -11,17 +11,21 @@
 
 #include "gaussian_focal_loss_kernel.cuh"
 
+using namespace centripetalnet;
 using namespace centripetalnet::gpu;
 
 bool is_close(double actual, double expected) {
   return std::abs(actual - expected) <= 1e-9 * std::max(1.0, std::abs(expected));
 }
 
-bool is_right(bool channels_last, unsigned blocks, FocalExponents<double> exponents) {
+bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
   constexpr int kImages = 2, kChannels = 3, kHeight = 11, kWidth = 17;
   constexpr int kCells = kChannels * kHeight * kWidth;
-  const std::vector<int32_t> rows = {0, 2, 3, -1, 1, 4, 9, 3, 1, 5, 12, 2, 5, 0, 16, 4};
-  const std::vector<int32_t> plane_start = {0, 1, 3, 3, 3, 3, 4};
+  // On plane 2 a radius whose double is no int32.
+  const std::vector<Bump> rows = {
+      {0, 2, 3, -1}, {1, 4, 9, 3}, {1, 5, 12, 2}, {2, 1, 1, INT32_MAX}, {5, 0, 16, 4}};
+  // Ought to be 0, 1, 3, 4, 4, 4, 5: a kernel must not read before the first bump or after the last.
+  const std::vector<int32_t> plane_start = {-7, 1, 3, 4, 4, 4, 1000};
   const HeatmapLayout layout{kChannels, kHeight, kWidth, channels_last};
 
   std::mt19937 random(blocks);
@@ -34,17 +38,16 @@ bool is_right(bool channels_last, unsigned blocks, FocalExponents<double> expone
       const int channel = channels_last ? cell % kChannels : cell / (kHeight * kWidth);
       const int position = channels_last ? cell / kChannels : cell % (kHeight * kWidth);
       double target = 0;
-      for (size_t bump = 0; bump < rows.size(); bump += 4) {
-        const int dy = position / kWidth - rows[bump + 1], dx = position % kWidth - rows[bump + 2];
-        const int radius = rows[bump + 3];
-        if (rows[bump] == image * kChannels + channel && std::abs(dy) <= radius &&
+      for (const auto& [plane, y, x, radius] : rows) {
+        const int dy = position / kWidth - y, dx = position % kWidth - x;
+        if (plane == image * kChannels + channel && std::abs(dy) <= radius &&
             std::abs(dx) <= radius) {
-          const double sigma = (2 * radius + 1) / 6.0;
+          const double sigma = (2.0 * radius + 1) / 6;
           target = std::max(target, std::exp(-(dx * dx + dy * dy) / (2 * sigma * sigma)));
         }
       }
       const double x = normal(random), p = 1 / (1 + std::exp(-x)), q = 1 - p;
-      const double alpha = exponents.alpha, weight = std::pow(1 - target, exponents.beta);
+      const double weight = std::pow(1 - target, beta);
       const int64_t at = image * kCells + cell;
       logits[at] = x;
       expected_loss += target == 1 ? -std::log(p) * std::pow(q, alpha)
@@ -55,16 +58,16 @@ bool is_right(bool channels_last, unsigned blocks, FocalExponents<double> expone
     }
   }
 
-  const Bumps bumps{rows.data(), plane_start.data()};
+  const Bumps bumps{rows.data(), static_cast<int64_t>(rows.size()), plane_start.data()};
   const dim3 grid{blocks, kImages}, block{kLossThreads};
   std::vector<double> partial_sums(blocks * kImages);
   cuda_on_cpu::launch(grid, block, [&] {
     gaussian_focal_loss_kernel<double, double>(
-        logits.data(), bumps, layout, exponents, partial_sums.data());
+        logits.data(), bumps, layout, alpha, beta, partial_sums.data());
   });
   cuda_on_cpu::launch(grid, block, [&] {
     gaussian_focal_loss_backward_kernel<double, double>(
-        &grad_loss, logits.data(), bumps, layout, exponents, gradient.data());
+        &grad_loss, logits.data(), bumps, layout, alpha, beta, gradient.data());
   });
   double loss = 0;
   for (const double sum : partial_sums) {
@@ -85,8 +88,8 @@ int main() {
   for (const bool channels_last : {false, true}) {
     // 1 block: threads stride over several cells. 4 blocks: some threads are idle.
     for (const unsigned blocks : {1u, 4u}) {
-      right = is_right(channels_last, blocks, {2, 4}) && right;
-      right = is_right(channels_last, blocks, {1.5, 3.5}) && right;
+      right = is_right(channels_last, blocks, 2, 4) && right;
+      right = is_right(channels_last, blocks, 1.5, 3.5) && right;
     }
   }
   return right ? 0 : 1;

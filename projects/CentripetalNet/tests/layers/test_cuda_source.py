@@ -16,22 +16,22 @@ KERNELS = ("corner_pool", "gaussian_focal_loss")
 INSTANCES = {
     "corner_pool": """
         template __global__ void centripetalnet::gpu::corner_pool_kernel<float, float, true>(
-            const float*, float*, LineLayout);
+            const float*, float*, ScanLayout);
         template __global__ void centripetalnet::gpu::corner_pool_kernel<double, double, false>(
-            const double*, double*, LineLayout);
+            const double*, double*, ScanLayout);
         template __global__ void
         centripetalnet::gpu::corner_pool_backward_kernel<float, float, true>(
-            const float*, const float*, float*, Marks*, LineLayout);
+            const float*, const float*, float*, Marks*, ScanLayout);
         template __global__ void
         centripetalnet::gpu::corner_pool_backward_kernel<double, double, false>(
-            const double*, const double*, double*, Marks*, LineLayout);
+            const double*, const double*, double*, Marks*, ScanLayout);
     """,
     "gaussian_focal_loss": """
         template __global__ void centripetalnet::gpu::gaussian_focal_loss_kernel<float, float>(
-            const float*, Bumps, HeatmapLayout, FocalExponents<float>, double*);
+            const float*, Bumps, HeatmapLayout, float, float, double*);
         template __global__ void
         centripetalnet::gpu::gaussian_focal_loss_backward_kernel<double, double>(
-            const double*, const double*, Bumps, HeatmapLayout, FocalExponents<double>, double*);
+            const double*, const double*, Bumps, HeatmapLayout, double, double, double*);
     """,
 }
 
@@ -47,7 +47,8 @@ def test_every_architecture_that_nvcc_lists_is_compiled_for(kernel, tmp_path):
     assert numbers
     source = tmp_path / "kernels.cu"
     source.write_text(
-        f'#include "{kernel}_kernel.cuh"\nusing namespace centripetalnet::gpu;\n'
+        f'#include "{kernel}_kernel.cuh"\n'
+        "using namespace centripetalnet;\nusing namespace centripetalnet::gpu;\n"
         + INSTANCES[kernel]
     )
 
@@ -72,7 +73,8 @@ def run_on_cpu(tmp_path_factory):
         command = [compiler, "-std=c++20", "-O1", "-g", "-w", "-pthread", *options]
         test = Path(__file__).with_name(f"{kernel}_cuda_on_cpu.cpp")
         binary = folder / "test"
-        subprocess.run([*command, f"-I{folder}", str(test), "-o", str(binary)], check=True)
+        folders = [f"-I{folder}", f"-I{CSRC}"]
+        subprocess.run([*command, *folders, str(test), "-o", str(binary)], check=True)
         return subprocess.run([str(binary)], capture_output=True, text=True)
 
     return run

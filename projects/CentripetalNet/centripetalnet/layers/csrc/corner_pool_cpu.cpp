@@ -1,11 +1,10 @@
 // Launches the CPU kernels of corner pooling on tensors, in parallel.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
+#include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,45 +12,9 @@
 #include <limits>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
-#include "corner_pool.h"
-#include "cpu_capability.h"
-
-#if CENTRIPETALNET_HAS_X86_CAPABILITIES
-#include <immintrin.h>
-#endif
-
-namespace centripetalnet {
-namespace {
-
-// Growing buffer, aligned for vectors of every instruction set.
-class AlignedBuffer {
- public:
-  // Uninitialised array of `count` values; the next call invalidates it.
-  template <typename Value>
-  Value* array(int64_t count) {
-    const size_t lines = count * sizeof(Value) / sizeof(Line) + 1;
-    if (lines > lines_.size()) {
-      lines_.resize(lines);
-    }
-    return reinterpret_cast<Value*>(lines_.data());
-  }
-
- private:
-  struct alignas(64) Line {
-    char bytes[64];
-  };
-  std::vector<Line> lines_;
-};
-
-// State that kernels keep between rows, and transposed scan lines.
-struct Scratch {
-  AlignedBuffer state, lines;
-};
-
-}  // namespace
-}  // namespace centripetalnet
+#include "operators.h"
+#include "scan_layout.h"
 
 #define CENTRIPETALNET_KERNELS "corner_pool_cpu.h"
 #include "foreach_cpu_capability.h"
@@ -61,154 +24,99 @@ namespace {
 
 using at::Tensor;
 
-// Upper limit of a block's row, so that the state of its lanes stays in the L1 cache.
-constexpr int64_t kMaxBlockBytes = int64_t{1} << 14;
-// Lower limit of a block's row: shorter pieces are slow to read.
-constexpr int64_t kMinBlockBytes = int64_t{1} << 10;
-// Size of a block of contiguous lines.
-constexpr int64_t kLineBytes = int64_t{1} << 14;
+// Limits of a block's row. Shorter pieces are slow to read; the state of more lanes would not stay in
+// the L1 cache.
+constexpr int64_t kMinRowBytes = int64_t{1} << 10, kMaxRowBytes = int64_t{1} << 14;
+// Size of a block of contiguous lines, which stays in the L2 cache.
+constexpr int64_t kLineBytes = int64_t{1} << 15;
 // With fewer elements per thread, another thread costs more than it saves.
 constexpr int64_t kGrainElements = int64_t{1} << 15;
 
-// Calls body(block, scratch) in parallel for `count` blocks of about `block_elements` each. With
-// `backwards`, every thread processes its blocks in reverse order.
-template <typename Body>
-void parallel_blocks(int64_t count, int64_t block_elements, bool backwards, const Body& body) {
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / block_elements);
+int64_t lanes_per_block(const ScanLayout& layout, int64_t element_bytes) {
+  if (layout.inner == 1) {
+    const int64_t lines = kLineBytes / (layout.length * element_bytes);
+    return std::clamp<int64_t>(lines, 8, 128) / 8 * 8;
+  }
+  // As many lanes as possible, but at least one block per thread.
+  const int64_t blocks_per_row = (at::get_num_threads() + layout.outer - 1) / layout.outer;
+  const int64_t bytes = layout.inner * element_bytes / blocks_per_row / 64 * 64;
+  return std::min(layout.inner, std::clamp(bytes, kMinRowBytes, kMaxRowBytes) / element_bytes);
+}
+
+// Calls body(offset of the block's first element, lanes, state, rows) in parallel; the last two are
+// buffers, see corner_pool_cpu.h. With `backwards`, every thread processes its blocks in reverse order.
+template <typename T, typename Body>
+void for_each_block(const ScanLayout& layout, bool backwards, const Body& body) {
+  using Value = ValueOf<T>;
+  // Contiguous lines are all lanes of one group.
+  const bool contiguous = layout.inner == 1;
+  const int64_t group_lanes = contiguous ? layout.outer : layout.inner;
+  const int64_t lane_elements = contiguous ? layout.length : 1;
+  const int64_t block_lanes = lanes_per_block(layout, sizeof(T));
+  const int64_t group_blocks = (group_lanes + block_lanes - 1) / block_lanes;
+  const int64_t count = contiguous ? group_blocks : layout.outer * group_blocks;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (layout.length * block_lanes));
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    Scratch scratch;
+    // Tensors are aligned for vectors.
+    const Tensor state = at::empty({block_lanes}, c10::CppTypeToScalarType<Value>::value);
+    const Tensor rows = at::empty(
+        {contiguous ? 2 * layout.length * block_lanes : 0}, c10::CppTypeToScalarType<T>::value);
     for (int64_t i = begin; i < end; ++i) {
-      body(backwards ? begin + end - 1 - i : i, scratch);
+      const int64_t block = backwards ? begin + end - 1 - i : i;
+      const int64_t group = block / group_blocks, lane = block % group_blocks * block_lanes;
+      body(
+          group * layout.length * layout.inner + lane * lane_elements,
+          std::min(block_lanes, group_lanes - lane), state.mutable_data_ptr<Value>(),
+          rows.mutable_data_ptr<T>());
     }
   });
 }
 
-// The rows of adjacent lanes in a ScanLayout, cut into blocks.
-struct RowBlocks {
-  RowBlocks(const ScanLayout& layout, int64_t element_bytes)
-      : inner(layout.inner),
-        length(layout.length),
-        lanes(block_lanes(layout, element_bytes)),
-        per_row((layout.inner + lanes - 1) / lanes),
-        count(layout.outer * per_row),
-        first_row(layout.reverse ? (layout.length - 1) * layout.inner : 0),
-        step(layout.reverse ? -layout.inner : layout.inner) {}
-
-  // Offset of the block's first lane in the row where the scan starts.
-  int64_t offset(int64_t block) const {
-    return block / per_row * length * inner + block % per_row * lanes + first_row;
-  }
-  int64_t lanes_of(int64_t block) const {
-    return std::min(lanes, inner - block % per_row * lanes);
-  }
-
-  // As many lanes as possible, but at least one block per thread.
-  static int64_t block_lanes(const ScanLayout& layout, int64_t element_bytes) {
-    const int64_t per_row = (at::get_num_threads() + layout.outer - 1) / layout.outer;
-    const int64_t bytes = layout.inner * element_bytes / per_row;
-    return std::min(
-        layout.inner, std::clamp(bytes / 64 * 64, kMinBlockBytes, kMaxBlockBytes) / element_bytes);
-  }
-
-  int64_t inner, length, lanes, per_row, count, first_row, step;
-};
-
-// Contiguous scan lines, in blocks whose transposed lines fit into the L1 cache.
-struct LineBlocks {
-  LineBlocks(const ScanLayout& layout, int64_t element_bytes)
-      : length(layout.length),
-        lines(std::clamp<int64_t>(kLineBytes / (length * element_bytes), 8, 128) / 8 * 8),
-        all_lines(layout.outer),
-        count((layout.outer + lines - 1) / lines) {}
-
-  int64_t offset(int64_t block) const { return block * lines * length; }
-  int64_t lines_of(int64_t block) const { return std::min(lines, all_lines - block * lines); }
-
-  int64_t length, lines, all_lines, count;
-};
-
-template <typename T>
-void pool(const T* input, T* output, const ScanLayout& layout) {
-  if (layout.inner > 1) {
-    const RowBlocks blocks(layout, sizeof(T));
-    const auto body = [&](int64_t block, Scratch& scratch) {
-      const int64_t offset = blocks.offset(block);
-      CENTRIPETALNET_DISPATCH(
-          corner_pooling::pool_rows<T>, input + offset, output + offset, scratch, layout.length,
-          blocks.lanes_of(block), blocks.step);
-    };
-    // Blocks are processed in the order in which the scan goes through memory.
-    parallel_blocks(blocks.count, layout.length * blocks.lanes, layout.reverse, body);
-  } else {
-    const LineBlocks blocks(layout, sizeof(T));
-    const auto body = [&](int64_t block, Scratch& scratch) {
-      const int64_t offset = blocks.offset(block);
-      CENTRIPETALNET_DISPATCH(
-          corner_pooling::pool_lines<T>, input + offset, output + offset, scratch, layout.length,
-          blocks.lines_of(block), layout.reverse);
-    };
-    parallel_blocks(blocks.count, layout.length * blocks.lines, false, body);
-  }
-}
-
-template <typename T>
-void unpool(const T* grad_output, const T* input, T* grad_input, const ScanLayout& layout) {
-  if (layout.inner > 1) {
-    const RowBlocks blocks(layout, sizeof(T));
-    const auto body = [&](int64_t block, Scratch& scratch) {
-      const int64_t offset = blocks.offset(block);
-      CENTRIPETALNET_DISPATCH(
-          corner_pooling::unpool_rows<T>, grad_output + offset, input + offset,
-          grad_input + offset, scratch, layout.length, blocks.lanes_of(block), blocks.step);
-    };
-    // The second pass, which reads grad_output and writes grad_input, runs against the scan.
-    parallel_blocks(blocks.count, layout.length * blocks.lanes, !layout.reverse, body);
-  } else {
-    const LineBlocks blocks(layout, sizeof(T));
-    const auto body = [&](int64_t block, Scratch& scratch) {
-      const int64_t offset = blocks.offset(block);
-      CENTRIPETALNET_DISPATCH(
-          corner_pooling::unpool_lines<T>, grad_output + offset, input + offset,
-          grad_input + offset, scratch, layout.length, blocks.lines_of(block), layout.reverse);
-    };
-    parallel_blocks(blocks.count, layout.length * blocks.lines, false, body);
-  }
-}
-
 Tensor corner_pool_cpu(const Tensor& input, int64_t direction) {
-  check_input(input, direction);
-  const auto format = input.suggest_memory_format();
-  const Tensor dense = input.contiguous(format);
-  Tensor output = at::empty_like(dense, dense.options().memory_format(format));
+  Tensor output = corner_pool_meta(input, direction);
   if (input.numel() == 0) {
     return output;
   }
-  const ScanLayout layout = scan_layout(dense, format, direction);
+  const auto format = input.suggest_memory_format();
+  const Tensor dense = input.contiguous(format);
+  const ScanLayout layout =
+      scan_layout(dense, format == at::MemoryFormat::ChannelsLast, direction);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, input.scalar_type(), "corner_pool_cpu", [&] {
-        pool<scalar_t>(
-            dense.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(), layout);
+        const auto* const from = dense.const_data_ptr<scalar_t>();
+        auto* const to = output.mutable_data_ptr<scalar_t>();
+        // Blocks are processed in the order in which the scan goes through memory.
+        for_each_block<scalar_t>(
+            layout, layout.reverse, [&](int64_t at, int64_t lanes, auto* state, auto* rows) {
+              CENTRIPETALNET_DISPATCH(
+                  corner_pooling::pool, from + at, to + at, state, rows, layout, lanes);
+            });
       });
   return output;
 }
 
 Tensor corner_pool_backward_cpu(
     const Tensor& grad_output, const Tensor& input, int64_t direction) {
-  check_input(input, direction);
-  check_grad_output(grad_output, input);
-  const auto format = input.suggest_memory_format();
-  const Tensor dense = input.contiguous(format);
-  const Tensor dense_grad = grad_output.contiguous(format);
-  Tensor grad_input = at::empty_like(dense, dense.options().memory_format(format));
+  Tensor grad_input = corner_pool_backward_meta(grad_output, input, direction);
   if (input.numel() == 0) {
     return grad_input;
   }
-  const ScanLayout layout = scan_layout(dense, format, direction);
+  const auto format = input.suggest_memory_format();
+  const Tensor dense = input.contiguous(format), dense_grad = grad_output.contiguous(format);
+  const ScanLayout layout =
+      scan_layout(dense, format == at::MemoryFormat::ChannelsLast, direction);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, input.scalar_type(), "corner_pool_backward_cpu", [&] {
-        unpool<scalar_t>(
-            dense_grad.const_data_ptr<scalar_t>(), dense.const_data_ptr<scalar_t>(),
-            grad_input.mutable_data_ptr<scalar_t>(), layout);
+        const auto* const grads = dense_grad.const_data_ptr<scalar_t>();
+        const auto* const from = dense.const_data_ptr<scalar_t>();
+        auto* const to = grad_input.mutable_data_ptr<scalar_t>();
+        // The second pass, which reads grad_output and writes grad_input, runs against the scan.
+        for_each_block<scalar_t>(
+            layout, !layout.reverse, [&](int64_t at, int64_t lanes, auto* state, auto* rows) {
+              CENTRIPETALNET_DISPATCH(
+                  corner_pooling::unpool, grads + at, from + at, to + at, state, rows, layout,
+                  lanes);
+            });
       });
   return grad_input;
 }

@@ -1,16 +1,14 @@
 // Launches the CUDA kernels of corner pooling on tensors.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <limits>
-#include <type_traits>
 
-#include "corner_pool.h"
+#include "operators.h"
 #include "corner_pool_kernel.cuh"
 
 namespace centripetalnet {
@@ -19,32 +17,25 @@ namespace {
 using namespace gpu;
 using at::Tensor;
 
-template <typename T>
-using ValueOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-LineLayout line_layout(const Tensor& input, at::MemoryFormat format, int64_t direction) {
-  const ScanLayout layout = scan_layout(input, format, direction);
-  return {layout.outer * layout.inner, layout.length, layout.inner, layout.reverse};
-}
-
-unsigned grid_size(const LineLayout& layout) {
+unsigned grid_size(const ScanLayout& layout) {
   const int64_t blocks = block_count(layout);
   TORCH_CHECK(
-      blocks <= std::numeric_limits<int32_t>::max(), "corner_pool cannot pool ", layout.lines,
-      " lines at once, at most ", int64_t{std::numeric_limits<int32_t>::max()} * kLines);
+      blocks <= std::numeric_limits<int32_t>::max(), "corner_pool cannot pool ",
+      layout.outer * layout.inner, " lines at once, at most ",
+      int64_t{std::numeric_limits<int32_t>::max()} * kLines);
   return static_cast<unsigned>(blocks);
 }
 
 Tensor corner_pool_cuda(const Tensor& input, int64_t direction) {
-  check_input(input, direction);
-  const c10::cuda::CUDAGuard device_guard(input.device());
-  const auto format = input.suggest_memory_format();
-  const Tensor dense = input.contiguous(format);
-  Tensor output = at::empty_like(dense, dense.options().memory_format(format));
+  Tensor output = corner_pool_meta(input, direction);
   if (input.numel() == 0) {
     return output;
   }
-  const LineLayout layout = line_layout(dense, format, direction);
+  const c10::cuda::CUDAGuard device_guard(input.device());
+  const auto format = input.suggest_memory_format();
+  const Tensor dense = input.contiguous(format);
+  const ScanLayout layout =
+      scan_layout(dense, format == at::MemoryFormat::ChannelsLast, direction);
   const dim3 block(kLines, kSegments);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -61,17 +52,15 @@ Tensor corner_pool_cuda(const Tensor& input, int64_t direction) {
 
 Tensor corner_pool_backward_cuda(
     const Tensor& grad_output, const Tensor& input, int64_t direction) {
-  check_input(input, direction);
-  check_grad_output(grad_output, input);
-  const c10::cuda::CUDAGuard device_guard(input.device());
-  const auto format = input.suggest_memory_format();
-  const Tensor dense = input.contiguous(format);
-  const Tensor dense_grad = grad_output.contiguous(format);
-  Tensor grad_input = at::empty_like(dense, dense.options().memory_format(format));
+  Tensor grad_input = corner_pool_backward_meta(grad_output, input, direction);
   if (input.numel() == 0) {
     return grad_input;
   }
-  const LineLayout layout = line_layout(dense, format, direction);
+  const c10::cuda::CUDAGuard device_guard(input.device());
+  const auto format = input.suggest_memory_format();
+  const Tensor dense = input.contiguous(format), dense_grad = grad_output.contiguous(format);
+  const ScanLayout layout =
+      scan_layout(dense, format == at::MemoryFormat::ChannelsLast, direction);
   // int16 stands for uint16, which older versions of torch lack.
   const Tensor marks = at::empty({mark_count(layout)}, dense.options().dtype(at::kShort));
   const dim3 block(kLines, kSegments);

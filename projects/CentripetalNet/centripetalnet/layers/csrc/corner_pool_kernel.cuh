@@ -5,13 +5,15 @@
 // counted in scan direction. Every thread scans a segment of kRows positions of one line in
 // registers. Results are combined across segments in shared memory, across tiles in registers.
 //
-// threadIdx.x is the line, so that access is coalesced where lines are adjacent in memory. Where
-// the lines themselves are contiguous, a tile is read and written along the lines and transposed in
-// shared memory.
+// threadIdx.x is the line, threadIdx.y the segment, so that access is coalesced where lines are
+// adjacent in memory. Where the lines themselves are contiguous, a tile is read and written along
+// the lines and transposed in shared memory.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+
+#include "scan_layout.h"
 
 namespace centripetalnet::gpu {
 
@@ -23,31 +25,21 @@ constexpr int kThreads = kLines * kSegments;
 // Limits registers per thread: the compiler would spend them on addresses, and fewer blocks fit.
 constexpr int kBlocksPerProcessor = 3;
 
-// Line i begins at element i / inner * length * inner + i % inner; its elements are `inner` apart.
-// A reverse scan starts at the line's end.
-struct LineLayout {
-  int64_t lines;
-  int64_t length;
-  int64_t inner;
-  bool reverse;
-};
-
 // Bit i: position i of a segment became the maximum.
 using Marks = uint16_t;
 static_assert(kRows <= 8 * sizeof(Marks), "Marks holds a bit for every position of a segment");
 
-__host__ __device__ inline int64_t block_count(const LineLayout& layout) {
-  return (layout.lines + kLines - 1) / kLines;
+__host__ __device__ inline int64_t block_count(const ScanLayout& layout) {
+  return (layout.outer * layout.inner + kLines - 1) / kLines;
 }
 
-__host__ __device__ inline int64_t tile_count(const LineLayout& layout) {
+__host__ __device__ inline int64_t tile_count(const ScanLayout& layout) {
   return (layout.length + kTileLength - 1) / kTileLength;
 }
 
-// Number of Marks that the backward kernel keeps in global memory. A single tile needs none.
-inline int64_t mark_count(const LineLayout& layout) {
-  const int64_t tiles = tile_count(layout);
-  return tiles > 1 ? tiles * kSegments * block_count(layout) * kLines : 0;
+// Number of Marks that the backward kernel keeps in global memory.
+inline int64_t mark_count(const ScanLayout& layout) {
+  return tile_count(layout) * block_count(layout) * kThreads;
 }
 
 // Order of cummax: NaN is larger than any number, a later equal value replaces an earlier one.
@@ -66,112 +58,102 @@ __device__ inline Value lowest() {
   return -static_cast<Value>(INFINITY);
 }
 
-// A tile between global memory and registers. The padding avoids bank conflicts (banks of 4 bytes)
-// when the threads of a warp read a column.
+// A tile of contiguous lines between global memory and registers. The padding avoids bank conflicts
+// (banks of 4 bytes) when the threads of a warp read a column.
 template <typename T, bool kContiguous>
 struct Staging {
-  static constexpr int kPadding = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
-  T tile[kLines][kTileLength + kPadding];
+  T tile[kContiguous ? kLines : 1][kTileLength + (sizeof(T) < 4 ? 4 / sizeof(T) : 1)];
 };
 
-template <typename T>
-struct Staging<T, false> {};
-
-// The lines of one thread block, and the calling thread's position in them.
+// Reads and writes the tiles of a thread block.
 template <typename T, bool kContiguous>
-struct Lines {
-  const LineLayout& layout;
-  int64_t first;  // line of the block
-  int64_t line;   // of the thread
-  int64_t begin;  // of the thread's line, where its scan starts
-  int64_t step;
+struct Tiles {
+  const ScanLayout& layout;
+  Staging<T, kContiguous>& staging;
 
-  __device__ explicit Lines(const LineLayout& layout)
-      : layout(layout),
-        first(static_cast<int64_t>(blockIdx.x) * kLines),
-        line(first + threadIdx.x),
-        begin(
-            line / layout.inner * layout.length * layout.inner + line % layout.inner +
-            along(0) * layout.inner),
-        step(layout.reverse ? -layout.inner : layout.inner) {}
+  // Of the block, of the thread.
+  __device__ int64_t first_line() const { return static_cast<int64_t>(blockIdx.x) * kLines; }
+  __device__ int64_t line() const { return first_line() + threadIdx.x; }
 
-  __device__ static int64_t position(int64_t tile, int row) {
-    return tile * kTileLength + static_cast<int64_t>(threadIdx.y) * kRows + row;
+  __device__ bool has(int64_t line, int64_t position) const {
+    return line < layout.outer * layout.inner && position < layout.length;
   }
-  __device__ bool has(int64_t tile, int row) const {
-    return line < layout.lines && position(tile, row) < layout.length;
-  }
-  __device__ int64_t along(int64_t position) const {
-    return layout.reverse ? layout.length - 1 - position : position;
+  __device__ int64_t address(int64_t line, int64_t position) const {
+    const int64_t inner = kContiguous ? 1 : layout.inner;
+    const int64_t along = layout.reverse ? layout.length - 1 - position : position;
+    return (line / inner * layout.length + along) * inner + line % inner;
   }
 
-  // Fills `values` where has(tile, row). Collective: all threads of the block must call it.
-  template <typename Value>
-  __device__ void load(
-      const T* from, int64_t tile, Value (&values)[kRows], Staging<T, kContiguous>& staging) const {
-    if constexpr (kContiguous) {
-      // Other threads may still read the previous contents.
-      __syncthreads();
-      for_each_staged(tile, [&](int64_t source, int staged_line, int column) {
-        staging.tile[staged_line][column] = from[source];
-      });
-      __syncthreads();
-    }
+  // Calls visit(register, position in the tile, position in the line) for the thread's segment.
+  template <typename Value, typename Visit>
+  __device__ void for_each_row(int64_t tile, Value (&values)[kRows], const Visit& visit) const {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (has(tile, row)) {
-        if constexpr (kContiguous) {
-          values[row] = static_cast<Value>(staging.tile[threadIdx.x][threadIdx.y * kRows + row]);
-        } else {
-          values[row] = static_cast<Value>(from[begin + position(tile, row) * step]);
-        }
-      }
+      const int column = threadIdx.y * kRows + row;
+      visit(values[row], column, tile * kTileLength + column);
     }
   }
 
-  // Inverse of load; collective, too.
-  template <typename Value>
-  __device__ void store(
-      const Value (&values)[kRows], T* to, int64_t tile, Staging<T, kContiguous>& staging) const {
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (has(tile, row)) {
-        if constexpr (kContiguous) {
-          // No barrier before this: since the last load, a thread has read only its own segment.
-          staging.tile[threadIdx.x][threadIdx.y * kRows + row] = static_cast<T>(values[row]);
-        } else {
-          to[begin + position(tile, row) * step] = static_cast<T>(values[row]);
-        }
-      }
-    }
-    if constexpr (kContiguous) {
-      __syncthreads();
-      for_each_staged(tile, [&](int64_t target, int staged_line, int column) {
-        to[target] = staging.tile[staged_line][column];
-      });
-    }
-  }
-
-  // Calls visit(address, line of the block, column) for this thread's part of a tile of contiguous
-  // lines. The threads of a warp get adjacent addresses.
+  // Calls visit(staged element, address) for this thread's part of a tile of contiguous lines. The
+  // threads of a warp get adjacent addresses.
   template <typename Visit>
   __device__ void for_each_staged(int64_t tile, const Visit& visit) const {
     for (int row = threadIdx.y; row < kLines; row += kSegments) {
       for (int column = threadIdx.x; column < kTileLength; column += kLines) {
-        const int64_t at = tile * kTileLength + column;
-        if (first + row < layout.lines && at < layout.length) {
-          visit((first + row) * layout.length + along(at), row, column);
+        const int64_t line = first_line() + row, position = tile * kTileLength + column;
+        if (has(line, position)) {
+          visit(staging.tile[row][column], address(line, position));
         }
       }
     }
   }
+
+  // Loads the thread's segment, with `padding` after the end of the line. Collective: all threads
+  // of the block must call it.
+  template <typename Value>
+  __device__ void load(const T* from, int64_t tile, Value padding, Value (&values)[kRows]) const {
+    if constexpr (kContiguous) {
+      // Other threads may still read the previous contents.
+      __syncthreads();
+      for_each_staged(tile, [&](T& staged, int64_t address) { staged = from[address]; });
+      __syncthreads();
+    }
+    for_each_row(tile, values, [&](Value& value, int column, int64_t position) {
+      value = padding;
+      if (has(line(), position)) {
+        value = static_cast<Value>(
+            kContiguous ? staging.tile[threadIdx.x][column] : from[address(line(), position)]);
+      }
+    });
+  }
+
+  // Inverse of load; collective, too.
+  template <typename Value>
+  __device__ void store(Value (&values)[kRows], T* to, int64_t tile) const {
+    for_each_row(tile, values, [&](Value& value, int column, int64_t position) {
+      if (has(line(), position)) {
+        // No barrier before this: since the last load, a thread has read only its own segment.
+        (kContiguous ? staging.tile[threadIdx.x][column] : to[address(line(), position)]) =
+            static_cast<T>(value);
+      }
+    });
+    if constexpr (kContiguous) {
+      __syncthreads();
+      for_each_staged(tile, [&](T& staged, int64_t address) { to[address] = staged; });
+    }
+  }
 };
 
-// Maximum of all positions before the thread's segment. `carried` is the maximum of all previous
-// tiles and is updated with this one's. Collective: all threads of the block must call it.
+// Maximum of all positions before the thread's segment, `values`. `carried` is the maximum of all
+// previous tiles and is updated with this one's. Collective: all threads of the block must call it.
 template <typename Value>
 __device__ inline Value maximum_before(
-    Value segment_maximum, Value (&maxima)[kSegments][kLines], Value& carried) {
+    const Value (&values)[kRows], Value (&maxima)[kSegments][kLines], Value& carried) {
+  Value segment_maximum = lowest<Value>();
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    segment_maximum = later_maximum(segment_maximum, values[row]);
+  }
   maxima[threadIdx.y][threadIdx.x] = segment_maximum;
   __syncthreads();
   Value before = carried;
@@ -192,31 +174,19 @@ __device__ inline Value maximum_before(
 
 template <typename T, typename Value, bool kContiguous>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    corner_pool_kernel(const T* input, T* output, LineLayout layout) {
+    corner_pool_kernel(const T* input, T* output, ScanLayout layout) {
   __shared__ Staging<T, kContiguous> staging;
   __shared__ Value maxima[kSegments][kLines];
-  const Lines<T, kContiguous> lines(layout);
-  const int64_t tiles = tile_count(layout);
-  Value carried = lowest<Value>();
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    Value values[kRows];
-    lines.load(input, tile, values, staging);
-    Value segment_maximum = lowest<Value>();
+  const Tiles<T, kContiguous> tiles{layout, staging};
+  Value values[kRows], carried = lowest<Value>();
+  for (int64_t tile = 0; tile < tile_count(layout); ++tile) {
+    tiles.load(input, tile, lowest<Value>(), values);
+    Value best = maximum_before(values, maxima, carried);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (lines.has(tile, row)) {
-        segment_maximum = later_maximum(segment_maximum, values[row]);
-      }
+      values[row] = best = later_maximum(best, values[row]);
     }
-    Value best = maximum_before(segment_maximum, maxima, carried);
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (lines.has(tile, row)) {
-        best = later_maximum(best, values[row]);
-        values[row] = best;
-      }
-    }
-    lines.store(values, output, tile, staging);
+    tiles.store(values, output, tile);
   }
 }
 
@@ -225,57 +195,41 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 // sums. `kept_marks` has mark_count(layout) elements.
 template <typename T, typename Value, bool kContiguous>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_backward_kernel(
-    const T* grad_output, const T* input, T* grad_input, Marks* kept_marks, LineLayout layout) {
+    const T* grad_output, const T* input, T* grad_input, Marks* kept_marks, ScanLayout layout) {
   __shared__ Staging<T, kContiguous> staging;
   __shared__ Value shared_values[kSegments][kLines];
   __shared__ bool shared_marked[kSegments][kLines];
-  const Lines<T, kContiguous> lines(layout);
-  const int64_t tiles = tile_count(layout);
-  const int64_t padded_lines = block_count(layout) * kLines;
+  const Tiles<T, kContiguous> tiles{layout, staging};
   // A thread reads only its own marks, so this needs no barrier.
-  const auto kept = [&](int64_t tile) -> Marks& {
-    return kept_marks[(tile * kSegments + threadIdx.y) * padded_lines + lines.line];
+  const auto marks_of = [&](int64_t tile) -> Marks& {
+    const int64_t segment = tile * kSegments + threadIdx.y;
+    return kept_marks[segment * block_count(layout) * kLines + tiles.line()];
   };
-  Value values[kRows];
-  Marks marks = 0;
 
-  Value carried = lowest<Value>();
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    lines.load(input, tile, values, staging);
-    Value segment_maximum = lowest<Value>();
+  Value values[kRows], carried = lowest<Value>();
+  for (int64_t tile = 0; tile < tile_count(layout); ++tile) {
+    tiles.load(input, tile, lowest<Value>(), values);
+    Value best = maximum_before(values, shared_values, carried);
+    Marks marks = 0;
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      if (lines.has(tile, row)) {
-        segment_maximum = later_maximum(segment_maximum, values[row]);
-      }
-    }
-    Value best = maximum_before(segment_maximum, shared_values, carried);
-    marks = 0;
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (lines.has(tile, row) && reaches(values[row], best)) {
+      if (reaches(values[row], best)) {
         best = values[row];
         marks = static_cast<Marks>(marks | 1u << row);
       }
     }
-    if (tiles > 1) {
-      kept(tile) = marks;
-    }
+    marks_of(tile) = marks;
   }
 
   // Gradient that flows from the later tiles to the last mark before them.
   Value flowing = 0;
-  for (int64_t tile = tiles - 1; tile >= 0; --tile) {
-    lines.load(grad_output, tile, values, staging);
-    if (tiles > 1) {
-      marks = kept(tile);
-    }
+  for (int64_t tile = tile_count(layout) - 1; tile >= 0; --tile) {
+    tiles.load(grad_output, tile, Value(0), values);
+    const Marks marks = marks_of(tile);
     Value before_marks = 0;
 #pragma unroll
     for (int row = kRows - 1; row >= 0; --row) {
-      if (lines.has(tile, row)) {
-        before_marks = (marks >> row & 1) ? Value(0) : before_marks + values[row];
-      }
+      before_marks = (marks >> row & 1) ? Value(0) : before_marks + values[row];
     }
     shared_values[threadIdx.y][threadIdx.x] = before_marks;
     shared_marked[threadIdx.y][threadIdx.x] = marks != 0;
@@ -289,17 +243,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
       const Value out_of_front = shared_values[segment][threadIdx.x];
       flowing = shared_marked[segment][threadIdx.x] ? out_of_front : flowing + out_of_front;
     }
+    // The previous tile overwrites these.
     __syncthreads();
 #pragma unroll
     for (int row = kRows - 1; row >= 0; --row) {
-      if (lines.has(tile, row)) {
-        const bool marked = marks >> row & 1;
-        sum += values[row];
-        values[row] = marked ? sum : Value(0);
-        sum = marked ? Value(0) : sum;
-      }
+      const bool marked = marks >> row & 1;
+      sum += values[row];
+      values[row] = marked ? sum : Value(0);
+      sum = marked ? Value(0) : sum;
     }
-    lines.store(values, grad_input, tile, staging);
+    tiles.store(values, grad_input, tile);
   }
 }
 

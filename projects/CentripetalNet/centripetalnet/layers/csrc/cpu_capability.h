@@ -1,6 +1,6 @@
 // Selects the instruction set of CPU kernels at run time.
 //
-// A kernel is written once, with vectors of CENTRIPETALNET_VECTOR_BYTES, in a header that
+// A kernel is written once, as loops that the compiler vectorises, in a header that
 // `foreach_cpu_capability.h` includes once for each instruction set:
 //
 //     #define CENTRIPETALNET_KERNELS "my_kernels.h"
@@ -23,7 +23,6 @@
 #include <string>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <cpuid.h>
 #define CENTRIPETALNET_HAS_X86_CAPABILITIES 1
 #else
 #define CENTRIPETALNET_HAS_X86_CAPABILITIES 0
@@ -33,17 +32,9 @@ namespace centripetalnet {
 
 enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
-#if CENTRIPETALNET_HAS_X86_CAPABILITIES
-// __builtin_cpu_supports lacks it before GCC 11.
-inline bool has_f16c() {
-  unsigned int a, b, c, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-#endif
-
 inline CpuCapability machine_capability() {
 #if CENTRIPETALNET_HAS_X86_CAPABILITIES
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
     return CpuCapability::kBaseline;
   }
   const bool has_avx512 =
@@ -57,10 +48,7 @@ inline CpuCapability machine_capability() {
 
 inline CpuCapability wanted_capability() {
   const char* variable = std::getenv("CENTRIPETALNET_CPU_CAPABILITY");
-  if (variable == nullptr) {
-    return CpuCapability::kAvx512;
-  }
-  const std::string name = variable;
+  const std::string name = variable == nullptr ? "avx512" : variable;
   TORCH_CHECK_VALUE(
       name == "baseline" || name == "avx2" || name == "avx512",
       "CENTRIPETALNET_CPU_CAPABILITY must be baseline, avx2 or avx512, got '", name, "'");

@@ -1,0 +1,35 @@
+// The operators, for the kernels of all devices.
+//
+// The meta kernels check the arguments, except for the numbers in tensors, and return uninitialised
+// results in the memory format of the input. The other devices' kernels call them first.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+
+#include <tuple>
+#include <type_traits>
+
+namespace centripetalnet {
+
+// In which maxima, sums and losses of elements are computed.
+template <typename T>
+using ValueOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+at::Tensor corner_pool_meta(const at::Tensor& input, int64_t direction);
+at::Tensor corner_pool_backward_meta(
+    const at::Tensor& grad_output, const at::Tensor& input, int64_t direction);
+
+at::Tensor loss_meta(
+    const at::Tensor& logits, const at::Tensor& bumps, const at::Tensor& plane_start, double alpha,
+    double beta);
+at::Tensor loss_backward_meta(
+    const at::Tensor& grad_loss, const at::Tensor& logits, const at::Tensor& bumps,
+    const at::Tensor& plane_start, double alpha, double beta);
+
+std::tuple<at::Tensor, at::Tensor> soft_nms_meta(
+    const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& classes,
+    c10::SymInt max_detections, bool gaussian, double sigma, double iou_threshold,
+    double min_score);
+
+}  // namespace centripetalnet
