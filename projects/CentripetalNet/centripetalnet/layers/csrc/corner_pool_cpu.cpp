@@ -1,5 +1,4 @@
 // Launches the CPU kernels of corner pooling on tensors, in parallel.
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>
@@ -77,21 +76,18 @@ Tensor corner_pool_cpu(const Tensor& input, int64_t direction) {
   if (input.numel() == 0) {
     return output;
   }
-  const auto format = input.suggest_memory_format();
-  const Tensor dense = input.contiguous(format);
-  const ScanLayout layout =
-      scan_layout(dense, format == at::MemoryFormat::ChannelsLast, direction);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "corner_pool_cpu", [&] {
-        const auto* const from = dense.const_data_ptr<scalar_t>();
-        auto* const to = output.mutable_data_ptr<scalar_t>();
-        // Blocks are processed in the order in which the scan goes through memory.
-        for_each_block<scalar_t>(
-            layout, layout.reverse, [&](int64_t at, int64_t lanes, auto* state, auto* rows) {
-              CENTRIPETALNET_DISPATCH(
-                  corner_pooling::pool, from + at, to + at, state, rows, layout, lanes);
-            });
-      });
+  const Tensor dense = input.contiguous(input.suggest_memory_format());
+  const ScanLayout layout = scan_layout(dense, direction);
+  CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_cpu", [&] {
+    const auto* const from = dense.const_data_ptr<scalar_t>();
+    auto* const to = output.mutable_data_ptr<scalar_t>();
+    // Blocks are processed in the order in which the scan goes through memory.
+    for_each_block<scalar_t>(
+        layout, layout.reverse, [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
+          CENTRIPETALNET_DISPATCH(
+              corner_pooling::pool, from + offset, to + offset, state, rows, layout, lanes);
+        });
+  });
   return output;
 }
 
@@ -103,21 +99,19 @@ Tensor corner_pool_backward_cpu(
   }
   const auto format = input.suggest_memory_format();
   const Tensor dense = input.contiguous(format), dense_grad = grad_output.contiguous(format);
-  const ScanLayout layout =
-      scan_layout(dense, format == at::MemoryFormat::ChannelsLast, direction);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, input.scalar_type(), "corner_pool_backward_cpu", [&] {
-        const auto* const grads = dense_grad.const_data_ptr<scalar_t>();
-        const auto* const from = dense.const_data_ptr<scalar_t>();
-        auto* const to = grad_input.mutable_data_ptr<scalar_t>();
-        // The second pass, which reads grad_output and writes grad_input, runs against the scan.
-        for_each_block<scalar_t>(
-            layout, !layout.reverse, [&](int64_t at, int64_t lanes, auto* state, auto* rows) {
-              CENTRIPETALNET_DISPATCH(
-                  corner_pooling::unpool, grads + at, from + at, to + at, state, rows, layout,
-                  lanes);
-            });
-      });
+  const ScanLayout layout = scan_layout(dense, direction);
+  CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_backward_cpu", [&] {
+    const auto* const grads = dense_grad.const_data_ptr<scalar_t>();
+    const auto* const from = dense.const_data_ptr<scalar_t>();
+    auto* const to = grad_input.mutable_data_ptr<scalar_t>();
+    // The second pass, which reads grad_output and writes grad_input, runs against the scan.
+    for_each_block<scalar_t>(
+        layout, !layout.reverse, [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
+          CENTRIPETALNET_DISPATCH(
+              corner_pooling::unpool, grads + offset, from + offset, to + offset, state, rows,
+              layout, lanes);
+        });
+  });
   return grad_input;
 }
 

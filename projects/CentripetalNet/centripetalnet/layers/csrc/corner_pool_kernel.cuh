@@ -54,22 +54,17 @@ __device__ inline Value later_maximum(Value best, Value candidate) {
 }
 
 template <typename Value>
-__device__ inline Value lowest() {
-  return -static_cast<Value>(INFINITY);
-}
+constexpr Value kLowest = -static_cast<Value>(INFINITY);
 
-// A tile of contiguous lines between global memory and registers. The padding avoids bank conflicts
-// (banks of 4 bytes) when the threads of a warp read a column.
-template <typename T, bool kContiguous>
-struct Staging {
-  T tile[kContiguous ? kLines : 1][kTileLength + (sizeof(T) < 4 ? 4 / sizeof(T) : 1)];
-};
-
-// Reads and writes the tiles of a thread block.
+// Reads and writes the tiles of a thread block. `staging` is in shared memory and holds a tile of
+// contiguous lines. The padding avoids bank conflicts (banks of 4 bytes) when the threads of a warp
+// read a column.
 template <typename T, bool kContiguous>
 struct Tiles {
+  using Staging = T[kContiguous ? kLines : 1][kTileLength + (sizeof(T) < 4 ? 4 / sizeof(T) : 1)];
+
   const ScanLayout& layout;
-  Staging<T, kContiguous>& staging;
+  Staging& staging;
 
   // Of the block, of the thread.
   __device__ int64_t first_line() const { return static_cast<int64_t>(blockIdx.x) * kLines; }
@@ -84,16 +79,6 @@ struct Tiles {
     return (line / inner * layout.length + along) * inner + line % inner;
   }
 
-  // Calls visit(register, position in the tile, position in the line) for the thread's segment.
-  template <typename Value, typename Visit>
-  __device__ void for_each_row(int64_t tile, Value (&values)[kRows], const Visit& visit) const {
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      const int column = threadIdx.y * kRows + row;
-      visit(values[row], column, tile * kTileLength + column);
-    }
-  }
-
   // Calls visit(staged element, address) for this thread's part of a tile of contiguous lines. The
   // threads of a warp get adjacent addresses.
   template <typename Visit>
@@ -102,7 +87,7 @@ struct Tiles {
       for (int column = threadIdx.x; column < kTileLength; column += kLines) {
         const int64_t line = first_line() + row, position = tile * kTileLength + column;
         if (has(line, position)) {
-          visit(staging.tile[row][column], address(line, position));
+          visit(staging[row][column], address(line, position));
         }
       }
     }
@@ -118,25 +103,31 @@ struct Tiles {
       for_each_staged(tile, [&](T& staged, int64_t address) { staged = from[address]; });
       __syncthreads();
     }
-    for_each_row(tile, values, [&](Value& value, int column, int64_t position) {
-      value = padding;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int column = threadIdx.y * kRows + row;
+      const int64_t position = tile * kTileLength + column;
+      values[row] = padding;
       if (has(line(), position)) {
-        value = static_cast<Value>(
-            kContiguous ? staging.tile[threadIdx.x][column] : from[address(line(), position)]);
+        values[row] = static_cast<Value>(
+            kContiguous ? staging[threadIdx.x][column] : from[address(line(), position)]);
       }
-    });
+    }
   }
 
   // Inverse of load; collective, too.
   template <typename Value>
-  __device__ void store(Value (&values)[kRows], T* to, int64_t tile) const {
-    for_each_row(tile, values, [&](Value& value, int column, int64_t position) {
+  __device__ void store(const Value (&values)[kRows], T* to, int64_t tile) const {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int column = threadIdx.y * kRows + row;
+      const int64_t position = tile * kTileLength + column;
       if (has(line(), position)) {
         // No barrier before this: since the last load, a thread has read only its own segment.
-        (kContiguous ? staging.tile[threadIdx.x][column] : to[address(line(), position)]) =
-            static_cast<T>(value);
+        T& target = kContiguous ? staging[threadIdx.x][column] : to[address(line(), position)];
+        target = static_cast<T>(values[row]);
       }
-    });
+    }
     if constexpr (kContiguous) {
       __syncthreads();
       for_each_staged(tile, [&](T& staged, int64_t address) { to[address] = staged; });
@@ -149,7 +140,7 @@ struct Tiles {
 template <typename Value>
 __device__ inline Value maximum_before(
     const Value (&values)[kRows], Value (&maxima)[kSegments][kLines], Value& carried) {
-  Value segment_maximum = lowest<Value>();
+  Value segment_maximum = kLowest<Value>;
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     segment_maximum = later_maximum(segment_maximum, values[row]);
@@ -175,12 +166,12 @@ __device__ inline Value maximum_before(
 template <typename T, typename Value, bool kContiguous>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     corner_pool_kernel(const T* input, T* output, ScanLayout layout) {
-  __shared__ Staging<T, kContiguous> staging;
+  __shared__ typename Tiles<T, kContiguous>::Staging staging;
   __shared__ Value maxima[kSegments][kLines];
   const Tiles<T, kContiguous> tiles{layout, staging};
-  Value values[kRows], carried = lowest<Value>();
+  Value values[kRows], carried = kLowest<Value>;
   for (int64_t tile = 0; tile < tile_count(layout); ++tile) {
-    tiles.load(input, tile, lowest<Value>(), values);
+    tiles.load(input, tile, kLowest<Value>, values);
     Value best = maximum_before(values, maxima, carried);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
@@ -196,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 template <typename T, typename Value, bool kContiguous>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_backward_kernel(
     const T* grad_output, const T* input, T* grad_input, Marks* kept_marks, ScanLayout layout) {
-  __shared__ Staging<T, kContiguous> staging;
+  __shared__ typename Tiles<T, kContiguous>::Staging staging;
   __shared__ Value shared_values[kSegments][kLines];
   __shared__ bool shared_marked[kSegments][kLines];
   const Tiles<T, kContiguous> tiles{layout, staging};
@@ -206,9 +197,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
     return kept_marks[segment * block_count(layout) * kLines + tiles.line()];
   };
 
-  Value values[kRows], carried = lowest<Value>();
+  Value values[kRows], carried = kLowest<Value>;
   for (int64_t tile = 0; tile < tile_count(layout); ++tile) {
-    tiles.load(input, tile, lowest<Value>(), values);
+    tiles.load(input, tile, kLowest<Value>, values);
     Value best = maximum_before(values, shared_values, carried);
     Marks marks = 0;
 #pragma unroll

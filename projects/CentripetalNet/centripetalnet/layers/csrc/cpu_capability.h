@@ -1,15 +1,13 @@
 // Selects the instruction set of CPU kernels at run time.
 //
-// A kernel is written once, as loops that the compiler vectorises, in a header that
-// `foreach_cpu_capability.h` includes once for each instruction set:
+// A kernel is written once, as loops that the compiler vectorises, in a header without an include
+// guard and without includes, in namespace centripetalnet::CENTRIPETALNET_CAPABILITY.
+// `foreach_cpu_capability.h` includes it once for each instruction set:
 //
 //     #define CENTRIPETALNET_KERNELS "my_kernels.h"
 //     #include "foreach_cpu_capability.h"
 //
-//     // in my_kernels.h, which has no include guard and includes nothing
-//     namespace centripetalnet::CENTRIPETALNET_CAPABILITY { void my_kernel(...) { ... } }
-//
-//     // calls the kernel for the best instruction set of this machine
+//     // in namespace centripetalnet: calls the kernel for the best instruction set of this machine
 //     CENTRIPETALNET_DISPATCH(my_kernel, arguments...);
 //
 // The environment variable CENTRIPETALNET_CPU_CAPABILITY (baseline, avx2 or avx512) is an upper
@@ -34,13 +32,13 @@ enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
 inline CpuCapability machine_capability() {
 #if CENTRIPETALNET_HAS_X86_CAPABILITIES
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
-    return CpuCapability::kBaseline;
-  }
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has_avx512 ? CpuCapability::kAvx512 : CpuCapability::kAvx2;
+  return !has_avx2     ? CpuCapability::kBaseline
+         : !has_avx512 ? CpuCapability::kAvx2
+                       : CpuCapability::kAvx512;
 #else
   return CpuCapability::kBaseline;
 #endif
@@ -62,15 +60,15 @@ inline CpuCapability cpu_capability() {
   return capability;
 }
 
+#if !CENTRIPETALNET_HAS_X86_CAPABILITIES
+namespace baseline {}
+namespace avx2 = baseline;
+namespace avx512 = baseline;
+#endif
+
 }  // namespace centripetalnet
 
-#if CENTRIPETALNET_HAS_X86_CAPABILITIES
-#define CENTRIPETALNET_DISPATCH(function, ...)                                  \
-  (::centripetalnet::cpu_capability() == ::centripetalnet::CpuCapability::kAvx512 \
-       ? ::centripetalnet::avx512::function(__VA_ARGS__)                        \
-   : ::centripetalnet::cpu_capability() == ::centripetalnet::CpuCapability::kAvx2 \
-       ? ::centripetalnet::avx2::function(__VA_ARGS__)                          \
-       : ::centripetalnet::baseline::function(__VA_ARGS__))
-#else
-#define CENTRIPETALNET_DISPATCH(function, ...) ::centripetalnet::baseline::function(__VA_ARGS__)
-#endif
+#define CENTRIPETALNET_DISPATCH(function, ...)                                \
+  (cpu_capability() == CpuCapability::kAvx512 ? avx512::function(__VA_ARGS__) \
+   : cpu_capability() == CpuCapability::kAvx2 ? avx2::function(__VA_ARGS__)   \
+                                              : baseline::function(__VA_ARGS__))

@@ -4,11 +4,17 @@
 // results in the memory format of the input. The other devices' kernels call them first.
 #pragma once
 
+#include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 
 #include <tuple>
 #include <type_traits>
+
+// Calls a function with `scalar_t`, the dtype of a tensor with one of the supported dtypes.
+#define CENTRIPETALNET_DISPATCH_DTYPE(tensor, name, ...) \
+  AT_DISPATCH_FLOATING_TYPES_AND2(                       \
+      at::kHalf, at::kBFloat16, (tensor).scalar_type(), name, __VA_ARGS__)
 
 namespace centripetalnet {
 

@@ -12,15 +12,16 @@ struct ScanLayout {
   bool reverse;  // the scan starts at the last row
 };
 
-// Directions: 0 top, 1 bottom, 2 left, 3 right, as in corner_pool.py.
+// Of a tensor that is contiguous in NCHW or channels-last format; in both, if the layouts are the
+// same. Directions: 0 top, 1 bottom, 2 left, 3 right, as in corner_pool.py.
 template <typename Tensor>
-ScanLayout scan_layout(const Tensor& dense, bool channels_last, int64_t direction) {
+ScanLayout scan_layout(const Tensor& dense, int64_t direction) {
   const bool vertical = direction < 2, reverse = direction % 2 == 0;
   const int64_t n = dense.size(0), c = dense.size(1), h = dense.size(2), w = dense.size(3);
-  if (channels_last) {
-    return vertical ? ScanLayout{n, h, w * c, reverse} : ScanLayout{n * h, w, c, reverse};
+  if (dense.is_contiguous()) {
+    return vertical ? ScanLayout{n * c, h, w, reverse} : ScanLayout{n * c * h, w, 1, reverse};
   }
-  return vertical ? ScanLayout{n * c, h, w, reverse} : ScanLayout{n * c * h, w, 1, reverse};
+  return vertical ? ScanLayout{n, h, w * c, reverse} : ScanLayout{n * h, w, c, reverse};
 }
 
 }  // namespace centripetalnet

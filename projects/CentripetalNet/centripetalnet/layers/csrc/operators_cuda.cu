@@ -1,0 +1,171 @@
+// Launches the CUDA kernels on tensors.
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "corner_pool_kernel.cuh"
+#include "gaussian_focal_loss_kernel.cuh"
+#include "operators.h"
+
+namespace centripetalnet {
+namespace {
+
+using namespace gpu;
+using at::Tensor;
+
+constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
+
+// ---- Corner pooling
+
+dim3 grid_of(const ScanLayout& layout) {
+  const int64_t blocks = block_count(layout);
+  TORCH_CHECK(
+      blocks <= kMaxInt, "corner_pool cannot pool ", layout.outer * layout.inner,
+      " lines at once, at most ", kMaxInt * kLines);
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+Tensor corner_pool_cuda(const Tensor& input, int64_t direction) {
+  Tensor output = corner_pool_meta(input, direction);
+  if (input.numel() == 0) {
+    return output;
+  }
+  const c10::cuda::CUDAGuard device_guard(input.device());
+  const Tensor dense = input.contiguous(input.suggest_memory_format());
+  const ScanLayout layout = scan_layout(dense, direction);
+  const dim3 grid = grid_of(layout), block(kLines, kSegments);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_cuda", [&] {
+    using Value = ValueOf<scalar_t>;
+    const auto kernel = layout.inner == 1 ? corner_pool_kernel<scalar_t, Value, true>
+                                          : corner_pool_kernel<scalar_t, Value, false>;
+    kernel<<<grid, block, 0, stream>>>(
+        dense.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(), layout);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return output;
+}
+
+Tensor corner_pool_backward_cuda(
+    const Tensor& grad_output, const Tensor& input, int64_t direction) {
+  Tensor grad_input = corner_pool_backward_meta(grad_output, input, direction);
+  if (input.numel() == 0) {
+    return grad_input;
+  }
+  const c10::cuda::CUDAGuard device_guard(input.device());
+  const auto format = input.suggest_memory_format();
+  const Tensor dense = input.contiguous(format), dense_grad = grad_output.contiguous(format);
+  const ScanLayout layout = scan_layout(dense, direction);
+  // int16 stands for uint16, which older versions of torch lack.
+  const Tensor marks = at::empty({mark_count(layout)}, dense.options().dtype(at::kShort));
+  const dim3 grid = grid_of(layout), block(kLines, kSegments);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_backward_cuda", [&] {
+    using Value = ValueOf<scalar_t>;
+    const auto kernel = layout.inner == 1 ? corner_pool_backward_kernel<scalar_t, Value, true>
+                                          : corner_pool_backward_kernel<scalar_t, Value, false>;
+    kernel<<<grid, block, 0, stream>>>(
+        dense_grad.const_data_ptr<scalar_t>(), dense.const_data_ptr<scalar_t>(),
+        grad_input.mutable_data_ptr<scalar_t>(),
+        reinterpret_cast<Marks*>(marks.mutable_data_ptr<int16_t>()), layout);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return grad_input;
+}
+
+// ---- Gaussian focal loss
+
+// Enough blocks for any GPU, few enough for a fast sum of their partial sums.
+constexpr int64_t kMaxBlocks = 1024;
+constexpr int64_t kMaxImages = 65535;
+
+// Contiguous tensors and the kernels' arguments. Both memory formats are read in memory order.
+struct Launch {
+  Launch(const Tensor& logits, const Tensor& bumps, const Tensor& plane_start)
+      : logits(logits.contiguous(logits.suggest_memory_format())),
+        bump_rows(bumps.contiguous()),
+        starts(plane_start.contiguous()),
+        bumps{
+            reinterpret_cast<const Bump*>(bump_rows.const_data_ptr<int32_t>()), bumps.size(0),
+            starts.const_data_ptr<int32_t>()},
+        layout{
+            static_cast<uint32_t>(logits.size(1)), static_cast<uint32_t>(logits.size(2)),
+            static_cast<uint32_t>(logits.size(3)),
+            logits.suggest_memory_format() == at::MemoryFormat::ChannelsLast} {
+    const int64_t images = logits.size(0), cells = logits.numel() / images;
+    // int32, as a thread's uint32 index may exceed the number of cells by a whole grid.
+    TORCH_CHECK_VALUE(
+        cells <= kMaxInt && images <= kMaxImages,
+        "gaussian_focal_loss takes at most ", kMaxImages, " images of ", kMaxInt, " cells, got ",
+        images, " of ", cells);
+    const int64_t blocks = (cells + kLossThreads - 1) / kLossThreads;
+    grid = dim3(
+        static_cast<unsigned>(std::min(blocks, kMaxBlocks)), static_cast<unsigned>(images));
+  }
+
+  Tensor logits, bump_rows, starts;
+  Bumps bumps;
+  HeatmapLayout layout;
+  dim3 grid;
+};
+
+Tensor loss_cuda(
+    const Tensor& logits, const Tensor& bumps, const Tensor& plane_start, double alpha,
+    double beta) {
+  Tensor loss = loss_meta(logits, bumps, plane_start, alpha, beta);
+  if (logits.numel() == 0) {
+    return loss.zero_();
+  }
+  const c10::cuda::CUDAGuard device_guard(logits.device());
+  const Launch launch(logits, bumps, plane_start);
+  const Tensor partial_sums = at::empty(
+      {static_cast<int64_t>(launch.grid.x) * launch.grid.y}, logits.options().dtype(at::kDouble));
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  CENTRIPETALNET_DISPATCH_DTYPE(logits, "gaussian_focal_loss_cuda", [&] {
+    using Value = ValueOf<scalar_t>;
+    gaussian_focal_loss_kernel<scalar_t, Value><<<launch.grid, kLossThreads, 0, stream>>>(
+        launch.logits.const_data_ptr<scalar_t>(), launch.bumps, launch.layout,
+        static_cast<Value>(alpha), static_cast<Value>(beta),
+        partial_sums.mutable_data_ptr<double>());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return partial_sums.sum().to(loss.scalar_type());
+}
+
+Tensor loss_backward_cuda(
+    const Tensor& grad_loss, const Tensor& logits, const Tensor& bumps, const Tensor& plane_start,
+    double alpha, double beta) {
+  Tensor gradient = loss_backward_meta(grad_loss, logits, bumps, plane_start, alpha, beta);
+  if (logits.numel() == 0) {
+    return gradient;
+  }
+  const c10::cuda::CUDAGuard device_guard(logits.device());
+  const Launch launch(logits, bumps, plane_start);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  CENTRIPETALNET_DISPATCH_DTYPE(logits, "gaussian_focal_loss_backward_cuda", [&] {
+    using Value = ValueOf<scalar_t>;
+    gaussian_focal_loss_backward_kernel<scalar_t, Value>
+        <<<launch.grid, kLossThreads, 0, stream>>>(
+            grad_loss.const_data_ptr<Value>(), launch.logits.const_data_ptr<scalar_t>(),
+            launch.bumps, launch.layout, static_cast<Value>(alpha), static_cast<Value>(beta),
+            gradient.mutable_data_ptr<scalar_t>());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return gradient;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(centripetalnet, CUDA, library) {
+  library.impl("corner_pool", &corner_pool_cuda);
+  library.impl("corner_pool_backward", &corner_pool_backward_cuda);
+  library.impl("gaussian_focal_loss", &loss_cuda);
+  library.impl("gaussian_focal_loss_backward", &loss_backward_cuda);
+}
+
+}  // namespace centripetalnet
