@@ -26,7 +26,9 @@ bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
       {0, 2, 3, -1}, {1, 4, 9, 3}, {1, 5, 12, 2}, {2, 1, 1, INT32_MAX}, {5, 0, 16, 4}};
   // Ought to be 0, 1, 3, 4, 4, 4, 5: a kernel must not read before the first bump or after the last.
   const std::vector<int32_t> plane_start = {-7, 1, 3, 4, 4, 4, 1000};
-  const HeatmapLayout layout{kChannels, kHeight, kWidth, channels_last};
+  const Heatmaps maps{
+      kChannels, kHeight, kWidth, channels_last, rows.data(), static_cast<int64_t>(rows.size()),
+      plane_start.data()};
 
   std::mt19937 random(blocks);
   std::normal_distribution<double> normal(0, 3);
@@ -58,16 +60,15 @@ bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
     }
   }
 
-  const Bumps bumps{rows.data(), static_cast<int64_t>(rows.size()), plane_start.data()};
   const dim3 grid{blocks, kImages}, block{kLossThreads};
   std::vector<double> partial_sums(blocks * kImages);
   cuda_on_cpu::launch(grid, block, [&] {
     gaussian_focal_loss_kernel<double, double>(
-        logits.data(), bumps, layout, alpha, beta, partial_sums.data());
+        logits.data(), maps, alpha, beta, partial_sums.data());
   });
   cuda_on_cpu::launch(grid, block, [&] {
     gaussian_focal_loss_backward_kernel<double, double>(
-        &grad_loss, logits.data(), bumps, layout, alpha, beta, gradient.data());
+        &grad_loss, logits.data(), maps, alpha, beta, gradient.data());
   });
   double loss = 0;
   for (const double sum : partial_sums) {

@@ -28,10 +28,10 @@ INSTANCES = {
     """,
     "gaussian_focal_loss": """
         template __global__ void centripetalnet::gpu::gaussian_focal_loss_kernel<float, float>(
-            const float*, Bumps, HeatmapLayout, float, float, double*);
+            const float*, Heatmaps, float, float, double*);
         template __global__ void
         centripetalnet::gpu::gaussian_focal_loss_backward_kernel<double, double>(
-            const double*, const double*, Bumps, HeatmapLayout, double, double, double*);
+            const double*, const double*, Heatmaps, double, double, double*);
     """,
 }
 

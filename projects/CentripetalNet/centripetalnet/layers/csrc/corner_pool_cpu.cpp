@@ -23,13 +23,10 @@ namespace {
 
 using at::Tensor;
 
-// Limits of a block's row. Shorter pieces are slow to read; the state of more lanes would not stay in
-// the L1 cache.
+// Limits of a block's row: short pieces are slow to read, long states leave the L1 cache.
 constexpr int64_t kMinRowBytes = int64_t{1} << 10, kMaxRowBytes = int64_t{1} << 14;
 // Size of a block of contiguous lines, which stays in the L2 cache.
 constexpr int64_t kLineBytes = int64_t{1} << 15;
-// With fewer elements per thread, another thread costs more than it saves.
-constexpr int64_t kGrainElements = int64_t{1} << 15;
 
 int64_t lanes_per_block(const ScanLayout& layout, int64_t element_bytes) {
   if (layout.inner == 1) {
@@ -43,7 +40,7 @@ int64_t lanes_per_block(const ScanLayout& layout, int64_t element_bytes) {
 }
 
 // Calls body(offset of the block's first element, lanes, state, rows) in parallel; the last two are
-// buffers, see corner_pool_cpu.h. With `backwards`, every thread processes its blocks in reverse order.
+// buffers, see corner_pool_cpu.h. With `backwards`, a thread processes its blocks in reverse order.
 template <typename T, typename Body>
 void for_each_block(const ScanLayout& layout, bool backwards, const Body& body) {
   using Value = ValueOf<T>;
@@ -81,12 +78,12 @@ Tensor corner_pool_cpu(const Tensor& input, int64_t direction) {
   CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_cpu", [&] {
     const auto* const from = dense.const_data_ptr<scalar_t>();
     auto* const to = output.mutable_data_ptr<scalar_t>();
+    const auto pool = [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
+      CENTRIPETALNET_DISPATCH(
+          corner_pooling::pool, from + offset, to + offset, state, rows, layout, lanes);
+    };
     // Blocks are processed in the order in which the scan goes through memory.
-    for_each_block<scalar_t>(
-        layout, layout.reverse, [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
-          CENTRIPETALNET_DISPATCH(
-              corner_pooling::pool, from + offset, to + offset, state, rows, layout, lanes);
-        });
+    for_each_block<scalar_t>(layout, layout.reverse, pool);
   });
   return output;
 }
@@ -105,12 +102,12 @@ Tensor corner_pool_backward_cpu(
     const auto* const from = dense.const_data_ptr<scalar_t>();
     auto* const to = grad_input.mutable_data_ptr<scalar_t>();
     // The second pass, which reads grad_output and writes grad_input, runs against the scan.
-    for_each_block<scalar_t>(
-        layout, !layout.reverse, [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
-          CENTRIPETALNET_DISPATCH(
-              corner_pooling::unpool, grads + offset, from + offset, to + offset, state, rows,
-              layout, lanes);
-        });
+    const auto unpool = [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
+      CENTRIPETALNET_DISPATCH(
+          corner_pooling::unpool, grads + offset, from + offset, to + offset, state, rows, layout,
+          lanes);
+    };
+    for_each_block<scalar_t>(layout, !layout.reverse, unpool);
   });
   return grad_input;
 }

@@ -1,5 +1,4 @@
-// CPU kernels of corner pooling for one instruction set. corner_pool_cpu.cpp includes this file
-// once for each, after the headers that the kernels need, see cpu_capability.h.
+// CPU kernels of corner pooling for one instruction set, see cpu_capability.h.
 //
 // A lane is one scan line of the layout, a row holds one element of each lane. Kernels advance all
 // lanes of a block by one row at a time, in plain loops over adjacent elements that the compiler
@@ -38,8 +37,7 @@ void pool_rows(const T* input, T* output, Value* top, const ScanLayout& layout, 
 
 // Gradient of pool_rows. An element that became the maximum gets the sum of the output gradients
 // from its row to the row before the next such element. The first pass marks these elements in
-// `grad_input`, which may be `input`; the second, backwards, sums. `state` is a buffer for a value of
-// each lane: the maximum, then the sum.
+// `grad_input`, which may be `input`; the second, backwards, sums. `state` is a value per lane.
 template <typename T, typename Value>
 void unpool_rows(
     const T* grad_output, const T* input, T* grad_input, Value* state, const ScanLayout& layout,

@@ -37,7 +37,7 @@ __host__ __device__ inline int64_t tile_count(const ScanLayout& layout) {
   return (layout.length + kTileLength - 1) / kTileLength;
 }
 
-// Number of Marks that the backward kernel keeps in global memory.
+// Number of Marks that the backward kernel keeps in global memory, one per thread and tile.
 inline int64_t mark_count(const ScanLayout& layout) {
   return tile_count(layout) * block_count(layout) * kThreads;
 }
@@ -66,8 +66,7 @@ struct Tiles {
   const ScanLayout& layout;
   Staging& staging;
 
-  // Of the block, of the thread.
-  __device__ int64_t first_line() const { return static_cast<int64_t>(blockIdx.x) * kLines; }
+  __device__ int64_t first_line() const { return int64_t{blockIdx.x} * kLines; }
   __device__ int64_t line() const { return first_line() + threadIdx.x; }
 
   __device__ bool has(int64_t line, int64_t position) const {
@@ -192,10 +191,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
   __shared__ bool shared_marked[kSegments][kLines];
   const Tiles<T, kContiguous> tiles{layout, staging};
   // A thread reads only its own marks, so this needs no barrier.
-  const auto marks_of = [&](int64_t tile) -> Marks& {
-    const int64_t segment = tile * kSegments + threadIdx.y;
-    return kept_marks[segment * block_count(layout) * kLines + tiles.line()];
-  };
+  const int64_t tile_marks = block_count(layout) * kThreads;
+  kept_marks += int64_t{blockIdx.x} * kThreads + threadIdx.y * kLines + threadIdx.x;
 
   Value values[kRows], carried = kLowest<Value>;
   for (int64_t tile = 0; tile < tile_count(layout); ++tile) {
@@ -209,14 +206,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
         marks = static_cast<Marks>(marks | 1u << row);
       }
     }
-    marks_of(tile) = marks;
+    kept_marks[tile * tile_marks] = marks;
   }
 
   // Gradient that flows from the later tiles to the last mark before them.
   Value flowing = 0;
   for (int64_t tile = tile_count(layout) - 1; tile >= 0; --tile) {
     tiles.load(grad_output, tile, Value(0), values);
-    const Marks marks = marks_of(tile);
+    const Marks marks = kept_marks[tile * tile_marks];
     Value before_marks = 0;
 #pragma unroll
     for (int row = kRows - 1; row >= 0; --row) {

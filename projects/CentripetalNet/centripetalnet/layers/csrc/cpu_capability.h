@@ -21,26 +21,22 @@
 #include <string>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CENTRIPETALNET_HAS_X86_CAPABILITIES 1
-#else
-#define CENTRIPETALNET_HAS_X86_CAPABILITIES 0
+#define CENTRIPETALNET_HAS_X86_CAPABILITIES
 #endif
 
 namespace centripetalnet {
 
-enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
+enum CpuCapability { kBaseline, kAvx2, kAvx512 };
 
 inline CpuCapability machine_capability() {
-#if CENTRIPETALNET_HAS_X86_CAPABILITIES
+#ifdef CENTRIPETALNET_HAS_X86_CAPABILITIES
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return !has_avx2     ? CpuCapability::kBaseline
-         : !has_avx512 ? CpuCapability::kAvx2
-                       : CpuCapability::kAvx512;
+  return has_avx2 ? (has_avx512 ? kAvx512 : kAvx2) : kBaseline;
 #else
-  return CpuCapability::kBaseline;
+  return kBaseline;
 #endif
 }
 
@@ -50,9 +46,7 @@ inline CpuCapability wanted_capability() {
   TORCH_CHECK_VALUE(
       name == "baseline" || name == "avx2" || name == "avx512",
       "CENTRIPETALNET_CPU_CAPABILITY must be baseline, avx2 or avx512, got '", name, "'");
-  return name == "baseline" ? CpuCapability::kBaseline
-         : name == "avx2"   ? CpuCapability::kAvx2
-                            : CpuCapability::kAvx512;
+  return name == "baseline" ? kBaseline : name == "avx2" ? kAvx2 : kAvx512;
 }
 
 inline CpuCapability cpu_capability() {
@@ -60,7 +54,7 @@ inline CpuCapability cpu_capability() {
   return capability;
 }
 
-#if !CENTRIPETALNET_HAS_X86_CAPABILITIES
+#ifndef CENTRIPETALNET_HAS_X86_CAPABILITIES
 namespace baseline {}
 namespace avx2 = baseline;
 namespace avx512 = baseline;
@@ -68,7 +62,7 @@ namespace avx512 = baseline;
 
 }  // namespace centripetalnet
 
-#define CENTRIPETALNET_DISPATCH(function, ...)                                \
-  (cpu_capability() == CpuCapability::kAvx512 ? avx512::function(__VA_ARGS__) \
-   : cpu_capability() == CpuCapability::kAvx2 ? avx2::function(__VA_ARGS__)   \
-                                              : baseline::function(__VA_ARGS__))
+#define CENTRIPETALNET_DISPATCH(function, ...)                 \
+  (cpu_capability() == kAvx512 ? avx512::function(__VA_ARGS__) \
+   : cpu_capability() == kAvx2 ? avx2::function(__VA_ARGS__)   \
+                               : baseline::function(__VA_ARGS__))

@@ -1,5 +1,4 @@
-// Includes CENTRIPETALNET_KERNELS once for each instruction set, see cpu_capability.h. No include
-// guard: a file may have several kernel headers.
+// Includes CENTRIPETALNET_KERNELS once for each instruction set, see cpu_capability.h.
 //
 // Include all headers that the kernels need before this one. Otherwise their inline functions are
 // compiled for an instruction set that the machine may lack, and the linker may use these copies.
@@ -9,7 +8,7 @@
 #include CENTRIPETALNET_KERNELS
 #undef CENTRIPETALNET_CAPABILITY
 
-#if CENTRIPETALNET_HAS_X86_CAPABILITIES
+#ifdef CENTRIPETALNET_HAS_X86_CAPABILITIES
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")

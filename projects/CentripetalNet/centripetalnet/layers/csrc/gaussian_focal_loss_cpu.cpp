@@ -3,8 +3,6 @@
 // Logits are processed in rows, which are contiguous: a row of one plane or, in channels-last
 // format, of all planes of an image. The weights of a row's cells are computed into a buffer first.
 #include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -22,9 +20,6 @@ namespace centripetalnet {
 namespace {
 
 using at::Tensor;
-
-// With fewer elements per thread, another thread costs more than it saves.
-constexpr int64_t kGrainElements = int64_t{1} << 15;
 
 // Checks the numbers in `bumps` and `plane_start`. Invalid indices would read outside the tensors.
 void check_numbers(
@@ -54,8 +49,7 @@ void check_numbers(
   }
 }
 
-// Calls visit(row, its logits, their weights, their number) for all rows, in parallel. `logits` may
-// not be empty.
+// Calls visit(row, its logits, their weights, their number) for all rows, in parallel.
 template <typename T, typename Visit>
 void for_each_row(
     const Tensor& logits, const Tensor& bumps, const Tensor& plane_start, double beta,
@@ -105,11 +99,10 @@ Tensor loss_cpu(
   std::vector<double> sums(logits.numel() / logits.size(3));
   CENTRIPETALNET_DISPATCH_DTYPE(logits, "gaussian_focal_loss_cpu", [&] {
     const auto power = static_cast<ValueOf<scalar_t>>(alpha);
-    for_each_row<scalar_t>(
-        logits, bumps, plane_start, beta,
-        [&](int64_t row, const auto* x, const auto* weights, int64_t count) {
-          sums[row] = CENTRIPETALNET_DISPATCH(focal_loss::sum_of, x, weights, count, power);
-        });
+    const auto sum = [&](int64_t row, const auto* x, const auto* weights, int64_t count) {
+      sums[row] = CENTRIPETALNET_DISPATCH(focal_loss::sum_of, x, weights, count, power);
+    };
+    for_each_row<scalar_t>(logits, bumps, plane_start, beta, sum);
   });
   return loss.fill_(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
@@ -125,12 +118,11 @@ Tensor loss_backward_cpu(
     using Value = ValueOf<scalar_t>;
     const auto power = static_cast<Value>(alpha), scale = grad_loss.item<Value>();
     auto* const to = gradient.mutable_data_ptr<scalar_t>();
-    for_each_row<scalar_t>(
-        logits, bumps, plane_start, beta,
-        [&](int64_t row, const auto* x, const auto* weights, int64_t count) {
-          CENTRIPETALNET_DISPATCH(
-              focal_loss::gradient_of, x, weights, to + row * count, count, power, scale);
-        });
+    const auto fill = [&](int64_t row, const auto* x, const auto* weights, int64_t count) {
+      CENTRIPETALNET_DISPATCH(
+          focal_loss::gradient_of, x, weights, to + row * count, count, power, scale);
+    };
+    for_each_row<scalar_t>(logits, bumps, plane_start, beta, fill);
   });
   return gradient;
 }

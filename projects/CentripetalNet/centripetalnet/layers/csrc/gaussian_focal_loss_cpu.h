@@ -1,5 +1,5 @@
 // CPU kernels of the Gaussian focal loss for one instruction set, see corner_pool_cpu.h. They are
-// plain loops over adjacent cells; the formula and the weights are in gaussian_focal_loss_formula.h.
+// plain loops over adjacent cells with the formula of gaussian_focal_loss_formula.h.
 //
 // For the usual exponent, 2, there is a copy of each loop without the other powers.
 namespace centripetalnet::CENTRIPETALNET_CAPABILITY::focal_loss {

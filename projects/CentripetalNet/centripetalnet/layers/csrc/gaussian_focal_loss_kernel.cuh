@@ -13,37 +13,30 @@ namespace centripetalnet::gpu {
 
 constexpr int kLossThreads = 256;
 
-// Of the logits; planes are contiguous unless channels_last.
-struct HeatmapLayout {
+// Bumps plane_start[i] to plane_start[i + 1] - 1 are those of plane i.
+struct Heatmaps {
   uint32_t channels, height, width;
   bool channels_last;
-};
-
-// Rows plane_start[i] to plane_start[i + 1] - 1 belong to plane i.
-struct Bumps {
-  const Bump* rows;
-  int64_t count;
+  const Bump* bumps;
+  int64_t bump_count;
   const int32_t* plane_start;
 };
 
-// Calls visit(index of a logit, weight of its cell) for this thread's cells. blockIdx.y is the image.
+// Calls visit(index of a logit, weight) for this thread's cells. blockIdx.y is the image.
 template <typename Value, typename Visit>
-__device__ inline void for_each_cell(
-    const Bumps& bumps, const HeatmapLayout& layout, Value beta, const Visit& visit) {
-  const uint32_t plane_cells = layout.height * layout.width, cells = layout.channels * plane_cells;
+__device__ inline void for_each_cell(const Heatmaps& maps, Value beta, const Visit& visit) {
+  const uint32_t plane_cells = maps.height * maps.width, cells = maps.channels * plane_cells;
   for (uint32_t cell = blockIdx.x * kLossThreads + threadIdx.x; cell < cells;
        cell += gridDim.x * kLossThreads) {
-    const uint32_t channel =
-        layout.channels_last ? cell % layout.channels : cell / plane_cells;
-    const uint32_t position =
-        layout.channels_last ? cell / layout.channels : cell % plane_cells;
-    const uint32_t y = position / layout.width, x = position % layout.width;
-    const int32_t* start = bumps.plane_start + (blockIdx.y * layout.channels + channel);
-    // Nobody has checked plane_start: that would be a transfer from the GPU.
-    const int64_t end = start[1] < bumps.count ? start[1] : bumps.count;
+    const uint32_t channel = maps.channels_last ? cell % maps.channels : cell / plane_cells;
+    const uint32_t position = maps.channels_last ? cell / maps.channels : cell % plane_cells;
+    const uint32_t y = position / maps.width, x = position % maps.width;
+    const int32_t* start = maps.plane_start + (blockIdx.y * maps.channels + channel);
+    // The numbers are not checked before, as that would wait for the GPU.
+    const int64_t end = start[1] < maps.bump_count ? start[1] : maps.bump_count;
     Value weight = 1;
     for (int64_t bump = start[0] > 0 ? start[0] : 0; bump < end; ++bump) {
-      const Value other = weight_of(bumps.rows[bump], y, x, beta);
+      const Value other = weight_of(maps.bumps[bump], y, x, beta);
       weight = other < weight ? other : weight;
     }
     visit(static_cast<int64_t>(blockIdx.y) * cells + cell, weight);
@@ -53,10 +46,9 @@ __device__ inline void for_each_cell(
 // `partial_sums` has one entry per block.
 template <typename T, typename Value>
 __global__ void __launch_bounds__(kLossThreads) gaussian_focal_loss_kernel(
-    const T* logits, Bumps bumps, HeatmapLayout layout, Value alpha, Value beta,
-    double* partial_sums) {
+    const T* logits, Heatmaps maps, Value alpha, Value beta, double* partial_sums) {
   double sum = 0;
-  for_each_cell(bumps, layout, beta, [&](int64_t i, Value weight) {
+  for_each_cell(maps, beta, [&](int64_t i, Value weight) {
     sum += FocalCell<Value>(static_cast<Value>(logits[i]), weight, alpha).loss();
   });
   __shared__ double sums[kLossThreads];
@@ -75,10 +67,10 @@ __global__ void __launch_bounds__(kLossThreads) gaussian_focal_loss_kernel(
 
 template <typename T, typename Value>
 __global__ void __launch_bounds__(kLossThreads) gaussian_focal_loss_backward_kernel(
-    const Value* grad_loss, const T* logits, Bumps bumps, HeatmapLayout layout, Value alpha,
-    Value beta, T* gradient) {
+    const Value* grad_loss, const T* logits, Heatmaps maps, Value alpha, Value beta,
+    T* gradient) {
   const Value scale = *grad_loss;
-  for_each_cell(bumps, layout, beta, [&](int64_t i, Value weight) {
+  for_each_cell(maps, beta, [&](int64_t i, Value weight) {
     const FocalCell<Value> cell(static_cast<Value>(logits[i]), weight, alpha);
     gradient[i] = static_cast<T>(scale * cell.gradient());
   });

@@ -35,7 +35,8 @@ Tensor corner_pool_meta(const Tensor& input, int64_t direction) {
   return at::empty_like(input, input.options().memory_format(input.suggest_memory_format()));
 }
 
-Tensor corner_pool_backward_meta(const Tensor& grad_output, const Tensor& input, int64_t direction) {
+Tensor corner_pool_backward_meta(
+    const Tensor& grad_output, const Tensor& input, int64_t direction) {
   TORCH_CHECK_VALUE(
       grad_output.sym_sizes() == input.sym_sizes(),
       "corner_pool_backward expects grad_output and input of one shape, got ",
@@ -170,14 +171,10 @@ class CornerPool : public torch::autograd::Function<CornerPool> {
     static const auto unpool =
         find<decltype(corner_pool_backward_meta)>("centripetalnet::corner_pool_backward");
     const Tensor input = context->get_saved_variables()[0];
-    const int64_t direction = context->saved_data["direction"].toInt();
-    return {unpool.call(grad_outputs[0], input, direction), Tensor()};
+    return {
+        unpool.call(grad_outputs[0], input, context->saved_data["direction"].toInt()), Tensor()};
   }
 };
-
-Tensor corner_pool_autograd(const Tensor& input, int64_t direction) {
-  return CornerPool::apply(input, direction);
-}
 
 class GaussianFocalLoss : public torch::autograd::Function<GaussianFocalLoss> {
  public:
@@ -205,12 +202,6 @@ class GaussianFocalLoss : public torch::autograd::Function<GaussianFocalLoss> {
   }
 };
 
-Tensor loss_autograd(
-    const Tensor& logits, const Tensor& bumps, const Tensor& plane_start, double alpha,
-    double beta) {
-  return GaussianFocalLoss::apply(logits, bumps, plane_start, alpha, beta);
-}
-
 }  // namespace
 
 TORCH_LIBRARY(centripetalnet, library) {
@@ -229,8 +220,14 @@ TORCH_LIBRARY(centripetalnet, library) {
 }
 
 TORCH_LIBRARY_IMPL(centripetalnet, Autograd, library) {
-  library.impl("corner_pool", &corner_pool_autograd);
-  library.impl("gaussian_focal_loss", &loss_autograd);
+  library.impl("corner_pool", [](const Tensor& input, int64_t direction) {
+    return CornerPool::apply(input, direction);
+  });
+  library.impl(
+      "gaussian_focal_loss", [](const Tensor& logits, const Tensor& bumps,
+                                const Tensor& plane_start, double alpha, double beta) {
+        return GaussianFocalLoss::apply(logits, bumps, plane_start, alpha, beta);
+      });
   // Without these a second derivative would silently be zero.
   library.impl("corner_pool_backward", torch::autograd::autogradNotImplementedFallback());
   library.impl("gaussian_focal_loss_backward", torch::autograd::autogradNotImplementedFallback());

@@ -6,7 +6,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
-#include <c10/core/SymInt.h>
 
 #include <tuple>
 #include <type_traits>
@@ -17,6 +16,9 @@
       at::kHalf, at::kBFloat16, (tensor).scalar_type(), name, __VA_ARGS__)
 
 namespace centripetalnet {
+
+// With fewer elements per CPU thread, another thread costs more than it saves.
+constexpr int64_t kGrainElements = int64_t{1} << 15;
 
 // In which maxima, sums and losses of elements are computed.
 template <typename T>

@@ -39,12 +39,11 @@ Tensor corner_pool_cuda(const Tensor& input, int64_t direction) {
   const Tensor dense = input.contiguous(input.suggest_memory_format());
   const ScanLayout layout = scan_layout(dense, direction);
   const dim3 grid = grid_of(layout), block(kLines, kSegments);
-  const auto stream = c10::cuda::getCurrentCUDAStream();
   CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_cuda", [&] {
     using Value = ValueOf<scalar_t>;
     const auto kernel = layout.inner == 1 ? corner_pool_kernel<scalar_t, Value, true>
                                           : corner_pool_kernel<scalar_t, Value, false>;
-    kernel<<<grid, block, 0, stream>>>(
+    kernel<<<grid, block, 0, c10::cuda::getCurrentCUDAStream()>>>(
         dense.const_data_ptr<scalar_t>(), output.mutable_data_ptr<scalar_t>(), layout);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -64,12 +63,11 @@ Tensor corner_pool_backward_cuda(
   // int16 stands for uint16, which older versions of torch lack.
   const Tensor marks = at::empty({mark_count(layout)}, dense.options().dtype(at::kShort));
   const dim3 grid = grid_of(layout), block(kLines, kSegments);
-  const auto stream = c10::cuda::getCurrentCUDAStream();
   CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_backward_cuda", [&] {
     using Value = ValueOf<scalar_t>;
     const auto kernel = layout.inner == 1 ? corner_pool_backward_kernel<scalar_t, Value, true>
                                           : corner_pool_backward_kernel<scalar_t, Value, false>;
-    kernel<<<grid, block, 0, stream>>>(
+    kernel<<<grid, block, 0, c10::cuda::getCurrentCUDAStream()>>>(
         dense_grad.const_data_ptr<scalar_t>(), dense.const_data_ptr<scalar_t>(),
         grad_input.mutable_data_ptr<scalar_t>(),
         reinterpret_cast<Marks*>(marks.mutable_data_ptr<int16_t>()), layout);
@@ -90,13 +88,12 @@ struct Launch {
       : logits(logits.contiguous(logits.suggest_memory_format())),
         bump_rows(bumps.contiguous()),
         starts(plane_start.contiguous()),
-        bumps{
-            reinterpret_cast<const Bump*>(bump_rows.const_data_ptr<int32_t>()), bumps.size(0),
-            starts.const_data_ptr<int32_t>()},
-        layout{
+        maps{
             static_cast<uint32_t>(logits.size(1)), static_cast<uint32_t>(logits.size(2)),
             static_cast<uint32_t>(logits.size(3)),
-            logits.suggest_memory_format() == at::MemoryFormat::ChannelsLast} {
+            logits.suggest_memory_format() == at::MemoryFormat::ChannelsLast,
+            reinterpret_cast<const Bump*>(bump_rows.const_data_ptr<int32_t>()), bumps.size(0),
+            starts.const_data_ptr<int32_t>()} {
     const int64_t images = logits.size(0), cells = logits.numel() / images;
     // int32, as a thread's uint32 index may exceed the number of cells by a whole grid.
     TORCH_CHECK_VALUE(
@@ -109,9 +106,9 @@ struct Launch {
   }
 
   Tensor logits, bump_rows, starts;
-  Bumps bumps;
-  HeatmapLayout layout;
+  Heatmaps maps;
   dim3 grid;
+  c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
 };
 
 Tensor loss_cuda(
@@ -125,13 +122,11 @@ Tensor loss_cuda(
   const Launch launch(logits, bumps, plane_start);
   const Tensor partial_sums = at::empty(
       {static_cast<int64_t>(launch.grid.x) * launch.grid.y}, logits.options().dtype(at::kDouble));
-  const auto stream = c10::cuda::getCurrentCUDAStream();
   CENTRIPETALNET_DISPATCH_DTYPE(logits, "gaussian_focal_loss_cuda", [&] {
     using Value = ValueOf<scalar_t>;
-    gaussian_focal_loss_kernel<scalar_t, Value><<<launch.grid, kLossThreads, 0, stream>>>(
-        launch.logits.const_data_ptr<scalar_t>(), launch.bumps, launch.layout,
-        static_cast<Value>(alpha), static_cast<Value>(beta),
-        partial_sums.mutable_data_ptr<double>());
+    gaussian_focal_loss_kernel<scalar_t, Value><<<launch.grid, kLossThreads, 0, launch.stream>>>(
+        launch.logits.const_data_ptr<scalar_t>(), launch.maps, static_cast<Value>(alpha),
+        static_cast<Value>(beta), partial_sums.mutable_data_ptr<double>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return partial_sums.sum().to(loss.scalar_type());
@@ -146,13 +141,12 @@ Tensor loss_backward_cuda(
   }
   const c10::cuda::CUDAGuard device_guard(logits.device());
   const Launch launch(logits, bumps, plane_start);
-  const auto stream = c10::cuda::getCurrentCUDAStream();
   CENTRIPETALNET_DISPATCH_DTYPE(logits, "gaussian_focal_loss_backward_cuda", [&] {
     using Value = ValueOf<scalar_t>;
     gaussian_focal_loss_backward_kernel<scalar_t, Value>
-        <<<launch.grid, kLossThreads, 0, stream>>>(
+        <<<launch.grid, kLossThreads, 0, launch.stream>>>(
             grad_loss.const_data_ptr<Value>(), launch.logits.const_data_ptr<scalar_t>(),
-            launch.bumps, launch.layout, static_cast<Value>(alpha), static_cast<Value>(beta),
+            launch.maps, static_cast<Value>(alpha), static_cast<Value>(beta),
             gradient.mutable_data_ptr<scalar_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });

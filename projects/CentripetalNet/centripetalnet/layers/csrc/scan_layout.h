@@ -12,8 +12,7 @@ struct ScanLayout {
   bool reverse;  // the scan starts at the last row
 };
 
-// Of a tensor that is contiguous in NCHW or channels-last format; in both, if the layouts are the
-// same. Directions: 0 top, 1 bottom, 2 left, 3 right, as in corner_pool.py.
+// Of a dense NCHW or channels-last tensor. Directions: 0 top, 1 bottom, 2 left, 3 right.
 template <typename Tensor>
 ScanLayout scan_layout(const Tensor& dense, int64_t direction) {
   const bool vertical = direction < 2, reverse = direction % 2 == 0;

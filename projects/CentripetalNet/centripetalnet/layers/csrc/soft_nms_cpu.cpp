@@ -1,5 +1,4 @@
 // Soft non-maximum suppression on the CPU. It has no gradient.
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -83,9 +82,10 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(
         std::max(static_cast<scalar_t>(sigma), std::numeric_limits<scalar_t>::min());
     const auto threshold = static_cast<scalar_t>(iou_threshold);
     const auto decay = [&](scalar_t iou) {
-      return gaussian          ? std::exp(-iou * iou / sigma_or_least)
-             : iou > threshold ? 1 - iou
-                               : scalar_t{1};
+      if (gaussian) {
+        return std::exp(-iou * iou / sigma_or_least);
+      }
+      return iou > threshold ? 1 - iou : scalar_t{1};
     };
     at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; ++image) {
