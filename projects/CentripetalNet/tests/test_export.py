@@ -101,11 +101,15 @@ def test_onnx_has_only_standard_operators_and_its_settings_as_metadata(model, on
 
 
 @needs_onnx
-@pytest.mark.parametrize("opset", [13, 16])
-def test_older_opsets_and_other_options_agree_too(model, tmp_path, opset):
+@pytest.mark.parametrize("opset, average_cells", [(13, False), (16, True)])
+def test_older_opsets_and_other_options_agree_too(model, tmp_path, opset, average_cells):
     path = str(tmp_path / "model.onnx")
     model.matching = dataclasses.replace(
-        ANYWHERE, topk=37, local_maximum_kernel=5, weight_scores=True
+        ANYWHERE,
+        topk=37,
+        local_maximum_kernel=5,
+        weight_scores=True,
+        average_cells=average_cells,
     )
     model.canvas_bits = 63
 
