@@ -102,7 +102,7 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
 
     # True: a corner's position is the mean of the 3x3 cells around the peak of the heatmap, with
     # their squared probability as weight. False: the peak's cell plus the predicted offset, as in
-    # the paper and the released model. The mean is better for annotations less exact than a cell.
+    # the paper and the released model. After short trainings on few images the mean is better.
     net.AVERAGE_CELLS = False
 
     # ---------------------------------------------------------------- soft-NMS
