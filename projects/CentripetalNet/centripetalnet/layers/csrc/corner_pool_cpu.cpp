@@ -45,9 +45,9 @@ class AlignedBuffer {
   std::vector<Line> lines_;
 };
 
-// State that kernels keep between rows, and transposed scan lines.
+// State that kernels keep between rows, and between the two passes of backward.
 struct Scratch {
-  AlignedBuffer state, lines;
+  AlignedBuffer state, marks;
 };
 
 }  // namespace
@@ -65,8 +65,6 @@ using at::Tensor;
 constexpr int64_t kMaxBlockBytes = int64_t{1} << 14;
 // Lower limit of a block's row: shorter pieces are slow to read.
 constexpr int64_t kMinBlockBytes = int64_t{1} << 10;
-// Size of a block of contiguous lines.
-constexpr int64_t kLineBytes = int64_t{1} << 14;
 // With fewer elements per thread, another thread costs more than it saves.
 constexpr int64_t kGrainElements = int64_t{1} << 15;
 
@@ -113,11 +111,11 @@ struct RowBlocks {
   int64_t inner, length, lanes, per_row, count, first_row, step;
 };
 
-// Contiguous scan lines, in blocks whose transposed lines fit into the L1 cache.
+// Contiguous scan lines, in blocks of 16 / element_bytes lines: one element of each fills 16 bytes.
 struct LineBlocks {
   LineBlocks(const ScanLayout& layout, int64_t element_bytes)
       : length(layout.length),
-        lines(std::clamp<int64_t>(kLineBytes / (length * element_bytes), 8, 128) / 8 * 8),
+        lines(16 / element_bytes),
         all_lines(layout.outer),
         count((layout.outer + lines - 1) / lines) {}
 
