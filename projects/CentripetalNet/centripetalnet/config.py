@@ -100,6 +100,11 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # True: multiply scores by exp(-relative area), as in the paper. The released model does not.
     net.WEIGHT_SCORES = False
 
+    # True: a corner's position is the mean of the 3x3 cells around the peak of the heatmap, with
+    # their squared probability as weight. False: the peak's cell plus the predicted offset, as in
+    # the paper and the released model. After short trainings on few images the mean is better.
+    net.AVERAGE_CELLS = False
+
     # ---------------------------------------------------------------- soft-NMS
     # Boxes per image before soft-NMS, the best by score. TEST.DETECTIONS_PER_IMAGE is the number
     # after it.

@@ -6,7 +6,7 @@ and the bottom-right corner.
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from torch import Tensor
 
@@ -34,8 +34,8 @@ class HeadOutput(NamedTuple):
 class CornerShifts(NamedTuple):
     """Predicted shifts of one corner at M cells."""
 
-    offset: Tensor
-    """(M, 2) cells, see :class:`CornerMaps`."""
+    offset: Optional[Tensor]
+    """(M, 2) cells, see :class:`CornerMaps`; None if it is not needed."""
     guiding_shift: Tensor
     """(M, 2) cells."""
     centripetal_shift: Tensor

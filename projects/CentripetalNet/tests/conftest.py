@@ -12,8 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from exporting import ANYWHERE
 from remote_files import FolderAsStore
 
+from centripetalnet import export
 from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.data import load_config
 from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
@@ -255,3 +257,21 @@ def golden_model(golden):
     }
     model.load_state_dict(weights, strict=True)
     return model, numbers
+
+
+@pytest.fixture
+def golden_detector(golden_model):
+    """The golden model with thresholds at which it finds boxes."""
+    model = golden_model[0].eval()
+    model.matching = ANYWHERE
+    return model
+
+
+@pytest.fixture
+def onnx_file(golden_detector, tmp_path):
+    """That model as ONNX."""
+    path = tmp_path / "model.onnx"
+    names = list("abcde")
+    metadata = export.metadata_of(golden_detector, names, min_size_test=0, max_size_test=1333)
+    export.export_onnx(golden_detector, str(path), metadata, opset=17)
+    return path

@@ -1,5 +1,6 @@
 """Generated pages are up to date, and links are valid."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -58,3 +59,21 @@ def test_urls_are_well_formed():
                     page,
                     target,
                 )
+
+
+def test_the_names_on_the_page_of_the_architecture_exist():
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    names = re.findall(r"`((?:\w+\.)+\w+)`", page[page.index("## From") :])
+    assert len(names) > 25
+    for name in names:
+        module, rest = "centripetalnet", name.split(".")
+        while rest and is_module(f"{module}.{rest[0]}"):
+            module = f"{module}.{rest.pop(0)}"
+        thing = importlib.import_module(module)
+        for part in rest:
+            thing = getattr(thing, part)
+
+
+def is_module(name):
+    path = PROJECT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()

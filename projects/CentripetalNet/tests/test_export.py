@@ -1,40 +1,22 @@
 """Exported detectors give the model's candidates and run without this project."""
 
 import dataclasses
-import importlib.util
 import itertools
 import json
-import os
-import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from conftest import PROJECT, config, finding_detector, needs_timm, other_backbones
-from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import ResizeShortestEdge
+from conftest import config, finding_detector, needs_timm, other_backbones
 from detectron2.modeling import build_model
+from exporting import ANYWHERE, needs_onnx, run_export
 from PIL import Image
 from training import TINY_MASK
 
-from centripetalnet import export, load_predictor
-from centripetalnet.commands import export as command
+from centripetalnet import export
 from centripetalnet.commands import run_onnx
-from centripetalnet.export import agreement
-from centripetalnet.layers import batched_soft_nms
-from centripetalnet.modeling.corner_matching import MatchingOptions
 from centripetalnet.structures import Candidates
 
-needs_onnx = pytest.mark.skipif(
-    not all(importlib.util.find_spec(x) for x in ("onnx", "onnxruntime")),
-    reason="onnx and onnxruntime are not installed",
-)
-needs_program = pytest.mark.skipif(
-    tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 3),
-    reason="torch.export.export has no strict=False before PyTorch 2.3",
-)
-TOOLS = PROJECT / "tools"
 # Height and width: smallest, around multiples of the canvas, odd, wide, tall, larger than 511.
 SIZES = [
     *((1, 1), (1, 200), (200, 1), (2, 3), (17, 19)),
@@ -42,8 +24,6 @@ SIZES = [
     *((97, 130), (250, 250), (101, 401), (33, 300), (300, 33)),
     *((64, 513), (520, 90), (511, 511), (512, 512), (600, 520)),
 ]
-# Thresholds with which an untrained model finds boxes.
-ANYWHERE = MatchingOptions(central_region_large=9.0, central_region_small=9.0, max_center_area=9.0)
 
 
 def pictures(sizes):
@@ -56,35 +36,22 @@ def candidates(boxes, scores, classes):
     )
 
 
-@pytest.fixture
-def model(golden_model):
-    model = golden_model[0].eval()
-    model.matching = ANYWHERE
-    return model
-
-
-@pytest.fixture
-def onnx_file(model, tmp_path):
-    path = tmp_path / "model.onnx"
-    metadata = export.metadata_of(model, list("abcde"), min_size_test=0, max_size_test=1333)
-    export.export_onnx(model, str(path), metadata, opset=17)
-    return path
-
-
 def assert_agrees(agreements, at_least):
     assert all(x.within_tolerance() for x in agreements), agreements
     assert sum(x.candidates for x in agreements) >= at_least
 
 
 @needs_onnx
-def test_onnx_agrees_with_the_model_on_images_of_any_size(model, onnx_file):
-    agreements = export.check_agreement(model, export.load_onnx(str(onnx_file)), pictures(SIZES))
+def test_onnx_agrees_with_the_model_on_images_of_any_size(golden_detector, onnx_file):
+    agreements = export.check_agreement(
+        golden_detector, export.load_onnx(str(onnx_file)), pictures(SIZES)
+    )
 
     assert_agrees(agreements, at_least=3000)
 
 
 @needs_onnx
-def test_onnx_has_only_standard_operators_and_its_settings_as_metadata(model, onnx_file):
+def test_onnx_has_only_standard_operators_and_its_settings_as_metadata(golden_detector, onnx_file):
     import onnx
 
     proto = onnx.load(str(onnx_file))
@@ -97,40 +64,46 @@ def test_onnx_has_only_standard_operators_and_its_settings_as_metadata(model, on
     assert metadata["input_format"] == "RGB" and metadata["canvas_bits"] == "127"
     assert json.loads(metadata["class_names"]) == list("abcde")
     assert metadata["min_size_test"] == "0" and metadata["max_size_test"] == "1333"
-    assert json.loads(metadata["soft_nms"]) == dataclasses.asdict(model.selection)
+    assert json.loads(metadata["soft_nms"]) == dataclasses.asdict(golden_detector.selection)
 
 
 @needs_onnx
-@pytest.mark.parametrize("opset", [13, 16])
-def test_older_opsets_and_other_options_agree_too(model, tmp_path, opset):
+@pytest.mark.parametrize("opset, average_cells", [(13, False), (16, True)])
+def test_older_opsets_and_other_options_agree_too(golden_detector, tmp_path, opset, average_cells):
     path = str(tmp_path / "model.onnx")
-    model.matching = dataclasses.replace(
-        ANYWHERE, topk=37, local_maximum_kernel=5, weight_scores=True
+    golden_detector.matching = dataclasses.replace(
+        ANYWHERE,
+        topk=37,
+        local_maximum_kernel=5,
+        weight_scores=True,
+        average_cells=average_cells,
     )
-    model.canvas_bits = 63
+    golden_detector.canvas_bits = 63
 
-    export.export_onnx(model, path, {}, opset)
+    export.export_onnx(golden_detector, path, {}, opset)
 
-    agreements = export.check_agreement(model, export.load_onnx(path), pictures(SIZES[:6]))
+    agreements = export.check_agreement(
+        golden_detector, export.load_onnx(path), pictures(SIZES[:6])
+    )
     assert_agrees(agreements, at_least=50)
 
 
 @needs_onnx
 @pytest.mark.parametrize("opset", [9, 99])
-def test_an_unsupported_opset_is_named(model, tmp_path, opset):
+def test_an_unsupported_opset_is_named(golden_detector, tmp_path, opset):
     with pytest.raises(ValueError, match=f"cannot write .* opset {opset} .*Use opset 17"):
-        export.export_onnx(model, str(tmp_path / "model.onnx"), {}, opset)
+        export.export_onnx(golden_detector, str(tmp_path / "model.onnx"), {}, opset)
 
 
 @needs_onnx
-def test_export_does_not_modify_the_model(model, tmp_path):
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    expected = model.find(pictures([(90, 100)]))[0].candidates
+def test_export_does_not_modify_the_model(golden_detector, tmp_path):
+    before = {name: x.clone() for name, x in golden_detector.state_dict().items()}
+    expected = golden_detector.find(pictures([(90, 100)]))[0].candidates
 
-    export.export_onnx(model, str(tmp_path / "model.onnx"), {}, 17)
+    export.export_onnx(golden_detector, str(tmp_path / "model.onnx"), {}, 17)
 
-    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    actual = model.find(pictures([(90, 100)]))[0].candidates
+    assert all(torch.equal(x, before[name]) for name, x in golden_detector.state_dict().items())
+    actual = golden_detector.find(pictures([(90, 100)]))[0].candidates
     assert all(torch.equal(x, y) for x, y in zip(actual, expected))
 
 
@@ -169,19 +142,18 @@ def test_hourglass_104_agrees(hourglass_104, tmp_path):
     print(f"boxes differ by up to {boxes:.1e} pixels, scores by {scores:.1e}")
 
 
-@needs_program
-def test_program_agrees_with_the_model_on_images_of_any_size(model, tmp_path):
+def test_program_agrees_with_the_model_on_images_of_any_size(golden_detector, tmp_path):
     path = str(tmp_path / "model.pt2")
 
-    metadata = export.metadata_of(model, [], min_size_test=0, max_size_test=1333)
-    export.export_program(model, path, metadata)
+    metadata = export.metadata_of(golden_detector, [], min_size_test=0, max_size_test=1333)
+    export.export_program(golden_detector, path, metadata)
 
     sizes = [size for size in SIZES if min(size) > 1]
-    agreements = export.check_agreement(model, export.load_program(path), pictures(sizes))
+    agreements = export.check_agreement(golden_detector, export.load_program(path), pictures(sizes))
     assert_agrees(agreements, at_least=3000)
     extra = {"input_format": "", "soft_nms": ""}
     torch.export.load(path, extra_files=extra)
-    assert json.loads(extra["soft_nms"])["sigma"] == model.selection.sigma
+    assert json.loads(extra["soft_nms"])["sigma"] == golden_detector.selection.sigma
 
 
 @other_backbones
@@ -200,7 +172,6 @@ def test_onnx_of_other_backbones_agrees_with_the_model(backbone, tmp_path):
 
 
 @needs_timm
-@needs_program
 def test_a_program_of_timm_under_fpn_agrees_with_the_model(tmp_path):
     model = finding_detector("timm")
     model.matching = ANYWHERE
@@ -214,11 +185,11 @@ def test_a_program_of_timm_under_fpn_agrees_with_the_model(tmp_path):
     assert_agrees(agreements, at_least=500)
 
 
-def test_a_canvas_with_fewer_cells_than_corners_is_refused(model, tmp_path):
-    model.canvas_bits = 31
+def test_a_canvas_with_fewer_cells_than_corners_is_refused(golden_detector, tmp_path):
+    golden_detector.canvas_bits = 31
 
     with pytest.raises(ValueError, match="TEST_CANVAS_BITS is 31.*64 cells.*TOPK is 100:"):
-        export.ExportedDetector(model, lambda x, direction: x)
+        export.ExportedDetector(golden_detector, lambda x, direction: x)
 
 
 def test_a_file_without_the_only_box_does_not_agree():
@@ -252,136 +223,6 @@ def test_candidates_are_paired_in_any_order():
     assert not any(x.within_tolerance() for x in (moved, other, lost))
 
 
-@pytest.mark.parametrize("method", ["gaussian", "linear"])
-@pytest.mark.parametrize("sigma", [0.5, 1e-60])
-@needs_onnx
-def test_soft_nms_in_numpy_agrees_with_the_project(method, sigma):
-    soft_nms = run_onnx.soft_nms
-    generator = np.random.default_rng(0)
-    for count in (0, 1, 40, 1000):
-        corner = generator.uniform(0, 200, (count, 2))
-        # Some boxes have no area.
-        size = np.maximum(generator.uniform(-10, 100, (count, 2)), 0)
-        boxes = np.concatenate((corner, corner + size), axis=1).astype(np.float32)
-        scores = generator.uniform(-0.1, 1, count).astype(np.float32)
-        classes = generator.integers(0, 3, count)
-        options = {"method": method, "sigma": sigma, "iou_threshold": 0.3, "min_score": 0.02}
-
-        kept, lowered = soft_nms(boxes, scores, classes, max_detections=100, **options)
-
-        tensors = (torch.from_numpy(x)[None] for x in (boxes, scores, classes))
-        expected, expected_scores = batched_soft_nms(*tensors, max_detections=100, **options)
-        taken = expected_scores[0] >= 0
-        assert kept.tolist() == expected[0][taken].tolist()
-        np.testing.assert_allclose(lowered, expected_scores[0][taken].numpy(), atol=1e-6)
-
-
-@pytest.fixture
-def without_torch(tmp_path):
-    """An environment without the packages that run_onnx.py must not need."""
-    folder = tmp_path / "forbidden"
-    folder.mkdir()
-    for name in ("torch", "detectron2", "centripetalnet", "cv2"):
-        (folder / f"{name}.py").write_text(f"raise ImportError('{name} must not be needed')")
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path}
-
-
-@needs_onnx
-def test_run_onnx_detects_the_same_objects_as_the_model_without_torch(
-    model, onnx_file, without_torch, tmp_path
-):
-    path, turned = tmp_path / "plain.png", tmp_path / "turned.png"
-    picture = Image.fromarray(export.noise((150, 90))[0].permute(1, 2, 0).byte().numpy())
-    picture.save(path)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Rotated by 90 degrees.
-    picture.save(turned, exif=exif)
-
-    done = subprocess.run(
-        [sys.executable, TOOLS / "run_onnx.py", onnx_file, path, turned]
-        + ["--output", tmp_path / "drawn", "--confidence-threshold", "0.2"],
-        env=without_torch,
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    for file, size in ((path, (90, 150)), (turned, (150, 90))):
-        image = torch.as_tensor(read_image(str(file), "RGB").copy()).permute(2, 0, 1)
-        with torch.no_grad():
-            expected = model([{"image": image}])[0]["instances"]
-        expected = expected[expected.scores >= 0.2]
-        actual = [line for line in lines if line["picture"] == str(file)]
-        assert len(actual) == len(expected) > 0
-        boxes = torch.tensor([line["box"] for line in actual])
-        torch.testing.assert_close(boxes, expected.pred_boxes.tensor, atol=2e-2, rtol=0)
-        scores = torch.tensor([line["score"] for line in actual])
-        torch.testing.assert_close(scores, expected.scores, atol=2e-4, rtol=0)
-        assert [line["class"] for line in actual] == ["abcde"[x] for x in expected.pred_classes]
-        drawn = Image.open(tmp_path / "drawn" / file.name).convert("RGB")
-        assert drawn.size == size
-        assert (np.asarray(drawn) != image.permute(1, 2, 0).numpy()).any()
-
-
-@needs_onnx
-@pytest.mark.parametrize(
-    "size, seen", [((200, 280), (50, 70)), ((41, 50), (57, 70))], ids=["shrunk", "enlarged"]
-)
-def test_run_onnx_resizes_as_the_predictor_does(untrained, tmp_path, size, seen, monkeypatch):
-    output, picture = str(tmp_path / "model.onnx"), str(tmp_path / "picture.png")
-    Image.fromarray(export.noise(size)[0].permute(1, 2, 0).byte().numpy()).save(picture)
-    config_file = str(untrained / "config.yaml")
-    opts = ["MODEL.WEIGHTS", str(untrained / "model.pth")]
-    opts += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "70"]
-    compared = []
-
-    def check_agreement(model, run, images):
-        compared.extend(tuple(x.shape[1:]) for x in images)
-        return agreement.check_agreement(model, run, images)
-
-    monkeypatch.setattr(export, "check_agreement", check_agreement)
-    options = ["--config-file", config_file, "--output", output, "--check", picture]
-    run_export([*options, "--opts", *opts])
-
-    found = run_onnx.Detector(output)(Image.open(picture))
-
-    expected = load_predictor(config_file, None, opts=opts).detect(picture)
-    assert compared == [seen]
-    assert len(found.boxes) == len(expected) > 10
-    np.testing.assert_allclose(found.boxes, expected.pred_boxes.tensor, atol=5e-2)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-4)
-    assert found.classes.tolist() == expected.pred_classes.tolist()
-
-
-@needs_onnx
-def test_run_onnx_rounds_sizes_as_detectron2_does():
-    resized = run_onnx.resized
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        height, width, short_edge, longest = generator.integers(20, 200, 4).tolist()
-
-        picture = resized(Image.new("RGB", (width, height)), short_edge, longest)
-
-        expected = ResizeShortestEdge.get_output_shape(height, width, short_edge, longest)
-        assert picture.size == expected[::-1]
-
-
-@needs_onnx
-def test_run_onnx_names_unusable_files(onnx_file, tmp_path):
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (20, 20)).save(picture)
-    (tmp_path / "text.onnx").write_text("no model")
-
-    with pytest.raises(FileNotFoundError, match="there is no model .*none.onnx"):
-        run_onnx.run([str(tmp_path / "none.onnx"), str(picture)])
-    with pytest.raises(ValueError, match="text.onnx cannot be loaded by onnxruntime"):
-        run_onnx.run([str(tmp_path / "text.onnx"), str(picture)])
-    with pytest.raises(ValueError, match="would overwrite .*picture.png"):
-        run_onnx.run([str(onnx_file), str(picture), "--output", str(tmp_path)])
-
-
 @pytest.fixture
 def weights(tmp_path):
     """A checkpoint of the tiny model with masks."""
@@ -394,10 +235,6 @@ def weights(tmp_path):
 def arguments(weights, output, *more):
     options = ["--config-file", TINY_MASK, "--output", output, *more]
     return [str(x) for x in [*options, "--opts", "MODEL.WEIGHTS", weights]]
-
-
-def run_export(arguments):
-    command.run(command.get_parser().parse_args(arguments))
 
 
 @needs_onnx

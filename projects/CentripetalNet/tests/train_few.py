@@ -15,6 +15,8 @@ import os
 import time
 from pathlib import Path
 
+# First: PyTorch ignores a Ctrl-C while it imports NumPy itself.
+import numpy  # noqa: F401
 import torch
 import torch.distributed as dist
 from conftest import FEW

@@ -9,14 +9,12 @@ No weights are loaded.
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from detectron2.modeling import build_model
 from fvcore.nn import flop_count_table
 
-from centripetalnet.commands.common import config_parser, exit_status
+from centripetalnet.commands.common import command, config_parser
 from centripetalnet.data import load_config
 from centripetalnet.modeling.analysis import analyze
 
@@ -54,13 +52,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nNot counted as FLOPs: {uncounted or 'nothing'}")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-analyze``, also ``tools/analyze_model.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error.
-    """
-    return exit_status(run, get_parser().parse_args(argv))
+main = command(get_parser, run)

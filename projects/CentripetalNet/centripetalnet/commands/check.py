@@ -7,16 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from centripetalnet.data.check import (
-    Report,
-    check_annotations,
-    check_images,
-    read_annotation_file,
-    without_errors,
-)
+from centripetalnet.data.check.annotations import check_annotations
+from centripetalnet.data.check.coco_file import read_annotation_file
 
 # Importing anything of centripetalnet.data registers the project's datasets.
 from centripetalnet.data.check.datasets import ready_metadata
+from centripetalnet.data.check.images import check_images
+from centripetalnet.data.check.report import Report, without_errors
 from centripetalnet.io.files import atomic_file
 
 DESCRIPTION = f"""{__doc__}
@@ -24,9 +21,9 @@ DESCRIPTION = f"""{__doc__}
     %(prog)s --dataset NAME                   a registered dataset
     %(prog)s --json FILE --images FOLDER      any other dataset
 
-Decodes every image, and prints at most one page. A missing mask is not reported: only training of
-masks needs it, and names the image then. Exit status: 0 without errors, 1 with errors, 2 if the
-dataset could not be checked.
+Decodes every image, and prints a table of the kinds of problems and one of the classes. A missing
+mask is not reported: only training of masks needs it, and names the image then. Exit status: 0
+without errors, 1 with errors, 2 if the dataset could not be checked.
 """
 
 
@@ -75,37 +72,30 @@ def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         parser.error("--list and --output name the same file")
 
 
-def paths_of(dataset: str) -> tuple[str, str]:
-    """Annotation file and image folder of a registered dataset."""
-    metadata = ready_metadata(dataset)
-    if metadata.get("json_file") is None or metadata.get("image_root") is None:
-        raise LookupError(f"the dataset {dataset} does not come from a COCO annotation file")
-    return metadata.json_file, metadata.image_root
-
-
-def check(content, json_file: str, image_root: Optional[str], num_workers: int) -> Report:
-    """Checks the annotations and, if a folder is given, the images."""
-    report = check_annotations(content, json_file)
-    if image_root is None:
-        return report
-    return report + check_images(
-        content, image_root, json_file, num_workers, show_progress=sys.stderr.isatty()
-    )
-
-
 def run(args: argparse.Namespace) -> Report:
-    """Checks a dataset, prints the page and writes the requested files."""
-    json_file, image_root = paths_of(args.dataset) if args.dataset else (args.json, args.images)
-    if args.no_images:
-        image_root = None
-    elif not os.path.isdir(image_root):
+    """Checks a dataset, prints the report and writes the requested files."""
+    json_file, image_root = args.json, args.images
+    if args.dataset:
+        metadata = ready_metadata(args.dataset)
+        json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+        if json_file is None or image_root is None:
+            raise LookupError(
+                f"the dataset {args.dataset} does not come from a COCO annotation file"
+            )
+    if not args.no_images and not os.path.isdir(image_root):
         raise FileNotFoundError(f"there is no folder {image_root}, expected that of the images")
     content = read_annotation_file(json_file)
-    report = check(content, json_file, image_root, args.num_workers)
-    print(report.format())
+    report = check_annotations(content, json_file)
+    if not args.no_images:
+        report.problems += check_images(
+            content["images"], image_root, args.num_workers, show_progress=sys.stderr.isatty()
+        )
+    print(f"{report.format()}\n\n{report.format_classes()}")
     if args.list is not None:
         with atomic_file(args.list) as file:
-            file.writelines(json.dumps(x.as_dict()) + "\n" for x in report.problems)
+            for problem in report.problems:
+                entry = {"severity": problem.severity, **problem._asdict()}
+                file.write(json.dumps(entry) + "\n")
         print(f"\n{args.list}: {len(report.problems):,} problems")
     if args.output is not None:
         cleaned = without_errors(content, report)
@@ -118,9 +108,6 @@ def run(args: argparse.Namespace) -> Report:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command ``centripetalnet-check``, also ``tools/check_dataset.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
 
     Returns:
         The exit status: 0 without errors in the dataset, 1 with errors, 2 if not checked.

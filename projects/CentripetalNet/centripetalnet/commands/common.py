@@ -3,6 +3,7 @@
 import argparse
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 from centripetalnet.io.errors import users_mistake
@@ -30,6 +31,23 @@ def config_parser(description: str, weights: bool = True) -> argparse.ArgumentPa
         + ("; MODEL.WEIGHTS is required" if weights else ""),
     )
     return parser
+
+
+def command(
+    get_parser: Callable[[], argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], Optional[int]],
+) -> Callable[..., int]:
+    """The ``main`` of a command, which takes its arguments, by default those of the command line.
+
+    Args:
+        get_parser: makes the parser of the options.
+        run: gets the parsed options, see :func:`exit_status`.
+    """
+
+    def main(argv: Optional[Sequence[str]] = None) -> int:
+        return exit_status(run, get_parser().parse_args(argv))
+
+    return main
 
 
 def exit_status(

@@ -2,14 +2,12 @@
 
 import argparse
 import os
-from collections.abc import Sequence
-from typing import Optional
 
 import torch
 
 from centripetalnet.checkpoint.conversion import convert_to_ours, convert_to_theirs
 from centripetalnet.checkpoint.safe_load import SAFETENSORS, as_safetensors
-from centripetalnet.commands.common import exit_status
+from centripetalnet.commands.common import command
 from centripetalnet.data import load_config
 from centripetalnet.io.files import atomic_file
 
@@ -100,13 +98,4 @@ def run(args: argparse.Namespace) -> None:
             print(f"  {what:<12}{len(names)}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-convert``, also ``tools/convert_checkpoint.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error.
-    """
-    return exit_status(run, get_parser().parse_args(argv))
+main = command(get_parser, run)

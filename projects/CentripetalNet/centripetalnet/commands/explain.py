@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from detectron2.utils.logger import setup_logger
 
-from centripetalnet.commands.common import config_parser, exit_status
+from centripetalnet.commands.common import command, config_parser
 from centripetalnet.data import load_config, metadata_of_tests
 from centripetalnet.explain import choose_pair, explain, explanation_figure
 from centripetalnet.io.pictures import find_pictures, read_picture
@@ -127,13 +127,4 @@ def run(args: argparse.Namespace) -> None:
         logger.info("%s: %d boxes, %s", picture, count, sheet)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-explain``, also ``tools/explain.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error.
-    """
-    return exit_status(run, get_parser().parse_args(argv))
+main = command(get_parser, run)

@@ -13,8 +13,6 @@ with the model before it is written.
 import argparse
 import os
 import time
-from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +21,7 @@ from detectron2.modeling import build_model
 
 from centripetalnet import export
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
-from centripetalnet.commands.common import config_parser, exit_status
+from centripetalnet.commands.common import command, config_parser
 from centripetalnet.data import (
     build_augmentations,
     load_config,
@@ -129,13 +127,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.output}: {size:.1f} MB, exported and loaded in {seconds:.1f} s")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-export``, also ``tools/export_model.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error.
-    """
-    return exit_status(run, get_parser().parse_args(argv))
+main = command(get_parser, run)

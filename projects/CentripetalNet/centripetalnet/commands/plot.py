@@ -6,10 +6,8 @@ reads OUTPUT_DIR/metrics.json and writes OUTPUT_DIR/training.png.
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Optional
 
-from centripetalnet.commands.common import exit_status
+from centripetalnet.commands.common import command
 from centripetalnet.visualization import plot_training
 
 
@@ -31,13 +29,4 @@ def run(args: argparse.Namespace) -> None:
     print(plot_training(args.output_dir, args.output))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-plot``, also ``tools/plot_training.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error.
-    """
-    return exit_status(run, get_parser().parse_args(argv))
+main = command(get_parser, run)

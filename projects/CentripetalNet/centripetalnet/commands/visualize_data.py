@@ -9,8 +9,7 @@ The options are those of Detectron2's tool of this name, and --num-images.
 import argparse
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Optional
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -20,7 +19,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb, read_image
 
-from centripetalnet.commands.common import config_parser, exit_status
+from centripetalnet.commands.common import command, config_parser
 from centripetalnet.commands.demo import WINDOW_NAME, open_window
 from centripetalnet.data import CentripetalNetDatasetMapper, build_training_loader, load_config
 from centripetalnet.data.check.datasets import check_datasets
@@ -139,13 +138,4 @@ def run(args: argparse.Namespace) -> None:
             raise OSError(f"cannot write {os.path.join(args.output_dir, name)}")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-visualize-data``, also ``tools/visualize_data.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error.
-    """
-    return exit_status(run, get_parser().parse_args(argv))
+main = command(get_parser, run)

@@ -152,7 +152,7 @@ class CornerBranch(nn.Module):
             centripetal_shift=self.centripetal_shift(adapted),
         )
 
-    def shifts_at(self, pooled: Tensor, cells: Tensor) -> CornerShifts:
+    def shifts_at(self, pooled: Tensor, cells: Tensor, needs_offset: bool = True) -> CornerShifts:
         """Shifts at the given cells; equal to those of :meth:`forward` up to rounding.
 
         The shifts of a cell depend on the 5 x 5 cells around it and on the cells that the
@@ -162,6 +162,7 @@ class CornerBranch(nn.Module):
         Args:
             pooled: (N, channels, H, W), output of ``pooling``.
             cells: (M,) integers, indices into the flattened (N, H, W).
+            needs_offset: False leaves the offset out.
         """
         height, width = pooled.shape[2:]
         x = cells % width
@@ -172,8 +173,11 @@ class CornerBranch(nn.Module):
         guiding_shift = self.guiding_shift(patches, padded=False)
         adapted = self.cross_star.at_cells(pooled, guiding_shift, image_index, y, x)
         adapted = adapted.to(patches.dtype)
+        offset = None
+        if needs_offset:
+            offset = self.offset(patches[:, :, 1:-1, 1:-1], padded=False)[:, :, 0, 0]
         return CornerShifts(
-            offset=self.offset(patches[:, :, 1:-1, 1:-1], padded=False)[:, :, 0, 0],
+            offset=offset,
             guiding_shift=guiding_shift[:, :, 1, 1],
             centripetal_shift=self.centripetal_shift(adapted, padded=False)[:, :, 0, 0],
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
 
@@ -33,6 +34,8 @@ class MatchingOptions:
     """Largest spread: area spanned by the two predicted centres over area of the region."""
     weight_scores: bool = False
     """Whether to multiply scores by exp(-spread), as in the paper; the released model does not."""
+    average_cells: bool = False
+    """Whether positions are :func:`mean_offset`, instead of the predicted offset."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "MatchingOptions":
@@ -45,6 +48,7 @@ class MatchingOptions:
             central_region_small=net.CENTRAL_REGION_SMALL,
             max_center_area=net.MAX_CENTER_AREA,
             weight_scores=net.WEIGHT_SCORES,
+            average_cells=net.AVERAGE_CELLS,
         )
 
     def __post_init__(self):
@@ -109,6 +113,32 @@ def best_peaks(peaks: Tensor, topk: int) -> Peaks:
     cell = cells.gather(1, torch.div(index, num_classes, rounding_mode="floor"))
     first_cell = torch.arange(num_images, device=index.device)[:, None] * num_cells
     return Peaks(score=score, cls=index % num_classes, cell=first_cell + cell)
+
+
+def mean_offset(heatmap: Tensor, peaks: Peaks) -> Tensor:
+    """Mean position of the 3x3 cells around each peak, weighted with their squared probability.
+
+    Args:
+        heatmap: (N, C, H, W) logits.
+        peaks: K of each image.
+
+    Returns:
+        (N, K, 2) cells, x then y, like a predicted offset: the middle of the peak's cell is 0.5.
+    """
+    height, width = heatmap.shape[-2:]
+    row = torch.div(peaks.cell, width, rounding_mode="floor")
+    image = torch.div(row, height, rounding_mode="floor")[..., None, None]
+    step = torch.arange(-1, 2, device=heatmap.device)
+    y = (row % height)[..., None, None] + step[:, None]
+    x = (peaks.cell % width)[..., None, None] + step
+    is_inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    logits = heatmap[image, peaks.cls[..., None, None], y, x].float()
+    log_weight = 2 * F.logsigmoid(logits)
+    # Relative to the largest, so that not all underflow.
+    weight = (log_weight - log_weight.amax((-2, -1), keepdim=True)).exp() * is_inside
+    mean = torch.stack(((weight * step).sum((-2, -1)), (weight * step[:, None]).sum((-2, -1))), -1)
+    return 0.5 + mean / weight.sum((-2, -1))[..., None]
 
 
 def _as_xy(size: tuple[int, int], like: Tensor) -> Tensor:

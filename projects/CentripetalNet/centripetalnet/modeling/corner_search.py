@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..structures import Corners, CornerShifts, Peaks
 from .corner_head import CornerBranch
-from .corner_matching import MatchingOptions, find_peaks, locate_corners
+from .corner_matching import MatchingOptions, find_peaks, locate_corners, mean_offset
 
 
 class FoundCorners(NamedTuple):
@@ -61,10 +61,14 @@ def find_pooled_corners(
         branch, canvas_size, options, find: see :func:`find_corners`.
     """
     peaks = find(heatmap, options)
-    shifts = branch.shifts_at(pooled, peaks.cell.flatten())
+    shifts = branch.shifts_at(pooled, peaks.cell.flatten(), needs_offset=not options.average_cells)
+    if options.average_cells:
+        offset = mean_offset(heatmap, peaks)
+    else:
+        offset = shifts.offset.float().view(*peaks.cell.shape, 2)
     corners = locate_corners(
         peaks,
-        shifts.offset.float().view(*peaks.cell.shape, 2),
+        offset,
         shifts.centripetal_shift.float().view(*peaks.cell.shape, 2),
         branch.inwards,
         pooled.shape[-2:],

@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.data.transforms import AugInput, AugmentationList
 from fvcore.transforms.transform import HFlipTransform
-from test_explanation_sheet import is_near, pixels
+from test_pair_sheet import is_near, pixels
 
 from centripetalnet.data.transforms import CropPadTransform
 from centripetalnet.explain import targets_figure

@@ -141,8 +141,9 @@ class Sure(nn.Module):
 
     pooling = nn.Identity()
 
-    def __init__(self, target, map_size):
+    def __init__(self, target, map_size, inwards):
         super().__init__()
+        self.inwards = inwards
         self.target, self.map_size = target, map_size
 
     def heatmap(self, pooled):
@@ -151,7 +152,7 @@ class Sure(nn.Module):
         logits[self.target.cell] = 12.0
         return logits.view(1, 2, *self.map_size)
 
-    def shifts_at(self, pooled, cells):
+    def shifts_at(self, pooled, cells, needs_offset=True):
         rows = (cells == self.target.cell)[:, None]
         offset, shift = (
             torch.where(rows, x, torch.zeros(()))
@@ -168,7 +169,7 @@ def test_boxes_are_in_pixels_of_the_image_with_a_canvas_of_multiples_of_32():
     zero, map_size = torch.zeros(1, dtype=torch.long), (32, 48)
     targets = corner_targets(on_canvas, zero, zero, 1, 2, (128, 192), map_size)
     head = nn.Module()
-    head.tl, head.br = Sure(targets.tl, map_size), Sure(targets.br, map_size)
+    head.tl, head.br = Sure(targets.tl, map_size, +1), Sure(targets.br, map_size, -1)
     model = detector(Fake(), [head]).eval()
     pixels = image(97, 130)
 

@@ -9,6 +9,7 @@ from centripetalnet.modeling.corner_matching import (
     find_peaks,
     locate_corners,
     match_corners,
+    mean_offset,
 )
 from centripetalnet.modeling.selection import (
     SelectionOptions,
@@ -16,7 +17,7 @@ from centripetalnet.modeling.selection import (
     select_detections,
     stack_candidates,
 )
-from centripetalnet.structures import Candidates, CornerMaps, Corners, HeadOutput
+from centripetalnet.structures import Candidates, CornerMaps, Corners, HeadOutput, Peaks
 
 
 def head_output(head):
@@ -257,3 +258,18 @@ def test_neighbourhoods_are_those_of_max_pooling(kernel, size):
 def test_a_sigma_that_is_not_positive_is_an_error(sigma):
     with pytest.raises(ValueError, match=r"SOFT_NMS\.SIGMA must be positive"):
         SelectionOptions(sigma=sigma)
+
+
+def test_mean_offset_is_the_centre_of_the_squared_probability_around_a_peak():
+    probability = torch.full((1, 2, 5, 6), 1e-4)
+    probability[0, 1, 2, 3:5] = torch.tensor([0.8, 0.4])
+    # In the corner of the map only three neighbours count.
+    probability[0, 0, 0, 0], probability[0, 0, 1, 0] = 0.6, 0.3
+    peaks = Peaks(torch.tensor([[0.8, 0.6]]), torch.tensor([[1, 0]]), torch.tensor([[15, 0]]))
+
+    offset = mean_offset(probability.logit(), peaks)
+
+    expected = torch.tensor([[[0.5 + 0.4**2 / (0.8**2 + 0.4**2), 0.5], [0.5, 0.7]]])
+    torch.testing.assert_close(offset, expected, atol=1e-4, rtol=0)
+    # Very low probabilities have no NaN.
+    assert mean_offset(torch.full((1, 2, 5, 6), -200.0), peaks).isfinite().all()

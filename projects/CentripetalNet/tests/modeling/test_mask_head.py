@@ -7,7 +7,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from centripetalnet.modeling import CentripetalNetWithTTA, optimize_for_inference
+from centripetalnet.modeling import (
+    CentripetalNetWithTTA,
+    meta_arch,
+    optimize_for_inference,
+    test_time_augmentation,
+)
 from centripetalnet.modeling.mask_head import InstanceMaskHead, matched_proposals
 
 NARROW = {
@@ -100,7 +105,8 @@ def test_perfect_boxes_and_masks_are_pasted_to_the_true_masks(size, output_scale
         return BitMasks(masks).crop_and_resize(boxes, 28)[:, None].float()
 
     monkeypatch.setattr(model.mask_head, "probabilities", perfect)
-    monkeypatch.setattr(model, "select", lambda *args: [detections])
+    for module in (meta_arch, test_time_augmentation):
+        monkeypatch.setattr(module, "detections_of", lambda *args: [detections])
     inputs = [
         {
             "image": image(*size),

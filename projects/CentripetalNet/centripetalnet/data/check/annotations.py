@@ -1,30 +1,53 @@
 """Checks the entries of an annotation file."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+import re
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 import numpy as np
 
-from .report import Problem, Report
-from .segmentations import BAD_POLYGON, CoordinateCheck, KindAndDetail, check_segmentation
-from .structure import class_names, entries_of, is_integer, is_number, shown
+from .coco_file import (
+    class_names,
+    entries_of,
+    file_name_of,
+    integer_or_none,
+    is_integer,
+    is_number,
+    shown,
+    wrong_field,
+)
+from .report import (
+    BAD_RUN_LENGTHS,
+    LEADS_OUTSIDE,
+    NO_IDS,
+    NO_IMAGE_FIELDS,
+    KindAndDetail,
+    Problem,
+    Report,
+    image_problem,
+)
 
 # Pixels. COCO rounds x and width to hundredths each, and their sum is not exact.
 OUTSIDE_TOLERANCE = 0.02
+# pycocotools counts pixels in 32 bits and shifts by signed 32-bit integers.
+MAX_MASK_PIXELS = 2**31 - 1
+# pycocotools draws a polygon's outline pixel by pixel, also outside the image.
+MAX_COORDINATE = 1e6
+# Compressed run lengths, see decode_counts. 7 characters are enough for 32 bits.
+COUNTS = re.compile("(?:[P-o]{0,6}[0-O])+")
 
+# (height, width) in pixels; None if unknown or ambiguous.
 Size = Optional[tuple[int, int]]
 
 
-def check_annotations(content: Any, path: str, needs_sizes: bool = True) -> Report:
+def check_annotations(content: Any, path: str) -> Report:
     """Finds all entries of an annotation file that Detectron2 would fail on or silently ignore.
 
     Args:
-        content: the parsed file, any JSON value.
-        path: of the file, for the messages.
-        needs_sizes: whether an image without height and width is invalid. If not, its objects are
-            not compared with its size.
+        content: the parsed file ``path``, any JSON value.
 
     Returns:
         All problems except those of the image files, and the number of objects of each class.
@@ -35,248 +58,42 @@ def check_annotations(content: Any, path: str, needs_sizes: bool = True) -> Repo
     """
     classes = class_names(content, path)
     images = entries_of(content, "images", path)
-    # A test set has no annotations.
-    annotations = entries_of(content, "annotations", path, required=False)
-
-    problems = list(_check_images(images, needs_sizes))
-    sizes = _sizes(images)
-    names = {
-        x["id"]: x["file_name"]
-        for x in images
-        if is_integer(x.get("id")) and isinstance(x.get("file_name"), str)
-    }
-
-    found = _check_annotations(annotations, sizes, classes)
-    # In the order of the file, not of the checks.
-    for position, kind, detail in sorted(found, key=lambda x: x[0]):
-        annotation = annotations[position]
-        image_id = _integer_or_none(annotation.get("image_id"))
-        annotation_id = _integer_or_none(annotation.get("id"))
-        name = names.get(image_id)
-        problems.append(
-            Problem(kind, "annotations", position, image_id, annotation_id, name, detail)
-        )
-    counts = _class_counts(annotations, classes)
+    annotations = entries_of(content, "annotations", path)
+    sizes: dict[int, Size] = {}
+    names = {}
+    for image in images:
+        image_id = image.get("id")
+        if is_integer(image_id):
+            names[image_id], size = file_name_of(image), size_of(image)
+            sizes[image_id] = size if sizes.get(image_id, size) == size else None
+    problems = check_image_entries(images)
+    first_of_id: dict[int, int] = {}
+    for position, entry in enumerate(annotations):
+        annotation_id, image_id = (integer_or_none(entry.get(x)) for x in ("id", "image_id"))
+        where = ("annotations", position, image_id, annotation_id, names.get(image_id))
+        found = [*_check_ids(entry, sizes), *check_values(entry, sizes.get(image_id), classes)]
+        if annotation_id is not None and first_of_id.setdefault(annotation_id, position) < position:
+            detail = f"annotations[{first_of_id[annotation_id]}] has the same id and is kept"
+            found.append(("annotation id is not unique", detail))
+        problems += [Problem(kind, *where, detail) for kind, detail in found]
+    counts = class_counts(annotations, classes)
     return Report(path, problems, len(images), len(annotations), counts)
 
 
-def _check_images(images: list[dict], needs_sizes: bool) -> Iterator[Problem]:
-    same_id: dict[int, list[int]] = {}
-    for position, image in enumerate(images):
-        image_id, file_name = image.get("id"), image.get("file_name")
-        usable_name = isinstance(file_name, str) and file_name != ""
-        where = (
-            "images",
-            position,
-            _integer_or_none(image_id),
-            None,
-            file_name if usable_name else None,
-        )
-        wrong = []
-        if is_integer(image_id):
-            same_id.setdefault(image_id, []).append(position)
-        else:
-            wrong.append(_wrong_field(image, "id", "an integer"))
-        if not usable_name:
-            wrong.append(_wrong_field(image, "file_name", "a string"))
-        # Detectron2 accepts both or neither.
-        has_sizes = needs_sizes or "height" in image or "width" in image
-        for side in ("height", "width") if has_sizes else ():
-            if not _is_side(image.get(side)):
-                wrong.append(_wrong_field(image, side, "a positive integer"))
-        if wrong:
-            kind = "image without a valid id, file_name, height or width"
-            yield Problem(kind, *where, "; ".join(wrong))
-        if usable_name and _leads_outside(file_name):
-            kind = "file name leads outside the image folder"
-            yield Problem(kind, *where, "expected a path relative to the image folder")
-    for image_id, positions in same_id.items():
-        if len(positions) > 1:
-            yield from _check_copies(image_id, positions, images)
-
-
-def _check_copies(image_id: int, positions: list[int], images: list[dict]) -> Iterator[Problem]:
-    """Problems of entries with the same id. Of equal entries the first is kept."""
-    equal = all(images[x] == images[positions[0]] for x in positions[1:])
-    detail = f"{len(positions)} images have the id, the first is images[{positions[0]}]; " + (
-        "they are equal, the first is kept"
-        if equal
-        else "they differ, so their annotations are ambiguous"
-    )
-    for position in positions[1:] if equal else positions:
-        name = images[position].get("file_name")
-        name = name if isinstance(name, str) else None
-        yield Problem("image id is not unique", "images", position, image_id, None, name, detail)
-
-
-def _sizes(images: list[dict]) -> dict[int, Size]:
-    """(height, width) by image id; None if unknown or ambiguous."""
-    sizes: dict[int, Size] = {}
-    for image in images:
-        if not is_integer(image.get("id")):
-            continue
-        height, width = image.get("height"), image.get("width")
-        size = (height, width) if _is_side(height) and _is_side(width) else None
-        sizes[image["id"]] = size if sizes.get(image["id"], size) == size else None
-    return sizes
-
-
-def _check_annotations(
-    annotations: list[dict], sizes: dict[int, Size], classes: dict[int, str]
-) -> list[tuple[int, str, str]]:
-    """Position in the list, kind and detail of each problem."""
-    found: list[tuple[int, str, str]] = []
-    coordinates = CoordinateCheck()
-    first_of_id: dict[int, int] = {}
-    boxes, box_sizes, box_positions = [], [], []
-    for position, annotation in enumerate(annotations):
-        problems = _check_ids(annotation, position, sizes, classes, first_of_id)
-        problems += _check_flags(annotation)
-        image_id = annotation.get("image_id")
-        size = sizes.get(image_id) if is_integer(image_id) else None
-        box = annotation.get("bbox")
-        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
-            boxes.append(box)
-            box_sizes.append(size or (np.nan, np.nan))
-            box_positions.append(position)
-        else:
-            detail = _wrong_field(annotation, "bbox", "[x, y, width, height]")
-            problems.append(("bbox is not four finite numbers", detail))
-        segmentation = annotation.get("segmentation")
-        # Files with boxes only may have an empty one, which Detectron2 ignores.
-        if segmentation:
-            problems += check_segmentation(segmentation, size, position, coordinates)
-        keypoints = annotation.get("keypoints")
-        if keypoints:
-            problems += _check_keypoints(keypoints)
-        found += [(position, kind, detail) for kind, detail in problems]
-
-    found += [(position, BAD_POLYGON, detail) for position, detail in coordinates.bad()]
-    if boxes:
-        arrays = (np.array(x, dtype=np.float64) for x in (boxes, box_sizes))
-        for index, kind, detail in _check_boxes(*arrays):
-            found.append((box_positions[index], kind, detail))
-    return found
-
-
-def _check_ids(
-    annotation: dict,
-    position: int,
-    sizes: dict[int, Size],
-    classes: dict[int, str],
-    first_of_id: dict[int, int],
-) -> list[KindAndDetail]:
-    """Checks the ids and adds them to ``first_of_id``, the first position of each id."""
-    problems = []
-    annotation_id = annotation.get("id")
-    image_id = annotation.get("image_id")
-    category_id = annotation.get("category_id")
-    wrong = []
-    if not is_integer(annotation_id):
-        wrong.append("id")
-    else:
-        first = first_of_id.setdefault(annotation_id, position)
-        if first != position:
-            detail = f"annotations[{first}] has the same id and is kept"
-            problems.append(("annotation id is not unique", detail))
-        if annotation_id <= 0:
-            detail = "COCO's evaluation needs ids from 1; it counts a match with object 0 as false"
-            problems.append(("annotation id is not positive", detail))
-    if not is_integer(image_id):
-        wrong.append("image_id")
-    elif image_id not in sizes:
-        problems.append(
-            ("annotation of an unknown image", "expected the id of one of the file's images")
-        )
-    if not is_integer(category_id):
-        wrong.append("category_id")
-    elif category_id not in classes:
-        known = f"{len(classes)} category ids, {min(classes)} to {max(classes)}"
-        detail = f"category_id is {category_id}; expected one of the {known}"
-        problems.append(("annotation of an unknown category", detail))
-    if wrong:
-        detail = "; ".join(_wrong_field(annotation, x, "an integer") for x in wrong)
-        problems.append(("annotation without a valid id, image_id or category_id", detail))
-    return problems
-
-
-def _check_flags(annotation: dict) -> list[KindAndDetail]:
-    """``ignore``, ``iscrowd`` and ``area``."""
-    problems = []
-    ignore, iscrowd = annotation.get("ignore", 0), annotation.get("iscrowd")
-    if ignore != 0:
-        detail = f"it is {shown(ignore)}; Detectron2 raises an error unless it is 0"
-        problems.append(("ignore is not 0", detail))
-    if "iscrowd" not in annotation:
-        detail = "training uses it as an object, COCO's evaluation fails without it; add 0 or 1"
-        problems.append(("no iscrowd", detail))
-    elif not (iscrowd == 0 or iscrowd == 1):
-        problems.append(("iscrowd is not 0 or 1", _wrong_field(annotation, "iscrowd", "0 or 1")))
-    area = annotation.get("area")
-    if not (is_number(area) and area >= 0):
-        detail = _wrong_field(annotation, "area", "a number of pixels")
-        problems.append(
-            ("no valid area", f"{detail}. COCO's evaluation needs it, training does not")
-        )
-    return problems
-
-
-def _check_keypoints(keypoints: Any) -> list[KindAndDetail]:
-    if isinstance(keypoints, list) and len(keypoints) % 3 == 0 and all(map(is_number, keypoints)):
-        return []
-    detail = f"they are {shown(keypoints)}; expected a list of x, y, visibility, ..."
-    return [("invalid keypoints", detail)]
-
-
-def _check_boxes(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str, str]]:
-    """Checks all boxes at once.
-
-    Args:
-        boxes: (A, 4) float64, finite.
-        sizes: (A, 2) float64, (height, width) of the box's image; NaN if unknown.
-
-    Returns:
-        Index of the box, kind and detail of each problem.
-    """
-    tl, sides, limits = boxes[:, :2], boxes[:, 2:], sizes[:, ::-1]
-    known = ~np.isnan(limits).any(axis=1)
-    # A comparison with NaN is false.
-    with np.errstate(invalid="ignore", over="ignore"):
-        br = tl + sides
-        empty = (br <= tl).any(axis=1)
-        outside = ((tl >= limits) | (br <= 0)).any(axis=1) & ~empty & known
-        beyond = np.maximum(-tl, br - limits).max(axis=1)
-    over = (beyond > OUTSIDE_TOLERANCE) & ~empty & ~outside
-    negative = (sides < 0).any(axis=1)
-    for kind, flags, consequence in (
-        ("box of negative size", negative, "width and height must be positive"),
-        ("box without an area", empty & ~negative, "it gives no training target"),
-    ):
-        for index in np.flatnonzero(flags):
-            yield index, kind, f"bbox is {_box_text(boxes[index])}; {consequence}"
-    for kind, flags in (
-        ("box outside its image", outside),
-        ("box reaches outside its image", over),
-    ):
-        for index in np.flatnonzero(flags):
-            height, width = sizes[index]
-            detail = f"bbox is {_box_text(boxes[index])} in an image of {width:g} x {height:g}"
-            if flags is over:
-                detail += f"; {beyond[index]:.4g} pixels are clipped"
-            yield index, kind, detail
-
-
-def _box_text(box: np.ndarray) -> str:
-    return "[" + ", ".join(f"{x:.8g}" for x in box) + "]"
-
-
-def _class_counts(annotations: list[dict], classes: dict[int, str]) -> dict[str, tuple[int, int]]:
+def class_counts(
+    annotations: Iterable[dict], classes: dict[int, str]
+) -> dict[str, tuple[int, int]]:
+    """Numbers of objects and of crowds by class name; ``classes`` are names by category id."""
     counts = Counter(
-        (x["category_id"], x.get("iscrowd") == 1)
-        for x in annotations
-        if is_integer(x.get("category_id"))
+        (integer_or_none(x.get("category_id")), x.get("iscrowd") == 1) for x in annotations
     )
     return {name: (counts[i, False], counts[i, True]) for i, name in classes.items()}
+
+
+def size_of(image: dict) -> Size:
+    """That of an entry of ``images``, if it is valid."""
+    size = image.get("height"), image.get("width")
+    return size if all(map(_is_side, size)) else None
 
 
 def _is_side(value: Any) -> bool:
@@ -284,15 +101,208 @@ def _is_side(value: Any) -> bool:
     return is_integer(value) and 0 < value < 2**31
 
 
-def _leads_outside(file_name: str) -> bool:
-    first = os.path.normpath(file_name).split(os.sep)[0]
-    return os.path.isabs(file_name) or first == os.pardir
+def check_image_entries(images: list[dict], needs_sizes: bool = True) -> list[Problem]:
+    """Checks entries of ``images``; of equal ones with the same id only the first is valid."""
+    problems = []
+    same_id = defaultdict(list)
+    for position, image in enumerate(images):
+        name = file_name_of(image)
+        wrong = []
+        if is_integer(image.get("id")):
+            same_id[image["id"]].append(position)
+        else:
+            wrong.append(wrong_field(image, "id", "an integer"))
+        if name is None:
+            wrong.append(wrong_field(image, "file_name", "a string"))
+        # Detectron2 accepts both or neither.
+        if needs_sizes or "height" in image or "width" in image:
+            sides = [x for x in ("height", "width") if not _is_side(image.get(x))]
+            wrong += [wrong_field(image, x, "a positive integer") for x in sides]
+        if wrong:
+            problems.append(image_problem(image, position, NO_IMAGE_FIELDS, "; ".join(wrong)))
+        if name and (os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir):
+            detail = "expected a path relative to the image folder"
+            problems.append(image_problem(image, position, LEADS_OUTSIDE, detail))
+    for positions in same_id.values():
+        first = positions[0]
+        equal = all(images[x] == images[first] for x in positions)
+        detail = f"{len(positions)} images have the id, the first is images[{first}]; " + (
+            "they are equal, the first is kept"
+            if equal
+            else "they differ, so their annotations are ambiguous"
+        )
+        for position in positions[1:] if equal else positions:
+            image = images[position]
+            problems.append(image_problem(image, position, "image id is not unique", detail))
+    return problems
 
 
-def _integer_or_none(value: Any) -> Optional[int]:
-    return value if is_integer(value) else None
+def _check_ids(entry: dict, sizes: dict[int, Size]) -> Iterator[KindAndDetail]:
+    annotation_id, image_id = entry.get("id"), entry.get("image_id")
+    if not is_integer(annotation_id):
+        yield NO_IDS, wrong_field(entry, "id", "an integer")
+    elif annotation_id <= 0:
+        detail = "COCO's evaluation needs ids from 1; it counts a match with object 0 as false"
+        yield "annotation id is not positive", detail
+    if not is_integer(image_id):
+        yield NO_IDS, wrong_field(entry, "image_id", "an integer")
+    elif image_id not in sizes:
+        yield "annotation of an unknown image", "expected the id of one of the file's images"
 
 
-def _wrong_field(entry: dict, name: str, expected: str) -> str:
-    seen = f"{name} is {shown(entry[name])}" if name in entry else f"there is no {name}"
-    return f"{seen}; expected {expected}"
+def check_values(entry: dict, size: Size, classes: dict[int, str]) -> Iterator[KindAndDetail]:
+    """Checks everything but the ids of an annotation; ``size`` is that of its image."""
+    category_id = entry.get("category_id")
+    if not is_integer(category_id):
+        yield NO_IDS, wrong_field(entry, "category_id", "an integer")
+    elif category_id not in classes:
+        known = f"{len(classes)} category ids, {min(classes)} to {max(classes)}"
+        detail = f"category_id is {category_id}; expected one of the {known}"
+        yield "annotation of an unknown category", detail
+    ignore, iscrowd, area = entry.get("ignore", 0), entry.get("iscrowd"), entry.get("area")
+    if ignore != 0:
+        detail = f"it is {shown(ignore)}; Detectron2 raises an error unless it is 0"
+        yield "ignore is not 0", detail
+    if "iscrowd" not in entry:
+        detail = "training uses it as an object, COCO's evaluation fails without it; add 0 or 1"
+        yield "no iscrowd", detail
+    elif not (iscrowd == 0 or iscrowd == 1):
+        yield "iscrowd is not 0 or 1", wrong_field(entry, "iscrowd", "0 or 1")
+    if not (is_number(area) and area >= 0):
+        detail = wrong_field(entry, "area", "a number of pixels")
+        yield "no valid area", f"{detail}. COCO's evaluation needs it, training does not"
+    box = entry.get("bbox")
+    if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
+        yield from _check_box(box, size)
+    else:
+        detail = wrong_field(entry, "bbox", "[x, y, width, height]")
+        yield "bbox is not four finite numbers", detail
+    # Files with boxes only may have an empty one, which Detectron2 ignores.
+    if entry.get("segmentation"):
+        yield from _check_segmentation(entry["segmentation"], size)
+    keypoints = entry.get("keypoints") or []
+    is_list = isinstance(keypoints, list) and len(keypoints) % 3 == 0
+    if not (is_list and all(map(is_number, keypoints))):
+        detail = f"they are {shown(keypoints)}; expected a list of x, y, visibility, ..."
+        yield "invalid keypoints", detail
+
+
+def _check_box(box: list, size: Size) -> Iterator[KindAndDetail]:
+    x0, y0, width, height = map(float, box)
+    x1, y1 = x0 + width, y0 + height
+    kind = None
+    if width < 0 or height < 0:
+        kind, detail = "box of negative size", "; width and height must be positive"
+    elif x1 <= x0 or y1 <= y0:
+        kind, detail = "box without an area", "; it gives no training target"
+    elif size is not None:
+        detail = f" in an image of {size[1]} x {size[0]}"
+        beyond = max(-x0, -y0, x1 - size[1], y1 - size[0])
+        if x0 >= size[1] or y0 >= size[0] or x1 <= 0 or y1 <= 0:
+            kind = "box outside its image"
+        elif beyond > OUTSIDE_TOLERANCE:
+            kind = "box reaches outside its image"
+            detail += f"; {beyond:.4g} pixels are clipped"
+    if kind:
+        yield kind, f"bbox is [{', '.join(f'{x:.8g}' for x in box)}]{detail}"
+
+
+def _check_segmentation(segmentation: Any, size: Size) -> Iterator[KindAndDetail]:
+    """Checks a mask: a list of polygons, or run lengths as a dict of ``size`` and ``counts``.
+
+    pycocotools does not validate its input. If the runs do not add up to the mask's size, some of
+    its versions write beyond their buffer and others return uninitialised pixels. A polygon takes
+    memory proportional to its length.
+    """
+    if isinstance(segmentation, list):
+        yield from _check_polygons(segmentation)
+    elif isinstance(segmentation, dict):
+        try:
+            _check_runs(segmentation, size)
+        except ValueError as error:
+            yield BAD_RUN_LENGTHS, str(error)
+    else:
+        expected = "a list of polygons or an object with 'size' and 'counts'"
+        detail = f"it is {shown(segmentation)}; expected {expected}"
+        yield "segmentation of unknown format", detail
+
+
+def _check_polygons(polygons: list) -> Iterator[KindAndDetail]:
+    for polygon in polygons:
+        wrong = _wrong_coordinates(polygon)
+        if wrong:
+            yield "invalid polygon", wrong
+            return
+    dropped = [len(x) for x in polygons if len(x) % 2 or len(x) < 6]
+    if dropped:
+        detail = f"{dropped[0]} numbers; expected an even number of at least 6. Detectron2 drops"
+        if len(dropped) == len(polygons):
+            yield "invalid polygon", f"{detail} the whole object without a warning"
+        else:
+            kept = f"{len(polygons) - len(dropped)} of the {len(polygons)} polygons"
+            detail += f" it without a warning and keeps {kept}"
+            yield "polygon dropped by Detectron2", detail
+
+
+def _wrong_coordinates(polygon: Any) -> Optional[str]:
+    """What is wrong with the values of a polygon, if anything."""
+    if not isinstance(polygon, list):
+        return f"one is {shown(polygon)}; expected a list of numbers"
+    try:
+        numbers = array("d", polygon)
+    except (TypeError, OverflowError):
+        wrong = next((x for x in polygon if not is_number(x)), polygon)
+        return f"a coordinate is {shown(wrong)}; expected a number"
+    for x in numbers:
+        # A comparison with NaN is false.
+        if not abs(x) <= MAX_COORDINATE:
+            return f"a coordinate is {x:g}; expected at most {MAX_COORDINATE:g}"
+    return None
+
+
+def _check_runs(code: dict, image_size: Size) -> None:
+    """Raises ValueError unless a run-length encoding is valid and has the image's size."""
+    size, counts = code.get("size"), code.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(map(is_integer, size))):
+        raise ValueError(f"its size is {shown(size)}; expected [height, width]")
+    if min(size) <= 0 or size[0] * size[1] > MAX_MASK_PIXELS:
+        raise ValueError(f"its size is {shown(size)}; expected 1 to {MAX_MASK_PIXELS} pixels")
+    if image_size is not None and tuple(size) != image_size:
+        raise ValueError(f"its size is {size}; expected [height, width] {list(image_size)}")
+    if isinstance(counts, str):
+        counts = decode_counts(counts)
+    if not (isinstance(counts, list) and all(map(is_integer, counts))):
+        raise ValueError(f"its counts are {shown(counts)}; expected integers or a string")
+    if min(counts, default=0) < 0:
+        raise ValueError(f"one of its runs has the length {min(counts)}; expected at least 0")
+    expected = size[0] * size[1]
+    if sum(counts) != expected:
+        detail = f"expected {expected}, height times width of its size {size}"
+        raise ValueError(f"its runs have {sum(counts)} pixels together; {detail}")
+
+
+def decode_counts(code: str) -> list[int]:
+    """Decodes the run lengths in COCO's compressed ``counts``.
+
+    A character has 6 bits, counted from "0": 5 bits of a number, the lowest first, and 0x20 if more
+    follow. In the last character 0x10 is the sign. The first three numbers are lengths, each
+    further one is the difference to the length two before it. Damaged ones may be negative.
+
+    Raises:
+        ValueError: if it has other characters, ends within a number, or a number is too large.
+    """
+    if not COUNTS.fullmatch(code):
+        raise ValueError(
+            f"its counts are {shown(code)}; expected numbers of at most 7 characters, 'P' to 'o' "
+            "and last one from '0' to 'O'"
+        )
+    digits = np.frombuffer(code.encode("ascii"), dtype=np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero(digits < 0x20)
+    starts = np.append(0, ends + 1)[:-1]
+    lengths = ends - starts + 1
+    places = np.arange(digits.size) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((digits & 0x1F) << (5 * places), starts)
+    numbers -= np.where(digits[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers.tolist()

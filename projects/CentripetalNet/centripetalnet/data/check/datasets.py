@@ -4,8 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence, Sized
-from functools import partial
-from typing import Callable, Optional
+from typing import Any, Optional
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -15,29 +14,23 @@ from torch.utils.data import Dataset
 
 from ...io.errors import raise_in_all_processes
 from ...io.files import atomic_file
-from . import (
-    Report,
-    check_annotations,
-    check_coco_categories,
-    check_num_classes,
-    check_records,
-    missing_images,
-    read_annotation_file,
-    records_without,
-    without_errors,
-)
+from .annotations import check_annotations
+from .coco_file import check_coco_categories, read_annotation_file
+from .images import missing_images
+from .records import check_records, records_without
+from .report import without_errors
 
 logger = logging.getLogger(__name__)
+
+# Section and position of each.
+Entries = set[tuple[str, int]]
 
 # Results of usable_datasets by its arguments, with the file or function that was checked.
 _usable_names: dict[tuple, tuple[tuple, str]] = {}
 
 
 def ready_metadata(name: str) -> Metadata:
-    """Returns the metadata of a dataset and builds it if it is built on first use.
-
-    Args:
-        name: a registered dataset.
+    """The metadata of a dataset, which is built if it is built on first use.
 
     Raises:
         LookupError: if no dataset of that name is registered.
@@ -56,23 +49,29 @@ def ready_metadata(name: str) -> Metadata:
 def check_datasets(names: Sequence[str], num_classes: int) -> None:
     """Builds datasets that are built on first use, and compares their classes with the config.
 
-    Args:
-        names: registered datasets.
-        num_classes: ``MODEL.CENTRIPETALNET.NUM_CLASSES``.
-
     Raises:
         LookupError: if no dataset of that name is registered.
         FileNotFoundError: if its annotation file is missing.
-        ValueError: if the file is not in COCO format, or has another number of classes.
+        ValueError: if the file is not in COCO format, or the dataset has no class names or another
+            number of classes.
     """
     for name in names:
         metadata = ready_metadata(name)
         json_file = metadata.get("json_file")
+        classes = metadata.get("thing_classes", [])
         if json_file is not None:
             classes = check_coco_categories(json_file)
-        else:
-            classes = metadata.get("thing_classes", [])
-        check_num_classes(name, classes, num_classes)
+        if not classes:
+            raise ValueError(
+                f"the dataset {name} has no class names. Set "
+                f"MetadataCatalog.get({name!r}).thing_classes = [...]"
+            )
+        if len(classes) != num_classes:
+            first = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+            raise ValueError(
+                f"MODEL.CENTRIPETALNET.NUM_CLASSES is {num_classes}, but the dataset {name} has "
+                f"{len(classes)} classes ({first}); set it to {len(classes)}"
+            )
 
 
 def usable_datasets(
@@ -100,7 +99,22 @@ def usable_datasets(
         ValueError: if there are invalid entries and ``skip_unusable`` is False; has the report. If
             a function returns an iterator.
     """
-    return [_usable_dataset(name, output_dir, skip_unusable, evaluated) for name in names]
+    usable_names = []
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        source: tuple = (DatasetCatalog[name],)
+        # A COCO file has one check for both uses.
+        for_evaluation = evaluated or _is_coco(metadata)
+        if _is_coco(metadata):
+            json_file = PathManager.get_local_path(metadata.json_file)
+            source = (json_file, os.path.getmtime(json_file))
+        arguments = (name, output_dir, skip_unusable, for_evaluation)
+        checked, usable = _usable_names.get(arguments, (None, name))
+        if checked != source:
+            usable = _usable_dataset(*arguments)
+            _usable_names[arguments] = (source, usable)
+        usable_names.append(usable)
+    return usable_names
 
 
 def _is_coco(metadata: Metadata) -> bool:
@@ -112,34 +126,12 @@ def _is_coco(metadata: Metadata) -> bool:
 
 def _usable_dataset(name: str, output_dir: str, skip_unusable: bool, evaluated: bool) -> str:
     metadata = MetadataCatalog.get(name)
-    if _is_coco(metadata):
-        json_file = PathManager.get_local_path(metadata.json_file)
-        source: tuple = (json_file, os.path.getmtime(json_file))
-        # A COCO file has one check for both uses.
-        evaluated = True
-    else:
-        source = (DatasetCatalog[name],)
-    arguments = (name, output_dir, skip_unusable, evaluated)
-    checked, usable = _usable_names.get(arguments, (None, name))
-    if checked != source:
-        usable = _check(name, metadata, *arguments[1:])
-        _usable_names[arguments] = (source, usable)
-    return usable
-
-
-def _check(
-    name: str, metadata: Metadata, output_dir: str, skip_unusable: bool, evaluated: bool
-) -> str:
     copy = os.path.join(output_dir, "usable_annotations", f"{name}.json")
-    is_coco = _is_coco(metadata)
     error: Optional[Exception] = None
-    left_out: set[tuple[str, int]] = set()
+    left_out: Entries = set()
     if comm.get_local_rank() == 0:
         try:
-            if is_coco:
-                left_out = _check_file(name, metadata, copy, skip_unusable)
-            else:
-                left_out = _check_function(name, metadata, skip_unusable, evaluated)
+            left_out = _invalid_entries(name, copy, skip_unusable, evaluated)
         # After any error of the function the other processes would wait for this one.
         except Exception as problem:
             error = problem
@@ -151,10 +143,12 @@ def _check(
     if usable in DatasetCatalog.list():
         DatasetCatalog.remove(usable)
         MetadataCatalog.remove(usable)
-    if is_coco:
+    if _is_coco(metadata):
         register_coco_instances(usable, {}, copy, metadata.image_root)
     else:
-        DatasetCatalog.register(usable, partial(_usable_records, DatasetCatalog[name], left_out))
+        function = DatasetCatalog[name]
+        # Detectron2 requires the same records in the same order at each call.
+        DatasetCatalog.register(usable, lambda: records_without(function(), left_out))
         # The annotation file, if any, still has the invalid entries.
         dropped = ("name", "json_file", "image_root")
         kept = {key: value for key, value in metadata.as_dict().items() if key not in dropped}
@@ -162,74 +156,60 @@ def _check(
     return usable
 
 
-def _usable_records(
-    function: Callable[[], list[dict]], left_out: set[tuple[str, int]]
-) -> list[dict]:
-    # Detectron2 requires the same records in the same order at each call.
-    return records_without(function(), left_out)
-
-
-def _check_file(
-    name: str, metadata: Metadata, copy: str, skip_unusable: bool
-) -> set[tuple[str, int]]:
-    """Section and position of each invalid entry; writes ``copy`` if there are any."""
-    content = read_annotation_file(metadata.json_file)
-    report = check_annotations(content, metadata.json_file)
-    report += missing_images(content, metadata.image_root, metadata.json_file)
-    advice = (
-        "Fix the annotation file (centripetalnet-check lists all problems and can write a file "
-        "without the invalid entries)"
-    )
-    left_out = _unusable(name, report, skip_unusable, advice)
-    if left_out:
-        usable = without_errors(content, report)
-        PathManager.mkdirs(os.path.dirname(copy))
-        with atomic_file(copy) as file:
-            json.dump(usable, file)
-        _log_left_out(name, report, len(usable["images"]), len(usable.get("annotations", [])))
-    return left_out
-
-
-def _check_function(
-    name: str, metadata: Metadata, skip_unusable: bool, evaluated: bool
-) -> set[tuple[str, int]]:
-    """Section and position of each invalid entry in the function's result."""
-    records = DatasetCatalog.get(name)
-    if not isinstance(records, (list, tuple)):
-        kind = type(records).__name__
-        if not isinstance(records, (Sized, Dataset)):
-            raise ValueError(
-                f"the function of the dataset {name} returns a {kind}, which has no length. Return "
-                "a list of records."
-            )
-        logger.warning("The dataset %s is a %s, not a list of records: not checked", name, kind)
-        return set()
-    path = f"records of {name} (annotations of each counted from 0, boxes as x, y, width, height)"
-    report = check_records(records, metadata.get("thing_classes", []), path, evaluated)
-    advice = "Fix the function that returns the dataset"
-    left_out = _unusable(name, report, skip_unusable, advice)
-    if left_out:
-        usable = records_without(records, left_out)
-        num_annotations = sum(len(x.get("annotations", [])) for x in usable)
-        _log_left_out(name, report, len(usable), num_annotations)
-    return left_out
-
-
-def _unusable(name: str, report: Report, skip_unusable: bool, advice: str) -> set[tuple[str, int]]:
-    """Logs the report; returns section and position of the errors."""
+def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool) -> Entries:
+    """Invalid entries, which are logged; those of a file are left out of the file ``copy``."""
+    metadata = MetadataCatalog.get(name)
+    if _is_coco(metadata):
+        content = read_annotation_file(metadata.json_file)
+        report = check_annotations(content, metadata.json_file)
+        report.problems += missing_images(content["images"], metadata.image_root)
+        advice = (
+            "Fix the annotation file (centripetalnet-check lists all problems and can write a file "
+            "without the invalid entries)"
+        )
+    else:
+        records = DatasetCatalog.get(name)
+        if not _is_list(records, name):
+            return set()
+        path = f"records of {name} (annotations counted from 0, boxes as x, y, width, height)"
+        report = check_records(records, metadata.get("thing_classes", []), path, evaluated)
+        advice = "Fix the function that returns the dataset"
     if report.problems:
         logger.warning("Problems of the dataset %s:\n%s", name, report.format())
-    if report.errors and not skip_unusable:
+    invalid = {(x.section, x.position) for x in report.errors}
+    if not invalid:
+        return invalid
+    if not skip_unusable:
         raise ValueError(
             f"the dataset {name} has invalid entries:\n\n{report.format()}\n\n{advice}, or set "
             "DATALOADER.SKIP_UNUSABLE True to train and evaluate without them."
         )
-    return {(x.section, x.position) for x in report.errors}
-
-
-def _log_left_out(name: str, report: Report, num_images: int, num_annotations: int) -> None:
+    if _is_coco(metadata):
+        usable = without_errors(content, report)
+        PathManager.mkdirs(os.path.dirname(copy))
+        with atomic_file(copy) as file:
+            json.dump(usable, file)
+        images, num_annotations = usable["images"], len(usable.get("annotations", []))
+    else:
+        images = records_without(records, invalid)
+        num_annotations = sum(len(x.get("annotations", [])) for x in images)
     for section, before, after in (
-        ("images", report.num_images, num_images),
+        ("images", report.num_images, len(images)),
         ("annotations", report.num_annotations, num_annotations),
     ):
         logger.warning("Left out %d of %d %s of %s", before - after, before, section, name)
+    return invalid
+
+
+def _is_list(records: Any, name: str) -> bool:
+    """Whether records can be checked; logs it if not."""
+    if isinstance(records, (list, tuple)):
+        return True
+    kind = type(records).__name__
+    if not isinstance(records, (Sized, Dataset)):
+        raise ValueError(
+            f"the function of the dataset {name} returns a {kind}, which has no length. Return a "
+            "list of records."
+        )
+    logger.warning("The dataset %s is a %s, not a list of records: not checked", name, kind)
+    return False

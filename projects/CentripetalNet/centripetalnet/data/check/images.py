@@ -1,11 +1,12 @@
 """Checks the image files of an annotation file."""
 
+import functools
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, Optional
+from typing import Optional
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -13,9 +14,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .report import Problem, Report
-from .segmentations import KindAndDetail
-from .structure import entries_of, is_integer
+from .coco_file import file_name_of, is_integer
+from .report import KindAndDetail, Problem, image_problem
 
 # Images per task of a worker.
 CHUNK = 16
@@ -26,83 +26,66 @@ TURNED_ORIENTATIONS = range(2, 9)
 TRANSPOSED_ORIENTATIONS = range(5, 9)
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
-
-class _Header(NamedTuple):
-    """Properties of an image file that are known before decoding."""
-
-    mode: str
-    stored: str
-    size: tuple[int, int]
-    orientation: Optional[int]
-    has_transparency: bool
-    num_frames: Optional[int]
+# (width, height) in pixels; None if unknown.
+Size = Optional[tuple[int, int]]
 
 
-def missing_images(content: Any, image_root: str, path: str = "the annotation file") -> Report:
-    """Checks only that the image files exist, by listing their folders.
+def missing_images(images: list[dict], image_root: str) -> list[Problem]:
+    """Checks only that the image files exist, by listing the folders below ``image_root``.
 
-    Args:
-        content: the parsed annotation file.
-        image_root: folder to which the file names are relative.
-        path: of the annotation file, for the messages.
-
-    Returns:
-        A problem for each missing image file.
-
-    Raises:
-        ValueError: if the content has no list of images.
+    Entries without a valid file name are skipped, and files in folders that cannot be listed.
     """
-    images = entries_of(content, "images", path)
-    missing = _missing(images, image_root)
     problems = []
-    for position in sorted(missing):
-        detail = f"there is no file {_path(images[position], image_root)}"
-        problems.append(_problem(images, position, "image file is missing", detail))
-    return _report(content, path, problems)
+    # A file on a network takes as long as a folder.
+    listed = functools.cache(_names_in)
+    for position, image in enumerate(images):
+        file = os.path.join(image_root, file_name_of(image) or "")
+        names = listed(os.path.dirname(file))
+        if file_name_of(image) and names is not None and os.path.basename(file) not in names:
+            detail = f"there is no file {file}"
+            problems.append(image_problem(image, position, "image file is missing", detail))
+    return problems
 
 
 def check_images(
-    content: Any,
-    image_root: str,
-    path: str = "the annotation file",
-    num_workers: Optional[int] = None,
-    show_progress: bool = False,
-) -> Report:
+    images: list[dict], image_root: str, num_workers: int, show_progress: bool = False
+) -> list[Problem]:
     """Checks that the image files exist, decodes them and compares their sizes.
 
-    An image is valid if Detectron2's ``read_image`` reads it as RGB.
+    An image is valid if Detectron2's ``read_image`` reads it as RGB. Entries without a valid file
+    name are skipped.
 
     Args:
-        content: the parsed annotation file.
-        image_root: folder to which the file names are relative.
-        path: of the annotation file, for the messages.
-        num_workers: processes; 0 decodes in this process, None takes one per core.
+        images: of the annotation file, with names relative to ``image_root``.
+        num_workers: processes that decode; 0 decodes in this process.
         show_progress: whether to draw a progress bar on stderr.
 
-    Returns:
-        Problems of the image files. Entries without a file name are skipped.
-
     Raises:
-        ValueError: if the content has no list of images.
         RuntimeError: if a worker process died, for example for lack of memory.
     """
-    images = entries_of(content, "images", path)
-    report = missing_images(content, image_root, path)
-    missing = {x.position for x in report.problems}
-    positions = [i for i, x in enumerate(images) if _has_name(x) and i not in missing]
-    tasks = [(_path(images[i], image_root), _size(images[i])) for i in positions]
-    results = tqdm(
-        _inspect_all(tasks, os.cpu_count() or 1 if num_workers is None else num_workers),
-        total=len(tasks),
-        desc="images",
-        disable=not show_progress,
-    )
-    problems = [
-        _problem(images, position, kind, detail)
-        for position, found in zip(positions, results)
-        for kind, detail in found
-    ]
-    return report + _report(content, path, problems)
+    problems = missing_images(images, image_root)
+    missing = {x.position for x in problems}
+    present = [i for i, x in enumerate(images) if file_name_of(x) and i not in missing]
+    tasks = []
+    for i in present:
+        size = images[i].get("width"), images[i].get("height")
+        expected = size if all(map(is_integer, size)) else None
+        tasks.append((os.path.join(image_root, images[i]["file_name"]), expected))
+    results = _inspect_all(tasks, num_workers)
+    progress = tqdm(results, total=len(tasks), desc="images", disable=not show_progress)
+    for i, found in zip(present, progress):
+        problems += [image_problem(images[i], i, kind, detail) for kind, detail in found]
+    return problems
+
+
+def exif_orientation(image: Image.Image) -> Optional[int]:
+    """The orientation by which Detectron2 turns an image; None if it does not."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    # Pillow raises many types of errors. Detectron2 ignores unreadable EXIF data, too.
+    except Exception:
+        return None
+    return orientation if orientation in TURNED_ORIENTATIONS else None
 
 
 def _inspect_all(tasks: list, num_workers: int) -> Iterator[list[KindAndDetail]]:
@@ -120,147 +103,78 @@ def _inspect_all(tasks: list, num_workers: int) -> Iterator[list[KindAndDetail]]
             ) from error
 
 
-def _inspect(task: tuple[str, Optional[tuple[int, int]]]) -> list[KindAndDetail]:
-    """Problems of one image file; ``task`` is its path and expected (width, height)."""
+def _inspect(task: tuple[str, Size]) -> list[KindAndDetail]:
+    """Problems of one image file; ``task`` is its path and expected size."""
     path, expected = task
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            image = read_image(path, format="RGB")
-            header = _read_header(path)
+            pixels = read_image(path, format="RGB")
+            with PathManager.open(path, "rb") as file, Image.open(file) as header:
+                found = list(_conversions(header, pixels, expected))
+    except UnidentifiedImageError:
+        return [("image file cannot be read", "no image format that Pillow supports")]
     # For a damaged file Pillow raises many types of errors.
     except Exception as error:
-        return [_unreadable(error)]
-    size = image.shape[1], image.shape[0]
-    if expected is not None and size != expected:
-        detail = f"the file has {_times(size)}, the annotations have {_times(expected)}"
-        if header.orientation in TRANSPOSED_ORIENTATIONS and header.size == expected:
+        text = f"{type(error).__name__}: {error}"
+        truncated = "truncated" in text.lower()
+        return [("image file is truncated" if truncated else "image file cannot be read", text)]
+    return found + [("Pillow warning", x) for x in sorted({str(x.message) for x in warned})]
+
+
+def _conversions(
+    header: Image.Image, pixels: np.ndarray, expected: Size
+) -> Iterator[KindAndDetail]:
+    """What Detectron2's ``read_image`` silently changes, and a size that is not the expected one.
+
+    Args:
+        header: the opened file, not decoded.
+        pixels: (height, width, 3), the result of ``read_image``.
+        expected: size in the annotation file.
+    """
+    size = pixels.shape[1], pixels.shape[0]
+    # Raw modes such as "RGB;16B". Reading the EXIF data of a PNG file decodes it and drops them.
+    has_16_bits = any(";16" in str(tile[3]) for tile in header.tile)
+    orientation = exif_orientation(header)
+    if expected not in (None, size):
+        detail = "the file has {} x {}, the annotations have {} x {}".format(*size, *expected)
+        if orientation in TRANSPOSED_ORIENTATIONS and header.size == expected:
             detail += ", its size before the rotation by EXIF"
-        return [("image size differs from the annotation file", detail)]
-    texts = sorted({str(x.message) for x in warned})
-    return list(_notes(header, image)) + [("Pillow warning", x) for x in texts]
-
-
-def exif_orientation(image: Image.Image) -> Optional[int]:
-    """The orientation by which Detectron2 turns an image; None if it does not."""
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    # Pillow raises many types of errors. Detectron2 ignores unreadable EXIF data, too.
-    except Exception:
-        return None
-    return orientation if orientation in TURNED_ORIENTATIONS else None
-
-
-def _read_header(path: str) -> _Header:
-    with PathManager.open(path, "rb") as file, Image.open(file) as image:
-        orientation = exif_orientation(image)
-        mode, size = image.mode, image.size
-        has_transparency = mode in ALPHA_MODES or "transparency" in image.info
-        stored = str([tile[3] for tile in image.tile])
-        try:
-            num_frames = getattr(image, "n_frames", 1)
-        # Counting reads all frames, of which only the first one was checked.
-        except Exception:
-            num_frames = None
-        return _Header(mode, stored, size, orientation, has_transparency, num_frames)
-
-
-def _notes(header: _Header, image: np.ndarray) -> Iterator[KindAndDetail]:
-    """Silent conversions by Detectron2's ``read_image``, whose result is ``image`` (h, w, 3)."""
-    if header.orientation is not None:
-        detail = f"orientation {header.orientation}; boxes must be those of the rotated image"
+        yield "image size differs from the annotation file", detail
+        return
+    if orientation is not None:
+        detail = f"orientation {orientation}; boxes must be those of the rotated image"
         yield "rotated by EXIF", detail
     if header.mode.startswith(("I", "F")):
-        white = (image == 255).all(axis=2).mean()
-        yield (
-            "more than 8 bits per channel",
-            f"mode {header.mode}; values are clipped to 0 ... 255, which makes {white:.0%} white",
-        )
-    elif "16" in header.stored:
+        white = (pixels == 255).all(axis=2).mean()
+        detail = f"values are clipped to 0 ... 255, which makes {white:.0%} white"
+        yield "more than 8 bits per channel", f"mode {header.mode}; {detail}"
+    elif has_16_bits:
         yield "more than 8 bits per channel", "of 16 bits the upper 8 are used"
     if header.mode == "CMYK":
         yield "CMYK", "converted to RGB without a colour profile"
     if header.mode in ("P", "PA"):
         yield "palette", "converted to the palette's colours"
-    if header.has_transparency:
+    if header.mode in ALPHA_MODES or "transparency" in header.info:
         yield "alpha channel", "dropped; the colour of transparent pixels becomes visible"
-    if header.num_frames != 1:
-        number = "more than one" if header.num_frames is None else header.num_frames
-        yield "several frames", f"{number}; the first is used"
+    try:
+        num_frames = getattr(header, "n_frames", 1)
+    # Counting reads all frames, of which only the first one was checked.
+    except Exception:
+        num_frames = "more than one"
+    if num_frames != 1:
+        yield "several frames", f"{num_frames}; the first is used"
 
 
-def _unreadable(error: Exception) -> KindAndDetail:
-    if isinstance(error, UnidentifiedImageError):
-        return "image file cannot be read", "no image format that Pillow supports"
-    text = f"{type(error).__name__}: {error}"
-    if "truncated" in text.lower():
-        return "image file is truncated", text
-    return "image file cannot be read", text
-
-
-def _missing(images: list[dict], image_root: str) -> set[int]:
-    """Positions of the images whose file is missing."""
-    folders: dict[str, list[int]] = {}
-    for position, image in enumerate(images):
-        if _has_name(image):
-            folder = os.path.dirname(_path(image, image_root))
-            folders.setdefault(folder, []).append(position)
-    missing = set()
-    for folder, positions in folders.items():
-        present = _files_in(folder)
-        for position in positions:
-            path = _path(images[position], image_root)
-            is_there = _is_file(path) if present is None else os.path.basename(path) in present
-            if not is_there:
-                missing.add(position)
-    return missing
-
-
-def _files_in(folder: str) -> Optional[set[str]]:
-    """Names of the files in a folder; None if it cannot be listed."""
+def _names_in(folder: str) -> Optional[set[str]]:
+    """Names of the files in a folder; None if it cannot be listed, as an https:// address."""
     try:
         if "://" in folder:
             return set(PathManager.ls(folder))
         with os.scandir(folder or os.curdir) as entries:
             return {x.name for x in entries if x.is_file()}
-    # ValueError: an impossible file name.
-    except (NotImplementedError, OSError, ValueError):
+    # ValueError: an impossible name.
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return set()
+    except (NotImplementedError, OSError):
         return None
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return PathManager.isfile(path)
-    # The handler of https:// addresses has no isfile.
-    except NotImplementedError:
-        return True
-
-
-def _has_name(image: dict) -> bool:
-    return isinstance(image.get("file_name"), str) and image["file_name"] != ""
-
-
-def _path(image: dict, image_root: str) -> str:
-    return os.path.join(image_root, image["file_name"])
-
-
-def _size(image: dict) -> Optional[tuple[int, int]]:
-    """(width, height) in the annotation file."""
-    size = image.get("width"), image.get("height")
-    return size if all(map(is_integer, size)) else None
-
-
-def _times(size: Iterable[int]) -> str:
-    return " x ".join(map(str, size))
-
-
-def _problem(images: list[dict], position: int, kind: str, detail: str) -> Problem:
-    image = images[position]
-    image_id = image["id"] if is_integer(image.get("id")) else None
-    return Problem(kind, "images", position, image_id, None, image["file_name"], detail)
-
-
-def _report(content: dict, path: str, problems: list[Problem]) -> Report:
-    images = entries_of(content, "images", path)
-    annotations = entries_of(content, "annotations", path, required=False)
-    return Report(path, problems, len(images), len(annotations))

@@ -2,22 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Union
 
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .annotations import check_annotations
+from .annotations import check_image_entries, check_values, class_counts, size_of
+from .coco_file import class_names, file_name_of, is_integer, is_number, shown, wrong_field
 from .images import missing_images
-from .report import Problem, Report
-from .segmentations import BAD_CODE
-from .structure import is_integer, is_number, shown
+from .report import BAD_RUN_LENGTHS, LEADS_OUTSIDE, NO_IMAGE_FIELDS, KindAndDetail, Problem, Report
 
-BAD_MODE = "bbox_mode is not XYXY_ABS or XYWH_ABS"
-NO_ID = "image without a valid id, file_name, height or width"
-# A record has the full path.
-FOREIGN_KIND = "file name leads outside the image folder"
 # Inside any image, so that an unknown box gives no further problem.
 UNKNOWN_BOX = [0, 0, 0.5, 0.5]
 
@@ -29,7 +23,6 @@ def check_records(
 
     Args:
         records: images in Detectron2's dataset format; other fields are ignored.
-        classes: class names.
         path: name of the list in messages.
         evaluated: whether each image needs ``image_id``, ``height`` and ``width``. Training does
             not; without a size, objects are not compared with it.
@@ -41,93 +34,71 @@ def check_records(
     Raises:
         ValueError: if a record or an annotation is not a dict, or a class name is not unique.
     """
+    categories = [{"id": i, "name": str(x)} for i, x in enumerate(classes)]
+    names = class_names({"categories": categories}, path)
     images: list[dict] = []
-    annotations: list[dict] = []
-    owners: list[tuple[int, int]] = []
-    found: list[tuple[str, int, str, str]] = []
+    problems: list[Problem] = []
+    position = 0
     numbers: dict[Any, int] = {}
     for index, record in enumerate(records):
-        entries = _annotations_of(record, index, path)
-        image_id = _plain(record.get("image_id"))
-        if not evaluated and "image_id" not in record:
-            image_id = ("unknown", index)
-        elif not (is_integer(image_id) or isinstance(image_id, str)):
-            seen = f"image_id is {shown(image_id)}" if "image_id" in record else "no image_id"
-            found.append(("images", index, NO_ID, f"{seen}; expected an integer or a string"))
-            image_id = ("unknown", index)
-        # COCO has integer ids only.
-        number = numbers.setdefault(image_id, len(numbers))
+        _check_form(record, index, path)
         image = {x: _plain(record[x]) for x in ("file_name", "height", "width") if x in record}
-        images.append({**image, "id": number})
-        for position, entry in enumerate(entries):
-            annotation, problems = _coco_annotation(entry)
-            found += [("annotations", len(annotations), *x) for x in problems]
-            owners.append((index, position))
-            annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
-    if len(numbers) < len(records):
-        _add_objects(images, annotations, owners)
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": str(x)} for i, x in enumerate(classes)],
-    }
-    report = check_annotations(content, path, needs_sizes=evaluated)
-    report += missing_images(content, "", path)
-    problems = [x for x in report.problems if x.kind != FOREIGN_KIND]
-    problems += [Problem(kind, x, i, None, None, None, detail) for x, i, kind, detail in found]
-    return replace(report, problems=[_located(x, records, owners) for x in problems])
-
-
-def _add_objects(
-    images: list[dict], annotations: list[dict], owners: list[tuple[int, int]]
-) -> None:
-    """Makes images with the same id equal only if their objects are equal."""
-    for image in images:
+        image_id, file_name = _image_id(record), file_name_of(image)
+        if image_id is None and (evaluated or "image_id" in record):
+            detail = wrong_field(record, "image_id", "an integer or a string")
+            problems.append(
+                Problem(NO_IMAGE_FIELDS, "images", index, None, None, file_name, detail)
+            )
+        # COCO has integer ids only.
+        key = ("unknown", index) if image_id is None else image_id
+        image["id"] = numbers.setdefault(key, len(numbers))
+        # Images with the same id are equal only if their objects are.
         image["objects"] = []
-    for annotation, (index, _) in zip(annotations, owners):
-        images[index]["objects"].append({**annotation, "id": None})
+        # A test set has no annotations.
+        for number, entry in enumerate(record.get("annotations", [])):
+            annotation, found = _coco_annotation(entry)
+            found += check_values(annotation, size_of(image), names)
+            where = ("annotations", position, image_id, number, file_name)
+            problems += [Problem(kind, *where, detail) for kind, detail in found]
+            image["objects"].append(annotation)
+            position += 1
+        images.append(image)
+    for problem in check_image_entries(images, evaluated) + missing_images(images, ""):
+        # A record has the full path of its file.
+        if problem.kind != LEADS_OUTSIDE:
+            problems.append(problem._replace(image_id=_image_id(records[problem.position])))
+    counts = class_counts((x for image in images for x in image["objects"]), names)
+    return Report(path, problems, len(images), position, counts)
 
 
 def records_without(records: Sequence[dict], left_out: set[tuple[str, int]]) -> list[dict]:
-    """Removes invalid records and annotations.
-
-    Args:
-        records: the checked records; they are not changed.
-        left_out: section and position of each error, see :func:`check_records`.
-    """
+    """Copies without the errors of :func:`check_records`, given by section and position."""
     kept = []
     position = 0
     for index, record in enumerate(records):
-        annotations = record.get("annotations", [])
-        usable = [
-            x for i, x in enumerate(annotations, position) if ("annotations", i) not in left_out
-        ]
-        position += len(annotations)
+        entries = record.get("annotations", [])
+        valid = [x for i, x in enumerate(entries, position) if ("annotations", i) not in left_out]
+        position += len(entries)
         if ("images", index) not in left_out:
-            all_usable = len(usable) == len(annotations)
-            kept.append(record if all_usable else {**record, "annotations": usable})
+            kept.append(record if len(valid) == len(entries) else {**record, "annotations": valid})
     return kept
 
 
-def _annotations_of(record: Any, index: int, path: str) -> Sequence[dict]:
+def _check_form(record: Any, index: int, path: str) -> None:
     if not isinstance(record, dict):
-        raise ValueError(
-            f"{path}: record {index} is {shown(record)}; expected a dict in Detectron2's dataset "
-            "format"
-        )
-    # A test set has no annotations.
-    annotations = record.get("annotations", [])
-    if not isinstance(annotations, (list, tuple)) or not all(
-        isinstance(x, dict) for x in annotations
-    ):
-        raise ValueError(
-            f"{path}: the annotations of record {index} are {shown(annotations)}; expected a list "
-            "of dicts"
-        )
-    return annotations
+        raise ValueError(f"{path}: record {index} is {shown(record)}; expected a dict")
+    entries = record.get("annotations", [])
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(x, dict) for x in entries):
+        seen = f"the annotations of record {index} are {shown(entries)}"
+        raise ValueError(f"{path}: {seen}; expected a list of dicts")
 
 
-def _coco_annotation(entry: dict) -> tuple[dict, list[tuple[str, str]]]:
+def _image_id(record: dict) -> Union[int, str, None]:
+    image_id = _plain(record.get("image_id"))
+    return image_id if is_integer(image_id) or isinstance(image_id, str) else None
+
+
+def _coco_annotation(entry: dict) -> tuple[dict, list[KindAndDetail]]:
     """An annotation in COCO format, with kinds and details of problems outside that format."""
     problems = []
     # Both are optional: Detectron2 passes them to COCO's evaluation.
@@ -136,8 +107,8 @@ def _coco_annotation(entry: dict) -> tuple[dict, list[tuple[str, str]]]:
         annotation["category_id"] = _plain(entry["category_id"])
     mode = entry.get("bbox_mode")
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        seen = f"it is {shown(mode)}" if "bbox_mode" in entry else "there is none"
-        problems.append((BAD_MODE, f"{seen}; expected one of detectron2.structures.BoxMode"))
+        detail = wrong_field(entry, "bbox_mode", "one of detectron2.structures.BoxMode")
+        problems.append(("bbox_mode is not XYXY_ABS or XYWH_ABS", detail))
         annotation["bbox"] = UNKNOWN_BOX
     elif "bbox" in entry:
         annotation["bbox"] = _coco_box(entry["bbox"], mode)
@@ -146,10 +117,10 @@ def _coco_annotation(entry: dict) -> tuple[dict, list[tuple[str, str]]]:
         segmentation = {key: _plain(value) for key, value in segmentation.items()}
         if isinstance(segmentation.get("counts"), list):
             detail = "its counts are a list; Detectron2 needs compressed counts, a string or bytes"
-            problems.append((BAD_CODE, detail))
+            problems.append((BAD_RUN_LENGTHS, detail))
             segmentation = None
     elif isinstance(segmentation, list):
-        segmentation = [x if isinstance(x, list) else _plain(x) for x in segmentation]
+        segmentation = [_plain(x) for x in segmentation]
     if segmentation is not None:
         annotation["segmentation"] = segmentation
     return annotation, problems
@@ -177,16 +148,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("ascii", "replace")
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _located(problem: Problem, records: Sequence[dict], owners: list[tuple[int, int]]) -> Problem:
-    """The problem with ids and names of the record."""
-    index, annotation_id = problem.position, None
-    if problem.section == "annotations":
-        index, annotation_id = owners[problem.position]
-    record = records[index]
-    image_id, file_name = _plain(record.get("image_id")), _plain(record.get("file_name"))
-    named: Optional[str] = file_name if isinstance(file_name, str) and file_name else None
-    if not (is_integer(image_id) or isinstance(image_id, str)):
-        image_id = None
-    return problem._replace(image_id=image_id, annotation_id=annotation_id, file_name=named)

@@ -1,63 +1,71 @@
 """The report about a dataset, and the dataset without invalid entries."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Optional, Union
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Union
 
-from .structure import entries_of, is_integer, shown
+from tabulate import tabulate
 
-ERROR = "error"
-NOTE = "note"
+from .coco_file import file_name_of, integer_or_none, shown
 
-# All kinds of problems. An entry with an error is invalid, one with a note is used as Detectron2
-# converts it. A longer list needs more PAGE_LINES.
-SEVERITIES = {
+# Kinds that several modules find.
+NO_IMAGE_FIELDS = "image without a valid id, file_name, height or width"
+NO_IDS = "annotation without a valid id, image_id or category_id"
+LEADS_OUTSIDE = "file name leads outside the image folder"
+BAD_RUN_LENGTHS = "invalid run-length encoding"
+
+# All kinds of problems. An entry with an error is invalid.
+ERRORS = (
     # entries of "images"
-    "image without a valid id, file_name, height or width": ERROR,
-    "image id is not unique": ERROR,
-    "image file is missing": ERROR,
-    "image file is truncated": ERROR,
-    "image file cannot be read": ERROR,
-    "image size differs from the annotation file": ERROR,
-    "file name leads outside the image folder": NOTE,
-    "rotated by EXIF": NOTE,
-    "more than 8 bits per channel": NOTE,
-    "CMYK": NOTE,
-    "palette": NOTE,
-    "alpha channel": NOTE,
-    "several frames": NOTE,
-    "Pillow warning": NOTE,
+    NO_IMAGE_FIELDS,
+    "image id is not unique",
+    "image file is missing",
+    "image file is truncated",
+    "image file cannot be read",
+    "image size differs from the annotation file",
     # entries of "annotations"
-    "annotation without a valid id, image_id or category_id": ERROR,
-    "annotation id is not unique": ERROR,
-    "annotation of an unknown image": ERROR,
-    "annotation of an unknown category": ERROR,
-    "bbox_mode is not XYXY_ABS or XYWH_ABS": ERROR,
-    "bbox is not four finite numbers": ERROR,
-    "box of negative size": ERROR,
-    "box outside its image": ERROR,
-    "ignore is not 0": ERROR,
-    "iscrowd is not 0 or 1": ERROR,
-    "segmentation of unknown format": ERROR,
-    "invalid polygon": ERROR,
-    "invalid run-length encoding": ERROR,
-    "invalid keypoints": ERROR,
-    # COCO 2017 itself has some, which Detectron2 ignores.
-    "box without an area": NOTE,
-    "box reaches outside its image": NOTE,
-    "polygon dropped by Detectron2": NOTE,
-    "annotation id is not positive": NOTE,
-    "no iscrowd": NOTE,
-    "no valid area": NOTE,
-}
+    NO_IDS,
+    "annotation id is not unique",
+    "annotation of an unknown image",
+    "annotation of an unknown category",
+    "bbox_mode is not XYXY_ABS or XYWH_ABS",
+    "bbox is not four finite numbers",
+    "box of negative size",
+    "box outside its image",
+    "ignore is not 0",
+    "iscrowd is not 0 or 1",
+    "segmentation of unknown format",
+    "invalid polygon",
+    BAD_RUN_LENGTHS,
+    "invalid keypoints",
+)
+# An entry with a note is used as Detectron2 converts it.
+NOTES = (
+    # entries of "images"
+    LEADS_OUTSIDE,
+    "rotated by EXIF",
+    "more than 8 bits per channel",
+    "CMYK",
+    "palette",
+    "alpha channel",
+    "several frames",
+    "Pillow warning",
+    # entries of "annotations". COCO 2017 itself has some, which Detectron2 ignores.
+    "box without an area",
+    "box reaches outside its image",
+    "polygon dropped by Detectron2",
+    "annotation id is not positive",
+    "no iscrowd",
+    "no valid area",
+)
+SEVERITIES = {**dict.fromkeys(ERRORS, "error"), **dict.fromkeys(NOTES, "note")}
 
-PAGE_LINES = 60
-LINE_CHARACTERS = 140
-CLASS_COLUMNS = 3
-CLASS_CHARACTERS = 24
-# Rows of the table of classes if it does not fit all of them.
-MOST_FREQUENT_ROWS = 5
-RAREST_ROWS = 3
+# Most characters of an example and a class name, and most rows of the table of classes.
+EXAMPLE_CHARACTERS = 120
+CLASS_CHARACTERS = 40
+MOST_CLASSES = 100
+
+KindAndDetail = tuple[str, str]
 
 
 class Problem(NamedTuple):
@@ -87,174 +95,104 @@ class Problem(NamedTuple):
         """``error``: the entry is invalid. ``note``: it is used as Detectron2 converts it."""
         return SEVERITIES[self.kind]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The problem as a JSON object."""
-        return {"severity": self.severity, **self._asdict()}
+
+def image_problem(image: dict, position: int, kind: str, detail: str) -> Problem:
+    """A problem of an entry of ``images``."""
+    image_id = integer_or_none(image.get("id"))
+    return Problem(kind, "images", position, image_id, None, file_name_of(image), detail)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """Problems of one annotation file and its images. ``+`` merges reports of the same file.
+    """Problems of one annotation file and its images.
 
     Attributes:
         path: of the annotation file.
         problems: in the order in which they were found.
         num_images: length of the list of images.
         num_annotations: length of the list of annotations.
-        classes: numbers of objects and of crowds by class name, valid or not. Empty in a report of
-            images only.
+        classes: numbers of objects and of crowds by class name, valid or not.
     """
 
     path: str
     problems: list[Problem]
     num_images: int
     num_annotations: int
-    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    classes: dict[str, tuple[int, int]]
 
     @property
     def errors(self) -> list[Problem]:
         """Problems of invalid entries."""
-        return [x for x in self.problems if x.severity == ERROR]
+        return [x for x in self.problems if x.severity == "error"]
 
-    @property
-    def notes(self) -> list[Problem]:
-        """Problems of entries that are used as Detectron2 converts them."""
-        return [x for x in self.problems if x.severity == NOTE]
-
-    @property
-    def _file(self) -> tuple[str, int, int]:
-        return self.path, self.num_images, self.num_annotations
-
-    def __add__(self, other: "Report") -> "Report":
-        if self._file != other._file:
-            raise ValueError(
-                "only reports of the same annotation file can be merged, got one of "
-                f"{self._file} and one of {other._file} (path, images, annotations)"
-            )
-        classes = self.classes or other.classes
-        return replace(self, problems=self.problems + other.problems, classes=classes)
-
-    def format(self, max_examples: int = 3) -> str:
-        """The report as text of at most ``PAGE_LINES`` lines.
-
-        Args:
-            max_examples: most examples per kind of problem; fewer if the page has no room.
-
-        Returns:
-            The number of problems of each kind with examples, and the classes.
-        """
-        head = [
-            _on_one_line(self.path),
-            f"{self.num_images:,} images, {self.num_annotations:,} annotations"
-            + f" of {len(self.classes):,} classes" * bool(self.classes),
-        ]
-        classes = _class_lines(self.classes)
-        for examples in range(min(max_examples, PAGE_LINES), -1, -1):
-            lines = head + self._problem_lines(examples) + classes
-            if len(lines) <= PAGE_LINES:
-                break
-        return "\n".join(_cut(x, LINE_CHARACTERS) for x in lines)
-
-    def _problem_lines(self, max_examples: int) -> list[str]:
+    def format(self) -> str:
+        """The numbers of errors and notes, and a table with a row for each kind of problem."""
+        num_errors, num_notes = len(self.errors), len(self.problems) - len(self.errors)
+        text = (
+            f"{_line(self.path)}: {self.num_images:,} images, {self.num_annotations:,} annotations"
+            f"\nerrors (invalid entries): {num_errors:,}"
+            f"\nnotes (accepted or converted by Detectron2): {num_notes:,}"
+        )
         groups = defaultdict(list)
         for problem in self.problems:
             groups[problem.kind].append(problem)
-        lines = []
-        titles = {
-            ERROR: "errors (invalid entries)",
-            NOTE: "notes (accepted or converted by Detectron2)",
-        }
-        for severity, title in titles.items():
-            kinds = [x for x in SEVERITIES if x in groups and SEVERITIES[x] == severity]
-            lines += ["", f"{title}:" if kinds else f"{title}: none"]
-            for kind in kinds:
-                problems = groups[kind]
-                lines.append(f"  {kind:<56}{_extent(problems)}")
-                lines += [f"      {_example(x)}" for x in problems[:max_examples]]
-        return lines
+        rows = [
+            (severity, kind, len(found), _num_images(found), _example(found[0]))
+            for kind, severity in SEVERITIES.items()
+            if (found := groups[kind])
+        ]
+        headers = ("severity", "kind", "number", "images", "first example")
+        return f"{text}\n\n{_table(rows, headers)}" if rows else text
+
+    def format_classes(self) -> str:
+        """A table of the numbers of objects and crowds of each class, the most frequent first."""
+        ordered = sorted(self.classes.items(), key=lambda x: -sum(x[1]))
+        rows = [(_line(name, CLASS_CHARACTERS), *x) for name, x in ordered[:MOST_CLASSES]]
+        table = _table(rows, ("class", "objects", "crowds"))
+        left_out = len(ordered) - len(rows)
+        return f"{table}\nand {left_out:,} rarer classes" if left_out else table
 
 
 def without_errors(content: dict, report: Report) -> dict:
-    """An annotation file's content without invalid entries.
+    """The content of a checked annotation file without invalid images and annotations.
 
-    Args:
-        content: the checked content; it is not changed.
-        report: from ``check_annotations``, with or without that of the images.
-
-    Returns:
-        The content without images that have an error, their annotations, and annotations that have
-        an error.
-
-    Raises:
-        ValueError: if the content is not in COCO format.
+    Annotations of invalid images are left out, too. The content is not changed.
     """
-    images = entries_of(content, "images", report.path)
-    annotations = entries_of(content, "annotations", report.path, required=False)
     wrong = {(x.section, x.position) for x in report.errors}
-    kept = [x for i, x in enumerate(images) if ("images", i) not in wrong]
-    lost_ids = {x["id"] for x in images if is_integer(x.get("id"))}
-    lost_ids -= {x["id"] for x in kept if is_integer(x.get("id"))}
-    result = {**content, "images": kept}
-    if "annotations" in content:
-        result["annotations"] = [
-            x
-            for i, x in enumerate(annotations)
-            if ("annotations", i) not in wrong
-            and not (is_integer(x.get("image_id")) and x["image_id"] in lost_ids)
-        ]
-    return result
+    valid = {
+        section: [x for i, x in enumerate(content[section]) if (section, i) not in wrong]
+        for section in ("images", "annotations")
+        if section in content
+    }
+    if "annotations" in valid:
+        ids = {x["id"] for x in valid["images"]}
+        valid["annotations"] = [x for x in valid["annotations"] if x["image_id"] in ids]
+    return {**content, **valid}
 
 
-def _extent(problems: list[Problem]) -> str:
-    """Number of problems and of affected images."""
-    count = f"{len(problems):>10,}"
+def _num_images(problems: list[Problem]) -> int:
     if problems[0].section == "images":
-        return count
-    images = len({x.file_name if x.image_id is None else x.image_id for x in problems} - {None})
-    return f"{count} in {images:,} image{'s' * (images != 1)}"
+        return len({x.position for x in problems})
+    return len({x.file_name if x.image_id is None else x.image_id for x in problems} - {None})
 
 
 def _example(problem: Problem) -> str:
-    parts = []
-    if problem.image_id is not None:
-        parts.append(f"image {problem.image_id}")
-    if problem.file_name is not None:
-        parts.append(shown(problem.file_name))
-    if problem.annotation_id is not None:
-        parts.append(f"annotation {problem.annotation_id}")
-    where = " ".join(parts) or f"{problem.section}[{problem.position}]"
-    return f"{where}: {_on_one_line(problem.detail[:LINE_CHARACTERS])}"
+    image = "" if problem.image_id is None else f"image {problem.image_id}"
+    name = "" if problem.file_name is None else shown(problem.file_name)
+    annotation = "" if problem.annotation_id is None else f"annotation {problem.annotation_id}"
+    where = " ".join(filter(None, (image, name, annotation)))
+    where = where or f"{problem.section}[{problem.position}]"
+    return _line(f"{where}: {problem.detail}", EXAMPLE_CHARACTERS)
 
 
-def _class_lines(classes: dict[str, tuple[int, int]]) -> list[str]:
-    """A table of the classes, the most frequent first; of many the first and the last rows."""
-    if not classes:
-        return []
-    ordered = sorted(classes.items(), key=lambda x: -sum(x[1]))
-    first, last = MOST_FREQUENT_ROWS * CLASS_COLUMNS, RAREST_ROWS * CLASS_COLUMNS
-    lines = ["", "objects + crowds of each class:"]
-    if len(ordered) <= first + last:
-        return lines + _rows(ordered)
-    hidden = ordered[first:-last]
-    most, least = sum(hidden[0][1]), sum(hidden[-1][1])
-    between = f"  ... and {len(hidden):,} more, each with {least:,} to {most:,} ..."
-    return lines + _rows(ordered[:first]) + [between] + _rows(ordered[-last:])
+def _table(rows: list[tuple], headers: tuple[str, ...]) -> str:
+    cells = [[f"{x:,}" if isinstance(x, int) else x for x in row] for row in rows]
+    alignment = ["right" if isinstance(x, int) else "left" for x in rows[0]]
+    # A class may have a name such as "1e5".
+    return tabulate(cells, headers, colalign=alignment, disable_numparse=True)
 
 
-def _rows(classes: list[tuple[str, tuple[int, int]]]) -> list[str]:
-    cells = [
-        f"{_cut(_on_one_line(name), CLASS_CHARACTERS):<{CLASS_CHARACTERS}}"
-        f" {objects:>9,} + {crowds:<6,}"
-        for name, (objects, crowds) in classes
-    ]
-    starts = range(0, len(cells), CLASS_COLUMNS)
-    return ["  " + "  ".join(cells[i : i + CLASS_COLUMNS]).rstrip() for i in starts]
-
-
-def _cut(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 3] + "..."
-
-
-def _on_one_line(text: str) -> str:
-    """Escapes line breaks, control characters and lone surrogates."""
-    return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
+def _line(text: str, characters: int = 200) -> str:
+    """Cuts the text, and escapes line breaks, control characters and lone surrogates."""
+    line = "".join(x if x.isprintable() else repr(x)[1:-1] for x in text[: characters + 1])
+    return line if len(line) <= characters else line[: characters - 3] + "..."

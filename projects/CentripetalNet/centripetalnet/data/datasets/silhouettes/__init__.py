@@ -6,10 +6,10 @@ images share neither outlines nor regions of a photograph, so the validation AP 
 generalisation.
 
 Terms: an outline is one source silhouette, an object is an outline painted into an image. H x W is
-the size of an image in pixels, h x w of a patch. Colours are BGR, 0..255, as in cv2.
+the size of an image in pixels, h x w of a patch. Colours are BGR, 0..255, as in cv2. Constants that
+are pairs are (lowest, highest), inclusive.
 """
 
-from .builder import build_silhouettes, register_silhouettes
-from .spec import SPLITS, SilhouettesSpec
+from .builder import SilhouettesSpec, build_silhouettes, register_silhouettes
 
-__all__ = ["SPLITS", "SilhouettesSpec", "build_silhouettes", "register_silhouettes"]
+__all__ = ["SilhouettesSpec", "build_silhouettes", "register_silhouettes"]
