@@ -15,6 +15,39 @@
 #include "operators.h"
 #include "scan_layout.h"
 
+namespace centripetalnet {
+
+// Integers of the size of a float, for its bits.
+template <typename T>
+using BitsOf = std::conditional_t<
+    sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
+
+template <typename T>
+constexpr BitsOf<T> kInfinity = 0x7f80;  // bfloat16
+template <>
+constexpr int16_t kInfinity<c10::Half> = 0x7c00;
+template <>
+constexpr int32_t kInfinity<float> = 0x7f800000;
+template <>
+constexpr int64_t kInfinity<double> = 0x7ff0000000000000;
+
+template <typename T>
+inline ValueOf<T> value_of(BitsOf<T> bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof(T));
+  return static_cast<ValueOf<T>>(value);
+}
+
+template <typename T>
+inline BitsOf<T> bits_of(ValueOf<T> value) {
+  const T rounded = static_cast<T>(value);
+  BitsOf<T> bits;
+  std::memcpy(&bits, &rounded, sizeof(T));
+  return bits;
+}
+
+}  // namespace centripetalnet
+
 #define CENTRIPETALNET_KERNELS "corner_pool_cpu.h"
 #include "foreach_cpu_capability.h"
 
@@ -26,7 +59,7 @@ using at::Tensor;
 // Limits of a block's row: short pieces are slow to read, long states leave the L1 cache.
 constexpr int64_t kMinRowBytes = int64_t{1} << 10, kMaxRowBytes = int64_t{1} << 14;
 // Size of a block of contiguous lines, which stays in the L2 cache.
-constexpr int64_t kLineBytes = int64_t{1} << 15;
+constexpr int64_t kLineBytes = int64_t{1} << 14;
 
 int64_t lanes_per_block(const ScanLayout& layout, int64_t element_bytes) {
   if (layout.inner == 1) {
@@ -44,6 +77,7 @@ int64_t lanes_per_block(const ScanLayout& layout, int64_t element_bytes) {
 template <typename T, typename Body>
 void for_each_block(const ScanLayout& layout, bool backwards, const Body& body) {
   using Value = ValueOf<T>;
+  using Bits = BitsOf<T>;
   // Contiguous lines are all lanes of one group.
   const bool contiguous = layout.inner == 1;
   const int64_t group_lanes = contiguous ? layout.outer : layout.inner;
@@ -54,16 +88,17 @@ void for_each_block(const ScanLayout& layout, bool backwards, const Body& body) 
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (layout.length * block_lanes));
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     // Tensors are aligned for vectors.
-    const Tensor state = at::empty({block_lanes}, c10::CppTypeToScalarType<Value>::value);
+    const Tensor sums = at::empty({block_lanes}, c10::CppTypeToScalarType<Value>::value);
+    const Tensor top = at::empty({block_lanes}, c10::CppTypeToScalarType<Bits>::value);
     const Tensor rows = at::empty(
-        {contiguous ? 2 * layout.length * block_lanes : 0}, c10::CppTypeToScalarType<T>::value);
+        {contiguous ? 2 * layout.length * block_lanes : 0}, c10::CppTypeToScalarType<Bits>::value);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = backwards ? begin + end - 1 - i : i;
+      const int64_t block = i;
       const int64_t group = block / group_blocks, lane = block % group_blocks * block_lanes;
       body(
           group * layout.length * layout.inner + lane * lane_elements,
-          std::min(block_lanes, group_lanes - lane), state.mutable_data_ptr<Value>(),
-          rows.mutable_data_ptr<T>());
+          std::min(block_lanes, group_lanes - lane), top.mutable_data_ptr<Bits>(),
+          sums.mutable_data_ptr<Value>(), rows.mutable_data_ptr<Bits>());
     }
   });
 }
@@ -76,11 +111,12 @@ Tensor corner_pool_cpu(const Tensor& input, int64_t direction) {
   const Tensor dense = input.contiguous(input.suggest_memory_format());
   const ScanLayout layout = scan_layout(dense, direction);
   CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_cpu", [&] {
-    const auto* const from = dense.const_data_ptr<scalar_t>();
-    auto* const to = output.mutable_data_ptr<scalar_t>();
-    const auto pool = [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
+    using Bits = BitsOf<scalar_t>;
+    const auto* const from = static_cast<const Bits*>(dense.const_data_ptr());
+    auto* const to = static_cast<Bits*>(output.mutable_data_ptr());
+    const auto pool = [&](int64_t offset, int64_t lanes, auto* top, auto*, auto* rows) {
       CENTRIPETALNET_DISPATCH(
-          corner_pooling::pool, from + offset, to + offset, state, rows, layout, lanes);
+          corner_pooling::pool<scalar_t>, from + offset, to + offset, top, rows, layout, lanes);
     };
     // Blocks are processed in the order in which the scan goes through memory.
     for_each_block<scalar_t>(layout, layout.reverse, pool);
@@ -98,14 +134,15 @@ Tensor corner_pool_backward_cpu(
   const Tensor dense = input.contiguous(format), dense_grad = grad_output.contiguous(format);
   const ScanLayout layout = scan_layout(dense, direction);
   CENTRIPETALNET_DISPATCH_DTYPE(input, "corner_pool_backward_cpu", [&] {
-    const auto* const grads = dense_grad.const_data_ptr<scalar_t>();
-    const auto* const from = dense.const_data_ptr<scalar_t>();
-    auto* const to = grad_input.mutable_data_ptr<scalar_t>();
+    using Bits = BitsOf<scalar_t>;
+    const auto* const grads = static_cast<const Bits*>(dense_grad.const_data_ptr());
+    const auto* const from = static_cast<const Bits*>(dense.const_data_ptr());
+    auto* const to = static_cast<Bits*>(grad_input.mutable_data_ptr());
     // The second pass, which reads grad_output and writes grad_input, runs against the scan.
-    const auto unpool = [&](int64_t offset, int64_t lanes, auto* state, auto* rows) {
+    const auto unpool = [&](int64_t offset, int64_t lanes, auto* top, auto* sums, auto* rows) {
       CENTRIPETALNET_DISPATCH(
-          corner_pooling::unpool, grads + offset, from + offset, to + offset, state, rows, layout,
-          lanes);
+          corner_pooling::unpool<scalar_t>, grads + offset, from + offset, to + offset, top, sums,
+          rows, layout, lanes);
     };
     for_each_block<scalar_t>(layout, !layout.reverse, unpool);
   });

@@ -2,14 +2,19 @@
 //
 // A lane is one scan line of the layout, a row holds one element of each lane. Kernels advance all
 // lanes of a block by one row at a time, in plain loops over adjacent elements that the compiler
-// vectorises. Contiguous scan lines are transposed to that form in a buffer. 16-bit floats are
-// computed in float.
+// vectorises. Contiguous scan lines are transposed to that form in a buffer. Elements are the bits of
+// floats: 16-bit floats are compared as fast as integers, and converted only where they are added.
 namespace centripetalnet::CENTRIPETALNET_CAPABILITY::corner_pooling {
 
-// Order of cummax: NaN is larger than any number, a later equal value replaces an earlier one.
-template <typename Value>
-inline bool reaches(Value candidate, Value best) {
-  return (candidate >= best) | (candidate != candidate);
+// The bits of a float are a sign and a magnitude. As an integer with that sign they have the order of
+// cummax: -0 equals 0, and NaN, set to the maximum, is the largest.
+template <typename T, typename Bits>
+inline Bits order_of(Bits bits) {
+  constexpr Bits kMax = std::numeric_limits<Bits>::max();
+  const Bits magnitude = bits & kMax;
+  const Bits sign = bits >> (8 * sizeof(Bits) - 1);
+  const Bits order = (magnitude ^ sign) - sign;
+  return magnitude > kInfinity<T> ? kMax : order;
 }
 
 // Distance of a row from the first one in memory. Rows are counted in scan direction.
@@ -18,54 +23,62 @@ inline int64_t offset_of(int64_t step, const ScanLayout& layout) {
 }
 
 // Pools rows of `lanes` adjacent elements. The layout's `inner` is the distance to the next row in
-// elements. `output` may be `input`. `top` is a buffer for the maximum of each lane.
-template <typename T, typename Value>
-void pool_rows(const T* input, T* output, Value* top, const ScanLayout& layout, int64_t lanes) {
-  std::fill_n(top, lanes, -std::numeric_limits<Value>::infinity());
+// elements. `output` may be `input`. `top` is a buffer for the maximum of each lane. -0 becomes 0.
+template <typename T, typename Bits>
+void pool_rows(
+    const Bits* input, Bits* output, Bits* top, const ScanLayout& layout, int64_t lanes) {
+  std::fill_n(top, lanes, std::numeric_limits<Bits>::min());
   for (int64_t step = 0; step < layout.length; ++step) {
     const int64_t offset = offset_of(step, layout);
-    const T* const from = input + offset;
-    T* const to = output + offset;
+    const Bits* const from = input + offset;
+    Bits* const to = output + offset;
 #pragma GCC ivdep
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const auto candidate = static_cast<Value>(from[lane]);
-      top[lane] = reaches(candidate, top[lane]) ? candidate : top[lane];
-      to[lane] = static_cast<T>(top[lane]);
+      const Bits order = order_of<T>(from[lane]);
+      const Bits best = order > top[lane] ? order : top[lane];
+      top[lane] = best;
+      const Bits sign = best >> (8 * sizeof(Bits) - 1);
+      // Back to sign and magnitude.
+      to[lane] = ((best ^ sign) - sign) | (sign & std::numeric_limits<Bits>::min());
     }
   }
 }
 
 // Gradient of pool_rows. An element that became the maximum gets the sum of the output gradients
 // from its row to the row before the next such element. The first pass marks these elements in
-// `grad_input`, which may be `input`; the second, backwards, sums. `state` is a value per lane.
-template <typename T, typename Value>
+// `grad_input`, which may be `input`, with all bits set; the second, backwards, sums. `top` and
+// `sums` are buffers of a value per lane.
+template <typename T, typename Bits, typename Value>
 void unpool_rows(
-    const T* grad_output, const T* input, T* grad_input, Value* state, const ScanLayout& layout,
-    int64_t lanes) {
-  std::fill_n(state, lanes, -std::numeric_limits<Value>::infinity());
+    const Bits* grad_output, const Bits* input, Bits* grad_input, Bits* top, Value* sums,
+    const ScanLayout& layout, int64_t lanes) {
+  std::fill_n(top, lanes, std::numeric_limits<Bits>::min());
   for (int64_t step = 0; step < layout.length; ++step) {
     const int64_t offset = offset_of(step, layout);
-    const T* const from = input + offset;
-    T* const marks = grad_input + offset;
+    const Bits* const from = input + offset;
+    Bits* const marks = grad_input + offset;
 #pragma GCC ivdep
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const auto candidate = static_cast<Value>(from[lane]);
-      const bool is_top = reaches(candidate, state[lane]);
-      state[lane] = is_top ? candidate : state[lane];
-      marks[lane] = static_cast<T>(is_top ? 1.0f : 0.0f);
+      const Bits order = order_of<T>(from[lane]);
+      marks[lane] = -(order >= top[lane]);
+      top[lane] = order > top[lane] ? order : top[lane];
     }
   }
-  std::fill_n(state, lanes, Value{0});
+  std::fill_n(sums, lanes, Value{0});
   for (int64_t step = layout.length - 1; step >= 0; --step) {
     const int64_t offset = offset_of(step, layout);
-    const T* const from = grad_output + offset;
-    T* const to = grad_input + offset;
+    const Bits* const from = grad_output + offset;
+    Bits* const to = grad_input + offset;
 #pragma GCC ivdep
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const bool is_top = static_cast<Value>(to[lane]) != 0;
-      const Value sum = state[lane] + static_cast<Value>(from[lane]);
-      to[lane] = static_cast<T>(is_top ? sum : Value{0});
-      state[lane] = is_top ? Value{0} : sum;
+      const Bits mark = to[lane];
+      const Value sum = sums[lane] + value_of<T>(from[lane]);
+      to[lane] = bits_of<T>(sum) & mark;
+      // 0 where there is a mark.
+      BitsOf<Value> kept;
+      std::memcpy(&kept, &sum, sizeof(sum));
+      kept &= ~static_cast<BitsOf<Value>>(mark);
+      std::memcpy(&sums[lane], &kept, sizeof(sum));
     }
   }
 }
@@ -107,9 +120,7 @@ template <typename T>
 void transpose(
     const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t columns) {
   constexpr int kSide = 16 / sizeof(T);
-  using Bits = std::conditional_t<
-      sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
-  typedef Bits Vector __attribute__((vector_size(16)));
+  typedef T Vector __attribute__((vector_size(16)));
   const int64_t whole_rows = rows - rows % kSide, whole_columns = columns - columns % kSide;
   for (int64_t row = 0; row < whole_rows; row += kSide) {
     for (int64_t column = 0; column < whole_columns; column += kSide) {
@@ -135,31 +146,32 @@ void transpose(
 // ---- A block: adjacent lanes of the layout or, if its `inner` is 1, contiguous ones
 
 // `rows` is a buffer for the elements of contiguous lanes.
-template <typename T, typename Value>
+template <typename T, typename Bits>
 void pool(
-    const T* input, T* output, Value* state, T* rows, const ScanLayout& layout, int64_t lanes) {
+    const Bits* input, Bits* output, Bits* top, Bits* rows, const ScanLayout& layout,
+    int64_t lanes) {
   if (layout.inner > 1) {
-    return pool_rows(input, output, state, layout, lanes);
+    return pool_rows<T>(input, output, top, layout, lanes);
   }
   const int64_t length = layout.length;
   transpose(input, length, rows, lanes, lanes, length);
-  pool_rows(rows, rows, state, {1, length, lanes, layout.reverse}, lanes);
+  pool_rows<T>(rows, rows, top, {1, length, lanes, layout.reverse}, lanes);
   transpose(rows, lanes, output, length, length, lanes);
 }
 
 // `rows` is twice as large as for pool.
-template <typename T, typename Value>
+template <typename T, typename Bits, typename Value>
 void unpool(
-    const T* grad_output, const T* input, T* grad_input, Value* state, T* rows,
-    const ScanLayout& layout, int64_t lanes) {
+    const Bits* grad_output, const Bits* input, Bits* grad_input, Bits* top, Value* sums,
+    Bits* rows, const ScanLayout& layout, int64_t lanes) {
   if (layout.inner > 1) {
-    return unpool_rows(grad_output, input, grad_input, state, layout, lanes);
+    return unpool_rows<T>(grad_output, input, grad_input, top, sums, layout, lanes);
   }
   const int64_t length = layout.length;
-  T* const grads = rows + length * lanes;
+  Bits* const grads = rows + length * lanes;
   transpose(grad_output, length, grads, lanes, lanes, length);
   transpose(input, length, rows, lanes, lanes, length);
-  unpool_rows(grads, rows, rows, state, {1, length, lanes, layout.reverse}, lanes);
+  unpool_rows<T>(grads, rows, rows, top, sums, {1, length, lanes, layout.reverse}, lanes);
   transpose(rows, lanes, grad_input, length, length, lanes);
 }
 
