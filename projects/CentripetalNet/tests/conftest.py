@@ -275,3 +275,12 @@ def onnx_file(golden_detector, tmp_path):
     metadata = export.metadata_of(golden_detector, names, min_size_test=0, max_size_test=1333)
     export.export_onnx(golden_detector, str(path), metadata, opset=17)
     return path
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(content, name="theirs.pth"):
+        torch.save(content, tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
