@@ -61,19 +61,24 @@ def sliced(x):
 
 
 def with_offset(x):
-    return torch.cat((torch.zeros(7, dtype=x.dtype), x.flatten()))[7:].view(x.shape)
+    return torch.cat((x.new_zeros(7), x.flatten()))[7:].view(x.shape)
 
 
 def expanded(x):
-    return x[:1].expand(x.shape) if x.dim() else x
+    return x[(slice(1),) * (x.dim() - 1)].expand(x.shape)
 
 
 def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
+def sliced_channels_last(x):
+    return channels_last(torch.cat((x, x), dim=1))[:, : x.shape[1]] if x.dim() == 4 else x
+
+
 # Memory layouts that kernels must support; `expanded` repeats values.
 ARRANGEMENTS = (torch.Tensor.contiguous, transposed, sliced, with_offset, expanded, channels_last)
+ARRANGEMENTS += (sliced_channels_last,)
 
 
 def negated_view(x):

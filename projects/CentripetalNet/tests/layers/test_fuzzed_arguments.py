@@ -11,6 +11,7 @@ import re
 import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 from operator_arguments import loss_arguments, pooling_arguments, suppression_arguments
 
 from centripetalnet.layers import (
@@ -185,43 +186,31 @@ def is_distinct(scores):
     return all(len(row[row >= 0].unique()) == int((row >= 0).sum()) for row in scores)
 
 
+CHECKS = {
+    "corner pooling": (pooling_arguments(), check_pooling),
+    "heatmap loss": (loss_arguments(), check_loss),
+    "soft-NMS": (suppression_arguments(), check_suppression),
+}
+
+
+def check(operator, data):
+    arguments, check_operator = CHECKS[operator]
+    check_operator(data.draw(arguments))
+
+
+@pytest.mark.parametrize("operator", list(CHECKS))
 @FEW
-@given(pooling_arguments())
-def test_corner_pooling_gives_the_right_result_or_a_clear_error(arguments):
-    check_pooling(arguments)
-
-
-@FEW
-@given(loss_arguments())
-def test_heatmap_loss_gives_the_right_result_or_a_clear_error(arguments):
-    check_loss(arguments)
-
-
-@FEW
-@given(suppression_arguments())
-def test_soft_nms_gives_the_right_result_or_a_clear_error(arguments):
-    check_suppression(arguments)
+@given(data=st.data())
+def test_a_call_gives_the_right_result_or_a_clear_error(operator, data):
+    check(operator, data)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("operator", list(CHECKS))
 @MANY
-@given(pooling_arguments())
-def test_corner_pooling_with_many_more_arguments(arguments):
-    check_pooling(arguments)
-
-
-@pytest.mark.slow
-@MANY
-@given(loss_arguments())
-def test_heatmap_loss_with_many_more_arguments(arguments):
-    check_loss(arguments)
-
-
-@pytest.mark.slow
-@MANY
-@given(suppression_arguments())
-def test_soft_nms_with_many_more_arguments(arguments):
-    check_suppression(arguments)
+@given(data=st.data())
+def test_many_more_calls_give_the_right_result_or_a_clear_error(operator, data):
+    check(operator, data)
 
 
 @FEW
