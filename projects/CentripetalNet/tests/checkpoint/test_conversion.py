@@ -4,13 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import (
-    GOLDEN_MODEL,
-    PROJECT,
-    config,
-    golden_config,
-    weight_from_name,
-)
+from conftest import GOLDEN_OPTIONS, PROJECT, config, golden_config, weight_from_name
 from detectron2.modeling import build_model
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -91,19 +85,14 @@ def test_files_may_be_safetensors(cfg, tmp_path, origin):
     source, ours, back = (str(tmp_path / x) for x in names)
     meta = {"CLASSES": CLASSES, "config": MMDET_CONFIG}
     convert.save({"state_dict": theirs, "meta": meta}, source)
-    options = [*("--config-file", "centripetal_hg104"), "--opts"]
-    options += [str(x) for item in GOLDEN_MODEL.items() for x in item]
 
-    assert convert.main([source, ours, *options]) == 0
-    assert convert.main([ours, back, "--to", origin, *options]) == 0
+    assert convert.main([source, ours, *GOLDEN_OPTIONS]) == 0
+    assert convert.main([ours, back, "--to", origin, *GOLDEN_OPTIONS]) == 0
 
     model = build_model(cfg)
     CentripetalNetCheckpointer(model).load(ours)
     weights, state = load_tensors(ours)["model"], model.state_dict()
     assert all(torch.equal(state[name], x) for name, x in weights.items())
-    cfg.MODEL.PIXEL_STD = [1.0, 1.0, 1.0]
-    with pytest.raises(ValueError, match="another channel order or normalisation"):
-        CentripetalNetCheckpointer(build_model(cfg)).load(ours)
     content = load_tensors(back)
     assert content["meta"] == {"CLASSES": CLASSES}
     assert set(content["model"]) == set(theirs)
@@ -196,17 +185,9 @@ def test_tensors_may_be_left_out_by_name(cfg, save):
     assert converted.left_out == ["bbox_head.mid_conv_logits.weight"]
 
 
-class Explosive:
-    """Unpickling it would execute code."""
-
-    def __reduce__(self):
-        return exec, ("raise SystemExit('code of the file was run')",)
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"state_dict": {}, "hook": Explosive()}, "cannot|can be loaded safely"),
         ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no CentripetalNet"),
         ({}, "holds no CentripetalNet"),
         ([torch.zeros(1)], "holds a list"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN_MODEL, golden_config, other_backbones, small_config, weight_from_name
+from conftest import GOLDEN_OPTIONS, golden_config, other_backbones, small_config, weight_from_name
 from detectron2.modeling import build_model
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -13,8 +13,6 @@ from centripetalnet.checkpoint.safe_load import load_tensors
 from centripetalnet.commands import convert
 
 CLASSES = ["cow", "bear", "cat", "dog", "bird"]
-OPTIONS = ["--config-file", "centripetal_hg104", "--opts"]
-OPTIONS += [str(x) for item in GOLDEN_MODEL.items() for x in item]
 ABOUT = {
     "origin": "mmdet",
     "classes": CLASSES,
@@ -40,7 +38,7 @@ def trained(cfg, **more):
 def test_weights_and_about_of_a_trained_model_are_rewritten(cfg, save, tmp_path, capsys, name):
     content, new = trained(cfg, about=ABOUT), str(tmp_path / name)
 
-    assert convert.main([save(content, "trained.pth"), new, *OPTIONS]) == 0
+    assert convert.main([save(content, "trained.pth"), new, *GOLDEN_OPTIONS]) == 0
 
     rewritten = load_tensors(new)
     assert not {"optimizer", "iteration"} & set(rewritten)
@@ -81,7 +79,7 @@ def test_a_detector_with_another_backbone_is_rewritten_but_has_no_names_elsewher
 def test_a_trained_model_without_about_is_rewritten_without_it(cfg, save, tmp_path, capsys):
     new = str(tmp_path / "new.safetensors")
 
-    assert convert.main([save(trained(cfg)), new, *OPTIONS]) == 0
+    assert convert.main([save(trained(cfg)), new, *GOLDEN_OPTIONS]) == 0
 
     assert set(load_tensors(new)) == {"model"}
     assert "input       not stated in SRC" in capsys.readouterr().out
@@ -116,7 +114,7 @@ def test_the_input_convention_is_printed_for_formats_without_it(
     content["model"]["more"] = torch.zeros(1)
     new = str(tmp_path / "new.pth")
 
-    command = [save(content), new, "--to", target, "--drop", "^more$", *OPTIONS]
+    command = [save(content), new, "--to", target, "--drop", "^more$", *GOLDEN_OPTIONS]
     assert convert.main(command) == 0
 
     printed = capsys.readouterr().out
