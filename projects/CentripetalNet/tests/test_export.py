@@ -214,40 +214,49 @@ def test_candidates_are_paired_in_any_order():
     assert not any(x.within_tolerance() for x in (moved, other, lost))
 
 
-def arguments(untrained, output, *more):
+@pytest.fixture
+def weights(tmp_path):
+    """A checkpoint of the tiny model with masks."""
+    model = build_model(config("quick_schedules/centripetal_mask_tiny"))
+    path = tmp_path / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+def arguments(weights, output, *more):
     options = ["--config-file", TINY_MASK, "--output", output, *more]
-    return [str(x) for x in [*options, "--opts", "MODEL.WEIGHTS", untrained / "model.pth"]]
+    return [str(x) for x in [*options, "--opts", "MODEL.WEIGHTS", weights]]
 
 
 @needs_onnx
-def test_the_tool_writes_class_names_and_prints_the_agreement(untrained, tmp_path, capsys):
+def test_the_tool_writes_class_names_and_prints_the_agreement(weights, tmp_path, capsys):
     output, picture = tmp_path / "model.onnx", tmp_path / "picture.png"
     Image.new("RGB", (40, 30), "red").save(picture)
 
-    run_export(arguments(untrained, output, "--check", picture))
+    run_export(arguments(weights, output, "--check", picture))
 
     printed = capsys.readouterr().out
     assert f"{picture}: " in printed and "boxes differ by up to" in printed
     assert "masks are not exported" in printed and f"{output}: " in printed
     names = run_onnx.Detector(str(output)).class_names
     assert len(names) == 5 and "horse" in names
-    assert sorted(tmp_path.iterdir()) == [output, picture]
+    assert sorted(tmp_path.iterdir()) == sorted((weights, output, picture))
 
 
 @needs_onnx
-def test_the_tool_writes_no_file_that_differs_from_the_model(untrained, tmp_path, monkeypatch):
+def test_the_tool_writes_no_file_that_differs_from_the_model(weights, tmp_path, monkeypatch):
     output = tmp_path / "model.onnx"
     differing = export.Agreement(candidates=5, unpaired=0, boxes=0.5, scores=0.0)
     monkeypatch.setattr(export, "check_agreement", lambda *args: [differing, differing])
 
     with pytest.raises(ValueError, match="differs from the model by more than 0.01 pixels"):
-        run_export(arguments(untrained, output))
+        run_export(arguments(weights, output))
 
-    assert list(tmp_path.iterdir()) == []
+    assert [x.name for x in tmp_path.iterdir()] == [weights.name]
 
 
-def test_the_tool_names_the_packages_to_install(untrained, tmp_path, monkeypatch):
+def test_the_tool_names_the_packages_to_install(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
 
     with pytest.raises(ModuleNotFoundError, match="pip install onnx onnxruntime"):
-        run_export(arguments(untrained, tmp_path / "model.onnx"))
+        run_export(arguments(weights, tmp_path / "model.onnx"))

@@ -16,34 +16,22 @@ from centripetalnet.modeling.selection import (
     select_detections,
     stack_candidates,
 )
-from centripetalnet.structures import Candidates, CornerMaps, Corners, HeadOutput, Peaks
+from centripetalnet.structures import Candidates, Corners, Peaks
 
 
-def head_output(head):
-    def maps(corner):
-        shift = head[f"{corner}_centripetal_shift"]
-        return CornerMaps(
-            heatmap=head[f"{corner}_heat"],
-            offset=head[f"{corner}_off"],
-            guiding_shift=torch.zeros_like(shift),
-            centripetal_shift=shift,
-        )
-
-    return HeadOutput(maps("tl"), maps("br"))
-
-
-def decode(output, canvas_size, border, options):
-    """Candidates from dense maps."""
+def decode(head, canvas_size, border):
+    """Candidates from the reference's dense maps."""
     corners = []
-    for maps, inwards in ((output.tl, +1), (output.br, -1)):
-        peaks = find_peaks(maps.heatmap, options)
+    for corner, inwards in (("tl", +1), ("br", -1)):
+        heatmap = head[f"{corner}_heat"]
+        peaks = find_peaks(heatmap, MatchingOptions())
         offset, shift = (
-            x.permute(0, 2, 3, 1).reshape(-1, 2)[peaks.cell]
-            for x in (maps.offset, maps.centripetal_shift)
+            head[f"{corner}_{name}"].permute(0, 2, 3, 1).reshape(-1, 2)[peaks.cell]
+            for name in ("off", "centripetal_shift")
         )
-        map_size = tuple(maps.heatmap.shape[-2:])
+        map_size = tuple(heatmap.shape[-2:])
         corners.append(locate_corners(peaks, offset, shift, inwards, map_size, canvas_size))
-    return match_corners(*corners, border, options)
+    return match_corners(*corners, border, MatchingOptions())
 
 
 def pair(tl, br, tl_center, br_center, scores=(0.5, 0.5), classes=(0, 0)):
@@ -73,12 +61,7 @@ def test_gives_the_reference_boxes_before_and_after_soft_nms(golden, name):
     numbers = golden(name)
     top, _, left, _ = numbers["border"].tolist()
 
-    candidates = decode(
-        head_output(numbers["head"]),
-        numbers["input_size"],
-        torch.tensor([[left, top]]),
-        MatchingOptions(),
-    )
+    candidates = decode(numbers["head"], numbers["input_size"], torch.tensor([[left, top]]))
     raw = best_candidates(candidates, 1000)
     final = select_detections(candidates, SelectionOptions())
 
