@@ -77,21 +77,3 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
         file.write("content")
 
     assert (tmp_path / "file").read_text() == "content"
-
-
-def test_a_remote_file_appears_when_the_block_ends(remote):
-    with atomic_file("test-store://file", durable=True) as file:
-        file.write("\u00e4")
-        assert not (remote / "file").exists()
-
-    assert (remote / "file").read_text(encoding="utf-8") == "\u00e4"
-
-
-def test_an_error_keeps_the_previous_remote_file(remote):
-    (remote / "file").write_bytes(b"before")
-
-    with pytest.raises(KeyboardInterrupt), atomic_file("test-store://file", "wb") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    assert (remote / "file").read_bytes() == b"before"
