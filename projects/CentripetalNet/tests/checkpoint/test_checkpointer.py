@@ -105,6 +105,14 @@ def test_weights_that_are_not_plain_tensors_are_named(model, tmp_path, value, me
         CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
 
 
+@pytest.mark.parametrize("name", [3, None, ("a", 1)])
+def test_weights_whose_name_is_no_string_are_refused(model, tmp_path, name):
+    torch.save({"model": {**model.state_dict(), name: torch.ones(1)}}, tmp_path / "model.pth")
+
+    with pytest.raises(ValueError, match="has the name .* expected a string"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
+
+
 def test_a_file_of_torch_save_cannot_have_its_weights_matched_by_similar_names(tmp_path):
     weights = nn.Linear(2, 3).state_dict()
     content = {"model": weights, "matching_heuristics": True, "__author__": "torchvision"}
