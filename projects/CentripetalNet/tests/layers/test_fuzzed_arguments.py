@@ -126,7 +126,8 @@ def check_loss(arguments):
 
     if loss is not None:
         assert loss.shape == () and loss.device == logits.device
-        assert loss.dtype == torch.promote_types(logits.dtype, torch.float32)
+        is_double = logits.dtype == torch.float64
+        assert loss.dtype == (torch.float64 if is_double else torch.float32)
     if gradient is not None:
         assert (gradient.shape, gradient.dtype) == (logits.shape, logits.dtype)
         assert gradient.device == logits.device
