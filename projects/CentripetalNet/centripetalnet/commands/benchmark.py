@@ -50,7 +50,7 @@ from centripetalnet.engine import Trainer
 from centripetalnet.modeling import CentripetalNet, optimize_for_inference
 from centripetalnet.modeling.precision import cpu_has_bfloat16
 
-HG104, DEMO = "centripetal_hg104", "centripetal_mask_tiny"
+HG104, DEMO = "centripetal_hg104", "centripetal_mask_lite0"
 
 
 def hourglass_104(**options) -> CentripetalNet:
