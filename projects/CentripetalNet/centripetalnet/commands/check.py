@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Optional
 
 from centripetalnet.data.check.annotations import check_annotations
-from centripetalnet.data.check.coco_file import read_annotation_file
 
 # Importing anything of centripetalnet.data registers the project's datasets.
 from centripetalnet.data.check.datasets import ready_metadata
 from centripetalnet.data.check.images import check_images
+from centripetalnet.data.check.reading import read_annotation_file
 from centripetalnet.data.check.report import Report, without_errors
 from centripetalnet.io.files import atomic_file
 

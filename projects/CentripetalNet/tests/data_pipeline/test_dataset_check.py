@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 
 from centripetalnet.data.check.annotations import check_annotations, decode_counts
-from centripetalnet.data.check.coco_file import check_coco_categories
+from centripetalnet.data.check.reading import check_coco_categories
 from centripetalnet.data.check.report import SEVERITIES, Problem, Report, without_errors
 
 

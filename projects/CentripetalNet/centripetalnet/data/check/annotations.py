@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
-from .coco_file import (
+from .reading import (
     class_names,
     entries_of,
     file_name_of,

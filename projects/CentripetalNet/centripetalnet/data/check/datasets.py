@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from ...io.errors import raise_in_all_processes
 from ...io.files import atomic_file
 from .annotations import check_annotations
-from .coco_file import check_coco_categories, read_annotation_file
 from .images import missing_images
+from .reading import check_coco_categories, read_annotation_file
 from .records import check_records, records_without
 from .report import without_errors
 

@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .coco_file import file_name_of, is_integer
+from .reading import file_name_of, is_integer
 from .report import KindAndDetail, Problem, image_problem
 
 IMAGES_PER_TASK = 16

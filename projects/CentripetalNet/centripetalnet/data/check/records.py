@@ -8,8 +8,8 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .annotations import check_image_entries, check_values, class_counts, size_of
-from .coco_file import class_names, file_name_of, is_integer, is_number, shown, wrong_field
 from .images import missing_images
+from .reading import class_names, file_name_of, is_integer, is_number, shown, wrong_field
 from .report import BAD_RUN_LENGTHS, LEADS_OUTSIDE, NO_IMAGE_FIELDS, KindAndDetail, Problem, Report
 
 # Inside any image, so that an unknown box gives no further problem.

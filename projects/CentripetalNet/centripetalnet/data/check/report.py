@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional, Union
 
 from tabulate import tabulate
 
-from .coco_file import file_name_of, integer_or_none, shown
+from .reading import file_name_of, integer_or_none, shown
 
 # Kinds that several modules find.
 NO_IMAGE_FIELDS = "image without a valid id, file_name, height or width"
