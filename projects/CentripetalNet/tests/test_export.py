@@ -163,10 +163,6 @@ def test_onnx_of_other_backbones_agrees_with_the_model(backbone, tmp_path):
 
 
 @needs_timm
-@pytest.mark.skipif(
-    torch.__version__ >= "2.14",
-    reason="PyTorch 2.14 cannot trace the padding of TensorFlow's networks for any image size",
-)
 def test_a_program_of_timm_under_fpn_agrees_with_the_model(tmp_path):
     model = finding_detector("timm")
     model.matching = ANYWHERE
