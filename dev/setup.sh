@@ -28,16 +28,14 @@ die() {
 
 # step MESSAGE COMMAND...: prints one line; the command's output goes to the log.
 step() {
-    local message=$1 started=$SECONDS
+    local message=$1 started=$SECONDS status=0
     shift
     printf '%s ... ' "$message"
     printf '\n== %s: %s\n' "$message" "$*" >>"$log"
-    if "$@" >>"$log" 2>&1 </dev/null; then
-        printf '%d s\n' $((SECONDS - started))
-    else
-        printf 'failed after %d s\n' $((SECONDS - started))
-        return 1
-    fi
+    "$@" >>"$log" 2>&1 </dev/null || status=1
+    ((status)) && printf 'failed after '
+    printf '%d s\n' $((SECONDS - started))
+    return "$status"
 }
 
 must() {
@@ -52,18 +50,53 @@ digest() {
 }
 
 is_current() {
-    local stamp=$1 wanted=$2
-    [[ -f $stamp && $(<"$stamp") == "$wanted" ]]
+    [[ -f $1 && $(<"$1") == "$2" ]]
 }
 
-can_make_venv() {
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' &>/dev/null </dev/null
+# --- Python -------------------------------------------------------------------------------------------
+
+# The base interpreter behind a CPython 3.10, so that .venv is not based on another environment. A shim of
+# pyenv exists for each installed version but only runs where it is selected, so it is run.
+base_of() {
+    "$1" - 2>/dev/null <<'PYTHON'
+import os, platform, sys
+if platform.python_implementation() != "CPython" or sys.version_info[:2] != (3, 10):
+    sys.exit(1)
+print(os.path.realpath(sys._base_executable))
+PYTHON
+}
+
+# $PYTHON, if set, is the only candidate. Otherwise the PATH comes before pyenv's versions.
+find_python() {
+    local candidate uv
+    while read -r candidate; do
+        base_of "$candidate" && return
+    done < <(
+        [[ -z ${PYTHON:-} ]] || { echo "$PYTHON" && exit; }
+        type -aP python3.10 python3 python || true
+        printf '%s\n' "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.10.*/bin/python3.10 | sort -rV
+    )
+    [[ -z ${PYTHON:-} ]] || die "PYTHON=$PYTHON is not a working CPython 3.10" \
+        "Set PYTHON to one, or leave it unset to search for one."
+    uv=$(find_uv) && "$uv" python install --quiet --no-bin 3.10 &>/dev/null </dev/null &&
+        "$uv" python find --managed-python 3.10 && return
+    die "there is no CPython 3.10 on the PATH or under pyenv, and uv could not get one" \
+        "Install it (apt install python3.10-dev python3.10-venv, pyenv install 3.10, or uv python install" \
+        "3.10) or set PYTHON=/path/to/python3.10. The environment takes 5.5 GB of disk. If PyTorch and" \
+        "Detectron2 are already installed, ENV=current uses those instead."
+}
+
+# What an environment depends on: its location, its base interpreter, and the locked packages.
+environment_state() {
+    echo "$root"
+    "$1" -c 'import os, sys; print(os.path.realpath(sys._base_executable), sys.version)' 2>/dev/null || true
+    digest <dev/requirements.txt
 }
 
 # --- .tools -------------------------------------------------------------------------------------------
 
 fill_tools() {
-    "$1" -m venv "$tools" &&
+    "$1" -m venv --clear "$tools" &&
         "$tools/bin/python" -m pip install --require-hashes --no-deps --only-binary :all: -r dev/tools.txt
 }
 
@@ -73,58 +106,33 @@ install_tools() {
     if is_current "$tools_stamp" "$wanted" && "$tools/bin/ruff" --version &>/dev/null; then
         return
     fi
+    log=$(mktemp)
     # Neither tool is a Python program, so any Python works.
-    for python in "$(dev/find_python.sh || true)" python3 python; do
-        if can_make_venv "$python"; then
-            rm -rf "$tools"
-            mkdir "$tools"
-            log=$tools/setup.log
-            step "Installing uv and ruff into $tools" fill_tools "$python" || return 1
-            echo "$wanted" >"$tools_stamp"
+    for python in ${PYTHON:+"$PYTHON"} python3.10 python3 python; do
+        if "$python" -c 'import venv, ensurepip' &>/dev/null </dev/null; then
+            step "Installing uv and ruff into $tools" fill_tools "$python" && echo "$wanted" >"$tools_stamp"
             return
         fi
     done
-    echo "No Python from 3.8 can create a virtual environment (apt install python3-venv)."
+    echo "No Python can create a virtual environment (apt install python3-venv)." | tee "$log"
     return 1
 }
 
 # The locked uv, otherwise the one on the PATH.
 find_uv() {
-    if [[ -x $tools/bin/uv ]]; then
-        echo "$tools/bin/uv"
-    else
-        type -P uv
-    fi
+    type -P "$tools/bin/uv" || type -P uv
 }
 
 # --- .venv --------------------------------------------------------------------------------------------
 
-find_python() {
-    local uv
-    dev/find_python.sh && return
-    if [[ -n ${PYTHON:-} ]]; then
-        die "PYTHON=$PYTHON is not a working CPython 3.10" \
-            "Set PYTHON to one, or leave it unset to search for one."
-    fi
-    if uv=$(find_uv) && "$uv" python install --quiet --no-bin 3.10 &>/dev/null </dev/null; then
-        "$uv" python find --managed-python 3.10 && return
-    fi
-    die "there is no CPython 3.10 on the PATH or under pyenv, and uv could not get one" \
-        "Install it (apt install python3.10-dev python3.10-venv, pyenv install 3.10, or uv python install" \
-        "3.10) or set PYTHON=/path/to/python3.10. The environment takes 5.5 GB of disk. If PyTorch and" \
-        "Detectron2 are already installed, ENV=current uses those instead."
-}
-
 check_machine() {
     local free_megabytes
-    if [[ $(uname -sm) != "Linux x86_64" ]]; then
+    [[ $(uname -sm) == "Linux x86_64" ]] ||
         die "the locked environment is for Linux on x86-64, this is $(uname -sm)" \
             "Install PyTorch and Detectron2 yourself and use ENV=current."
-    fi
     free_megabytes=$(df -Pm . | awk 'NR == 2 { print $4 }')
-    if ((free_megabytes < needed_megabytes)); then
+    ((free_megabytes >= needed_megabytes)) ||
         die "$free_megabytes MB of disk are free in $root, the environment needs $needed_megabytes MB"
-    fi
 }
 
 # Checked before the downloads, since the extension is built last.
@@ -132,107 +140,61 @@ check_compiler() {
     local python=$1 compiler=${CXX:-c++}
     # Unquoted, since CXX may be "ccache g++".
     # shellcheck disable=SC2086
-    if ! $compiler -std=c++17 -x c++ -fsyntax-only - <<<'#include <optional>' &>/dev/null; then
+    $compiler -std=c++17 -x c++ -fsyntax-only - <<<'#include <optional>' &>/dev/null ||
         die "\"$compiler\" does not compile C++17, which the extension needs" \
             "Install a compiler (apt install g++) or select one with CXX=..."
-    fi
-    "$python" - <<'PYTHON' || die "$python has no C headers to compile against (apt install python3-dev)"
-import os, sys, sysconfig
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))
-PYTHON
+    [[ -f $("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h ]] ||
+        die "$python has no C headers to compile against (apt install python3-dev)"
 }
 
+# make_venv PYTHON UV: uv is for a Python without ensurepip.
 make_venv() {
-    local python=$1 uv
-    if can_make_venv "$python"; then
-        "$python" -m venv "$venv"
-    else
-        uv=$(find_uv) && "$uv" venv --allow-existing --python "$python" "$venv"
-    fi
+    "$1" -m venv "$venv" || "${2:-false}" venv --allow-existing --python "$1" "$venv"
 }
 
-# lock_entries NAME...: the lines of these packages in the lock file.
+# The lines of these packages in the lock file.
 lock_entries() {
     awk -v names=" $* " '/^[a-z0-9]/ { split($1, head, "=="); keep = index(names, " " head[1] " ") } keep' \
         dev/requirements.txt
 }
 
-# Some packages are source only. The locked setuptools builds them, so it is installed first.
-fill_venv_with_uv() {
-    local uv
-    uv=$(find_uv) &&
-        lock_entries setuptools wheel >"$venv/build-requirements.txt" &&
-        "$uv" pip install --python "$venv" --require-hashes --no-deps -r "$venv/build-requirements.txt" &&
-        "$uv" pip sync --python "$venv" --require-hashes --no-build-isolation dev/requirements.txt
-}
-
-fill_venv_with_pip() {
-    local pip_install=("$venv/bin/python" -m pip install --require-hashes --no-deps)
+# fill_venv INSTALLER...: some packages are source only. The locked setuptools builds them, so it is
+# installed first.
+fill_venv() {
     lock_entries setuptools wheel >"$venv/build-requirements.txt" &&
-        "${pip_install[@]}" -r "$venv/build-requirements.txt" &&
-        "${pip_install[@]}" --no-build-isolation -r dev/requirements.txt
-}
-
-# Without bytecode imports take 10 s longer, each time if PYTHONDONTWRITEBYTECODE is set. Files of packages
-# for other Python versions fail to compile, which is ignored.
-compile_bytecode() {
-    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" || true
-}
-
-# What a virtual environment depends on: its location and its base interpreter.
-identity() {
-    echo "$root"
-    "$1" -c 'import os, sys; print(os.path.realpath(sys._base_executable), *sys.version_info[:3])' 2>/dev/null
+        "$@" --require-hashes --no-deps -r "$venv/build-requirements.txt" &&
+        "$@" --require-hashes --no-deps --no-build-isolation -r dev/requirements.txt
 }
 
 install_dependencies() {
-    local lock bound_to python
-    lock=$(digest <dev/requirements.txt)
-    bound_to=$(identity "${PYTHON:-$venv/bin/python}" || true)
-    if is_current "$venv_stamp" "$bound_to"$'\n'"$lock"; then
+    local uv python
+    if is_current "$venv_stamp" "$(environment_state "${PYTHON:-$venv/bin/python}")"; then
         return
     fi
-
     # pip is the fallback without uv.
     install_tools || true
-    if [[ -f $venv_stamp && $(head -n 2 "$venv_stamp") == "$bound_to" ]]; then
-        log=$venv/setup.log
-    else
-        python=$(find_python)
-        if [[ -d $venv && ! -f $venv/setup.log ]]; then
-            die "$root/$venv was not created by this Makefile: move or remove it"
-        fi
-        if ! can_make_venv "$python" && ! find_uv >/dev/null; then
-            die "$python lacks ensurepip and cannot create a virtual environment" \
-                "Install it (apt install python3.10-venv), or install uv."
-        fi
-        check_compiler "$python"
-        rm -rf "$venv"
-        check_machine
-        mkdir "$venv"
-        log=$venv/setup.log
-        must "Creating $venv with $python" make_venv "$python"
-    fi
-    rm -f "$venv_stamp" "$extension_stamp"
+    uv=$(find_uv) || uv=
+    python=$(find_python)
+    [[ ! -d $venv || -f $venv/setup.log ]] ||
+        die "$root/$venv was not created by this Makefile: move or remove it"
+    check_compiler "$python"
+    rm -rf "$venv" "$extension_stamp"
+    check_machine
+    mkdir "$venv"
+    log=$venv/setup.log
+    must "Creating $venv with $python" make_venv "$python" "$uv"
     # If a mirror is only configured for pip, uv fails and pip works.
-    if ! find_uv >/dev/null || ! step "Installing the locked packages with uv" fill_venv_with_uv; then
-        must "Installing the locked packages with pip" fill_venv_with_pip
-    fi
-    must "Compiling bytecode" compile_bytecode
-    printf '%s\n' "$(identity "$venv/bin/python")" "$lock" >"$venv_stamp"
+    [[ $uv ]] && step "Installing the locked packages with uv" \
+        fill_venv "$uv" pip install --python "$venv" --compile-bytecode ||
+        must "Installing the locked packages with pip" fill_venv "$venv/bin/python" -m pip install
+    environment_state "$venv/bin/python" >"$venv_stamp"
 }
 
 # --- the extension ------------------------------------------------------------------------------------
 
 extension_state() {
-    local python=$1
     {
-        identity "$python"
-        "$python" - <<'PYTHON'
-import sys
-from importlib.metadata import version
-print(sys.prefix, version("torch"))
-PYTHON
+        "$1" -c 'import sys, importlib.metadata as m; print(sys.prefix, sys.version, m.version("torch"))'
         printf '%s\n' "${CXX:-}" "${CXXFLAGS:-}" "${CUDA_HOME:-}" "${FORCE_CUDA:-}" \
             "${TORCH_CUDA_ARCH_LIST:-}"
         find "$project/setup.py" "$project/centripetalnet/layers/csrc" -type f -print0 | sort -z |
@@ -242,12 +204,11 @@ PYTHON
 
 # -v shows the build's output: if the operators do not compile, the package is installed without them.
 build_extension() {
-    local python=$1 uv
     local options=(-v --no-build-isolation --no-deps --editable "$project")
-    if "$python" -m pip --version; then
-        "$python" -m pip install "${options[@]}"
+    if "$1" -m pip --version; then
+        "$1" -m pip install "${options[@]}"
     else
-        uv=$(find_uv) && "$uv" pip install --python "$python" "${options[@]}"
+        "$(find_uv)" pip install --python "$1" "${options[@]}"
     fi
 }
 
@@ -263,7 +224,6 @@ install_project() {
         return
     fi
     check_compiler "$python"
-    mkdir -p "$(dirname "$extension_stamp")"
     rm -f "$extension_stamp" "$project"/centripetalnet/_C*.so
     # PyTorch compiles on all cores only if ninja is on the PATH.
     PATH=$("$python" -c 'import os, sys; print(os.path.dirname(sys.executable))'):$PATH \
@@ -272,24 +232,11 @@ install_project() {
         grep -B 30 'The operators were not compiled' "$log" | tail -n 30 >&2
         die "the operators were not compiled; the reason, from $root/$log, is above"
     }
+    mkdir -p "$(dirname "$extension_stamp")"
     echo "$state" >"$extension_stamp"
 }
 
 # ------------------------------------------------------------------------------------------------------
-
-use_current() {
-    local python=${PYTHON:-python}
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' &>/dev/null </dev/null; then
-        die "ENV=current: \"$python\" is not a working Python from 3.8" \
-            "Activate an environment, or set PYTHON to its interpreter."
-    fi
-    "$python" dev/check_environment.py "$purpose" >&2 || exit 1
-    if [[ $purpose != lint ]]; then
-        mkdir -p "$project/build"
-        log=$project/build/setup.log
-        install_project "$python"
-    fi
-}
 
 # Parallel targets must not set up the same environment at the same time.
 if type flock &>/dev/null; then
@@ -298,12 +245,20 @@ if type flock &>/dev/null; then
 fi
 
 if [[ ${ENV:-} == current ]]; then
-    use_current
+    python=${PYTHON:-python}
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' &>/dev/null </dev/null ||
+        die "ENV=current: \"$python\" is not a working Python from 3.9" \
+            "Activate an environment, or set PYTHON to its interpreter."
+    "$python" dev/check_environment.py "$purpose" >&2 || exit 1
+    [[ $purpose != lint ]] || exit 0
+    mkdir -p "$project/build"
+    log=$project/build/setup.log
+    install_project "$python"
 elif [[ $purpose == lint ]]; then
-    if ! install_tools; then
+    install_tools || {
         tail -n 30 "$log" >&2
         die "ruff could not be installed"
-    fi
+    }
 else
     install_dependencies
     log=$venv/setup.log

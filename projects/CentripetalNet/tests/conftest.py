@@ -42,6 +42,9 @@ GOLDEN_MODEL = {
     "MODEL.HOURGLASS.OUT_CHANNELS": 16,
     "MODEL.CENTRIPETALNET.NUM_CLASSES": 5,
 }
+# Options of commands for its config.
+GOLDEN_OPTIONS = ["--config-file", "centripetal_hg104", "--opts"]
+GOLDEN_OPTIONS += [str(x) for item in GOLDEN_MODEL.items() for x in item]
 
 
 def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
@@ -50,6 +53,12 @@ def config(name: str = "centripetal_hg104", **changes) -> CfgNode:
     for key, value in changes.items():
         opts += [key.replace("__", "."), value]
     return load_config(str(CONFIGS / f"{name}.yaml"), opts)
+
+
+def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """(3, height, width) noise."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
 def golden_config() -> CfgNode:
@@ -89,6 +98,13 @@ SMALL_HEAD = {
     "MODEL__CENTRIPETALNET__POOL_CHANNELS": 8,
     "MODEL__CENTRIPETALNET__HEAD_CHANNELS": 8,
 }
+# Hourglass-104 with few channels, as changes to its config.
+NARROW_104 = {
+    "MODEL__HOURGLASS__STEM_CHANNELS": 4,
+    "MODEL__HOURGLASS__CHANNELS": [8, 8, 12, 12, 12, 16],
+    "MODEL__HOURGLASS__OUT_CHANNELS": 8,
+    **SMALL_HEAD,
+}
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"
 )
@@ -102,21 +118,26 @@ def small_config(backbone: str, **changes) -> CfgNode:
     return config("Base-CentripetalNet", **{**SMALL[backbone], **SMALL_HEAD, **changes})
 
 
-def finding_detector(backbone: str, **changes) -> torch.nn.Module:
-    """A small detector, not trained, that finds boxes of two classes in noise."""
-    torch.manual_seed(0)
-    model = build_model(small_config(backbone, **changes))
+@torch.no_grad()
+def calibrate(model: torch.nn.Module, canvas: torch.Tensor) -> None:
+    """Gives the norms of a new detector the statistics of these images."""
     norms = [x for x in model.modules() if isinstance(x, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    with torch.no_grad():
-        features = model.backbone(torch.randn(4, 3, 256, 256))
-        for name, head in zip(model.feature_names, model.heads):
-            head(features[name])
+    features = model.backbone(canvas)
+    for name, head in zip(model.feature_names, model.heads):
+        head(features[name])
     for norm in norms:
         norm.momentum = 0.1
         # The statistics are of one batch. Without a margin, features of other sizes explode.
         norm.running_var *= 1.5
+
+
+def finding_detector(backbone: str, **changes) -> torch.nn.Module:
+    """A small detector, not trained, that finds boxes of two classes in noise."""
+    torch.manual_seed(0)
+    model = build_model(small_config(backbone, **changes))
+    calibrate(model, torch.randn(4, 3, 256, 256))
     for branch in (model.heads[-1].tl, model.heads[-1].br):
         branch.heatmap[-1].weight.data *= 4
         branch.centripetal_shift[-1].bias.data[:] = math.log(4)
@@ -275,3 +296,12 @@ def onnx_file(golden_detector, tmp_path):
     metadata = export.metadata_of(golden_detector, names, min_size_test=0, max_size_test=1333)
     export.export_onnx(golden_detector, str(path), metadata, opset=17)
     return path
+
+
+@pytest.fixture
+def save(tmp_path):
+    def write(content, name="theirs.pth"):
+        torch.save(content, tmp_path / name)
+        return str(tmp_path / name)
+
+    return write

@@ -101,18 +101,16 @@ def test_settings_that_contradict_each_other_are_refused(opts, message):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_values_of_the_package_are_valid(name):
-    check_values(load_config(name, ["MODEL.DEVICE", "cpu"]))
+def test_configs_of_the_package_have_valid_values_and_keep_three_checkpoints(name):
+    cfg = load_config(name, ["MODEL.DEVICE", "cpu"])
+
+    check_values(cfg)
+    assert cfg.SOLVER.CHECKPOINTS_KEPT == 3
 
 
 def test_an_unknown_device_is_named():
     with pytest.raises(ValueError, match="MODEL.DEVICE is 'gpu', expected 'cpu' or 'cuda'"):
         check_device("gpu")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_number_of_checkpoints_is_limited(name):
-    assert load_config(name).SOLVER.CHECKPOINTS_KEPT == 3
 
 
 @pytest.mark.parametrize(

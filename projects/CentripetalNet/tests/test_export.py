@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import config, finding_detector, needs_timm, other_backbones
+from conftest import calibrate, config, finding_detector, needs_timm, other_backbones
 from detectron2.modeling import build_model
 from exporting import ANYWHERE, needs_onnx, run_export
 from PIL import Image
@@ -113,16 +113,7 @@ def hourglass_104():
     torch.manual_seed(0)
     model = build_model(config(MODEL__CENTRIPETALNET__NUM_CLASSES=3))
     model.matching = ANYWHERE
-    norms = [x for x in model.modules() if isinstance(x, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        features = model.backbone(torch.randn(8, 3, 255, 255) * 1.2)
-        for head, feature in zip(model.heads, features.values()):
-            head(feature)
-    for norm in norms:
-        # The statistics are of one batch. Without a margin, features of other sizes explode.
-        norm.running_var *= 1.5
+    calibrate(model, torch.randn(8, 3, 255, 255) * 1.2)
     return model.eval()
 
 

@@ -9,14 +9,9 @@ from pathlib import Path
 import pytest
 from training import ANYWHERE, kill, start, train_few, wait_for
 
-WORKERS = [
-    "DATALOADER.NUM_WORKERS",
-    "2",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "2",
-    "SOLVER.CHECKPOINTS_KEPT",
-]
-WORKERS += ["1", "SOLVER.IMS_PER_BATCH", "2", "TEST.AUG.ENABLED", "False", *ANYWHERE]
+WORKERS = ["DATALOADER.NUM_WORKERS", "2", "SOLVER.CHECKPOINT_PERIOD", "2", *ANYWHERE]
+WORKERS += ["SOLVER.CHECKPOINTS_KEPT", "1", "SOLVER.IMS_PER_BATCH", "2"]
+WORKERS += ["TEST.AUG.ENABLED", "False"]
 
 
 def processes_of(session):

@@ -35,17 +35,6 @@ def test_detections_are_instances_on_the_cpu_the_best_first(load, tta):
     assert instances.pred_masks.shape == (len(instances), 50, 70)
 
 
-def test_a_path_and_its_pixels_give_the_same_detections(load, tmp_path):
-    cv2.imwrite(str(tmp_path / "picture.png"), PICTURE)
-    predictor = load()
-
-    found = [predictor.detect(x) for x in (PICTURE, tmp_path / "picture.png")]
-    found.append(predictor(cv2.imread(str(tmp_path / "picture.png")))["instances"])
-
-    for instances in found[1:]:
-        assert torch.equal(instances.pred_boxes.tensor, found[0].pred_boxes.tensor)
-
-
 @pytest.mark.parametrize("size, resized", [((200, 280), (50, 70)), ((25, 35), (50, 70))])
 @pytest.mark.parametrize("tta", [False, True])
 def test_boxes_of_a_resized_image_are_in_pixels_of_the_original(load, size, resized, tta):
@@ -72,18 +61,6 @@ def test_a_mask_of_a_resized_image_fills_its_box(load):
     assert found.pred_masks.shape == (len(found), 200, 280) and len(found) > 10
     seen = BitMasks(found.pred_masks).get_bounding_boxes().tensor
     assert (seen - found.pred_boxes.tensor).abs().max() <= 1
-
-
-def test_tta_reads_and_resizes_a_file_as_evaluation_does(load, tmp_path):
-    picture = cv2.resize(PICTURE, (280, 200))
-    cv2.imwrite(str(tmp_path / "picture.png"), picture)
-    predictor = load(opts=["INPUT.MIN_SIZE_TEST", 64], tta=True)
-
-    (found,) = predictor.model([{"file_name": str(tmp_path / "picture.png")}])
-
-    expected = predictor.detect(picture)
-    assert found["instances"].image_size == (200, 280)
-    assert torch.equal(found["instances"].pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 # Of the second sizes, the first and the last have one canvas size.
@@ -134,19 +111,9 @@ def test_lower_scores_are_dropped(load):
     assert torch.equal(best.scores, every.scores[every.scores >= 0.9])
 
 
-def test_classes_have_names(load):
-    assert len(load().metadata.thing_classes) == 5
-
-
 def test_test_time_augmentation_is_off_by_default(load):
     assert isinstance(load(tta=True).model, CentripetalNetWithTTA)
     assert not isinstance(load().model, CentripetalNetWithTTA)
-
-
-def test_precision_reaches_the_model(load):
-    predictor = load(device="cpu", precision="bfloat16")
-
-    assert next(predictor.model.backbone.parameters()).dtype == torch.bfloat16
 
 
 def test_opts_override_the_other_arguments(load, untrained):
@@ -165,31 +132,6 @@ def test_the_default_weights_are_those_of_the_config(untrained):
         load_predictor(untrained / "config.yaml", None)
 
 
-def test_a_packaged_config_is_found_by_name(untrained):
-    predictor = load_predictor("centripetal_mask_tiny", untrained / "model.pth")
-
-    assert predictor.detect(PICTURE).has("pred_masks")
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"device": "gpu"}, "the device is 'gpu', expected 'cpu'"),
-        ({"precision": "int8"}, r"one of \['float32', 'bfloat16', 'float16'\], got 'int8'"),
-    ],
-)
-def test_an_invalid_option_is_an_error_with_the_valid_values(load, options, message):
-    with pytest.raises(ValueError, match=message):
-        load(**options)
-
-
-def test_a_missing_config_or_checkpoint_is_named(untrained):
-    with pytest.raises(FileNotFoundError, match="'hg104'.*centripetal_hg104, centripetal_hg52"):
-        load_predictor("hg104", untrained / "model.pth")
-    with pytest.raises(FileNotFoundError, match="nothing.pth"):
-        load_predictor(untrained / "config.yaml", "nothing.pth")
-
-
 @pytest.mark.parametrize(
     "picture, message",
     [
@@ -206,13 +148,6 @@ def test_an_array_of_another_shape_or_type_is_an_error(load, picture, message):
     for call in (predictor, predictor.detect):
         with pytest.raises(ValueError, match=message):
             call(picture)
-
-
-def test_a_file_that_is_not_an_image_is_named(load, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
-
-    with pytest.raises(OSError, match="bad.png cannot be read as an image"):
-        load().detect(tmp_path / "bad.png")
 
 
 def test_the_package_imports_the_predictor_on_first_use():

@@ -1,11 +1,14 @@
-"""A killed and resumed training ends with the weights of an uninterrupted one."""
+"""Resumed trainings: after a kill they end with the weights of an uninterrupted one."""
 
+import json
 import time
 
 import numpy as np
 import pytest
 import torch
-from training import kill, run, start, train_few, wait_for
+from training import arguments, kill, run, start, train_few, wait_for
+
+from centripetalnet.engine import main
 
 MAX_ITER = 40
 OPTIONS = [
@@ -122,3 +125,84 @@ def test_a_killed_training_in_two_processes_ends_with_the_same_bits(datasets, tm
     killed, whole = (finish(datasets, tmp_path / x, opts, two) for x in ("killed", "whole"))
 
     assert differences(whole, killed) == []
+
+
+def test_training_resumes_from_its_last_checkpoint(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2", "DATASETS.TEST", "()"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
+
+    args = arguments(tmp_path, "SOLVER.MAX_ITER", "4", *opts)
+    args.resume = True
+    main(args)
+
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines] == [1, 3]
+
+
+def test_a_resumed_training_uses_the_learning_rate_of_the_command_line(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()", "SOLVER.WARMUP_ITERS", "0"]
+    opts += ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
+
+    changed = ["SOLVER.BASE_LR", "0.0005", "SOLVER.WEIGHT_DECAY", "0.01"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "4", *opts, *changed, resume=True))
+
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["_trainer"]
+    group = state["optimizer"]["param_groups"][0]
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0.0005, 0.0005, 0.01)
+    log = (tmp_path / "log.txt").read_text()
+    assert "lr was 0.003 in the checkpoint and is now 0.0005" in log
+    lines = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [x["lr"] for x in lines] == [0.003, 0.0005]
+
+
+def test_a_training_in_a_remote_folder_is_resumed(datasets, remote):
+    output, folder = "test-store://training", remote / "training"
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    main(arguments(output, "SOLVER.MAX_ITER", "2", *opts))
+
+    main(arguments(output, "SOLVER.MAX_ITER", "4", *opts, resume=True))
+
+    assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 3
+    lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
+    assert [x["iteration"] for x in lines] == [1, 3]
+    assert (folder / "training.png").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_the_config_is_not_resumed(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", *opts))
+
+    for change, message in (
+        (["SOLVER.OPTIMIZER", "SGD"], "another optimizer.*SOLVER.OPTIMIZER"),
+        (["MODEL.BACKBONE.FREEZE_AT", "1"], "other groups of parameters.*FREEZE_AT"),
+        (["SOLVER.MAX_ITER", "1"], "iteration 2, but SOLVER.MAX_ITER is 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(arguments(tmp_path, "SOLVER.MAX_ITER", "4", *opts, *change, resume=True))
+
+
+def test_the_seed_of_a_checkpoint_is_kept_and_logged(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "2", "SEED", "5", *opts))
+
+    main(arguments(tmp_path, "SOLVER.MAX_ITER", "4", "SEED", "6", *opts, resume=True))
+
+    assert "SEED stays 5, as in the checkpoint" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_diverged_training_resumes_from_its_last_checkpoint_with_a_lower_rate(datasets, tmp_path):
+    opts = ["SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()", "SOLVER.WARMUP_ITERS", "0"]
+    opts += ["SOLVER.OPTIMIZER", "SGD"]
+    opts += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
+    main(arguments(tmp_path, *opts, "SOLVER.MAX_ITER", "2"))
+
+    # The training diverges at this learning rate.
+    opts += ["SOLVER.MAX_ITER", "12"]
+    with pytest.raises(FloatingPointError, match="loss_heatmap.*/train/.*--resume SOLVER.BASE_LR"):
+        main(arguments(tmp_path, *opts, "SOLVER.BASE_LR", "1e20", resume=True))
+    last = (tmp_path / "last_checkpoint").read_text()
+    main(arguments(tmp_path, *opts, "SOLVER.BASE_LR", "0.0001", resume=True))
+
+    assert last != "model_diverged.pth" and (tmp_path / "model_diverged.pth").exists()
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 11

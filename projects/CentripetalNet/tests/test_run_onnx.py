@@ -26,7 +26,6 @@ TOOLS = PROJECT / "tools"
 @pytest.mark.parametrize("sigma", [0.5, 1e-60])
 @needs_onnx
 def test_soft_nms_in_numpy_agrees_with_the_project(method, sigma):
-    soft_nms = run_onnx.soft_nms
     generator = np.random.default_rng(0)
     for count in (0, 1, 40, 1000):
         corner = generator.uniform(0, 200, (count, 2))
@@ -37,7 +36,7 @@ def test_soft_nms_in_numpy_agrees_with_the_project(method, sigma):
         classes = generator.integers(0, 3, count)
         options = {"method": method, "sigma": sigma, "iou_threshold": 0.3, "min_score": 0.02}
 
-        kept, lowered = soft_nms(boxes, scores, classes, max_detections=100, **options)
+        kept, lowered = run_onnx.soft_nms(boxes, scores, classes, max_detections=100, **options)
 
         tensors = (torch.from_numpy(x)[None] for x in (boxes, scores, classes))
         expected, expected_scores = batched_soft_nms(*tensors, max_detections=100, **options)
@@ -127,12 +126,11 @@ def test_run_onnx_resizes_as_the_predictor_does(untrained, tmp_path, size, seen,
 
 @needs_onnx
 def test_run_onnx_rounds_sizes_as_detectron2_does():
-    resized = run_onnx.resized
     generator = np.random.default_rng(0)
     for _ in range(300):
         height, width, short_edge, longest = generator.integers(20, 200, 4).tolist()
 
-        picture = resized(Image.new("RGB", (width, height)), short_edge, longest)
+        picture = run_onnx.resized(Image.new("RGB", (width, height)), short_edge, longest)
 
         expected = ResizeShortestEdge.get_output_shape(height, width, short_edge, longest)
         assert picture.size == expected[::-1]

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import FEW, PROJECT, config
-from detectron2.modeling import build_model
+from conftest import FEW, PROJECT
 from detectron2.structures import Boxes
 from training import ANYWHERE, ENVIRONMENT, TINY, TINY_MASK, run
 
@@ -21,28 +20,18 @@ from centripetalnet.explain import explanation_figure
 TOOLS = PROJECT / "tools"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Checkpoint of an untrained tiny detector."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    model = build_model(config("quick_schedules/centripetal_tiny"))
-    torch.save({"model": model.state_dict()}, path)
-    return path
-
-
 def call(command, *args):
     """Calls a command in this process."""
     assert command.main([str(x) for x in args]) == 0
 
 
-def test_explain_draws_a_sheet_for_an_image(datasets, weights, tmp_path):
+def test_explain_draws_a_sheet_for_an_image(datasets, untrained, tmp_path):
     picture = datasets / "silhouettes" / "val" / "000001.png"
 
     result = run(
-        *(TOOLS / "explain.py", "--config-file", TINY, "--input", picture),
+        *(TOOLS / "explain.py", "--config-file", untrained / "config.yaml", "--input", picture),
         *("--output", tmp_path / "sheets", "--near", "50,40", "--min-score", "0.1"),
-        *("--opts", "MODEL.WEIGHTS", weights),
+        *("--opts", "MODEL.WEIGHTS", untrained / "model.pth"),
     )
 
     assert result.returncode == 0, result.stderr

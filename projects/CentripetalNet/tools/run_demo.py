@@ -21,7 +21,7 @@ from centripetalnet.predictor import Predictor
 from centripetalnet.visualization import draw_detections, draw_ground_truth, tile
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CONFIG_FILE = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_mask_tiny.yaml")
+CONFIG_FILE = os.path.join(PROJECT, "configs", "quick_schedules", "centripetal_mask_lite0.yaml")
 METRICS = ("AP", "AP50", "AP75")
 TASKS = {
     "bbox": "box",

@@ -34,7 +34,7 @@ from centripetalnet.commands.benchmark_layers import (
     heatmap_loss,
     machine,
     memory_of,
-    plain_convolution,
+    plain_convolutions,
     pooling,
 )
 from centripetalnet.commands.measuring import (
@@ -50,7 +50,7 @@ from centripetalnet.engine import Trainer
 from centripetalnet.modeling import CentripetalNet, optimize_for_inference
 from centripetalnet.modeling.precision import cpu_has_bfloat16
 
-HG104, DEMO = "centripetal_hg104", "centripetal_mask_tiny"
+HG104, DEMO = "centripetal_hg104", "centripetal_mask_lite0"
 
 
 def hourglass_104(**options) -> CentripetalNet:
@@ -101,39 +101,29 @@ def needed_flops(model: CentripetalNet) -> float:
 def whole_model() -> Iterator[Row]:
     """Hourglass-104 on one image: inference and a training step, in both precisions."""
     trained = hourglass_104()
-    precisions = list(DTYPES) if cpu_has_bfloat16() else ["float32"]
-    inference = {}
-    for precision in precisions:
+    for precision in list(DTYPES) if cpu_has_bfloat16() else ["float32"]:
+        convolutions = plain_convolutions(DTYPES[precision], torch.channels_last)
         model = optimize_for_inference(trained, precision)
-        functions = {
-            "conv": plain_convolution(DTYPES[precision], torch.channels_last),
-            "detect": detection(model, *IMAGE_SIZE),
-        }
         if precision == "float32":
             flops = needed_flops(model)
             yield Row("inference of one image, needed", flops / 1e9, "GFLOP")
+            # Of all heads; the gradients of inputs and of weights need as many each.
+            forward_flops = needed_flops(trained)
+            yield Row("training step, needed", 3 * forward_flops / 1e9, "GFLOP")
         with torch.no_grad():
-            seconds = median_seconds(5, **functions)
-        inference[precision] = seconds["detect"]
-        yield Row(f"inference {precision}, 511 x 511", seconds["detect"], "s")
-        share = flops / seconds["detect"] / (CONVOLUTION_FLOPS / seconds["conv"]) * 100
-        goal = (">= 75", share >= 75) if precision == "float32" else ("", None)
-        yield Row(f"inference {precision}, FLOP rate", share, "% of a plain convolution", *goal)
-    if "bfloat16" in precisions:
-        ratio = inference["float32"] / inference["bfloat16"]
-        yield Row("inference bfloat16", ratio, "x as fast as float32", ">= 2.5", ratio >= 2.5)
-    # The gradients of inputs and of weights cost a forward pass each. All heads are trained.
-    ratio = 3 * needed_flops(trained) / flops
-    yield Row("training step, needed", ratio, "x the FLOPs of inference")
-    for precision in precisions:
-        functions = {
-            "step": training_step(trained, precision),
-            "detect": detection(optimize_for_inference(trained, precision), *IMAGE_SIZE),
-        }
-        seconds = median_seconds(3, **functions)
-        yield Row(f"training step {precision}", seconds["step"], "s")
-        ratio = seconds["step"] / seconds["detect"]
-        yield Row(f"training step {precision}", ratio, "x inference", "<= 3.5", ratio <= 3.5)
+            seconds = median_seconds(
+                5, detect=detection(model, *IMAGE_SIZE), conv=convolutions["forward"]
+            )
+        part = f"inference {precision}, 511 x 511"
+        yield Row(part, seconds["detect"], "s")
+        share = flops / CONVOLUTION_FLOPS * seconds["conv"] / seconds["detect"] * 100
+        yield Row(part, share, "% of a plain convolution's rate", ">= 80", share >= 80)
+        seconds = median_seconds(3, step=training_step(trained, precision), **convolutions)
+        step = seconds.pop("step")
+        part = f"training step {precision}"
+        yield Row(part, step, "s")
+        share = forward_flops / CONVOLUTION_FLOPS * sum(seconds.values()) / step * 100
+        yield Row(part, share, "% of plain convolutions' rate", ">= 80", share >= 80)
 
 
 def checkpointing() -> Iterator[Row]:

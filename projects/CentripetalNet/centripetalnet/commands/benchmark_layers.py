@@ -27,20 +27,24 @@ def memory_of(case: str) -> float:
     return in_own_process("benchmark", "--threads", threads, "--memory-of", case)
 
 
-def plain_convolution(dtype: torch.dtype, memory_format: torch.memory_format) -> Callable:
-    x = torch.randn(1, 256, *MAP_SIZE).to(dtype, memory_format=memory_format)
-    weight = torch.randn(256, 256, 3, 3).to(dtype, memory_format=memory_format)
-    return lambda: F.conv2d(x, weight, padding=1)
-
-
-def weight_gradient(dtype: torch.dtype, memory_format: torch.memory_format) -> Callable:
+def plain_convolutions(dtype: torch.dtype, memory_format: torch.memory_format) -> dict:
+    """A 3x3 convolution of 256 channels and its two gradients, to be called."""
     x, grad = (
         torch.randn(1, 256, *MAP_SIZE).to(dtype, memory_format=memory_format) for _ in range(2)
     )
     weight = torch.randn(256, 256, 3, 3).to(dtype, memory_format=memory_format)
     ones, zeros = [1, 1], [0, 0]
-    options = (None, ones, ones, ones, False, zeros, 1, [False, True, False])
-    return lambda: torch.ops.aten.convolution_backward(grad, x, weight, *options)
+
+    def gradient(of_input: bool) -> Callable:
+        outputs = [of_input, not of_input, False]
+        options = (None, ones, ones, ones, False, zeros, 1, outputs)
+        return lambda: torch.ops.aten.convolution_backward(grad, x, weight, *options)
+
+    return {
+        "forward": lambda: F.conv2d(x, weight, padding=1),
+        "input gradient": gradient(True),
+        "weight gradient": gradient(False),
+    }
 
 
 CONVOLUTION_FLOPS = 2 * 9 * 256 * 256 * MAP_SIZE[0] * MAP_SIZE[1]
@@ -61,11 +65,10 @@ def machine() -> Iterator[Row]:
         yield Row(f"{name} of 50 MB, float32", rate, "GB/s")
     for name, dtype in DTYPES.items():
         for layout, memory_format in FORMATS.items():
-            seconds = median_seconds(9, conv=plain_convolution(dtype, memory_format))["conv"]
-            part = f"convolution 3x3, 256 channels, {name}, {layout}"
-            yield Row(part, CONVOLUTION_FLOPS / seconds / 1e9, "GFLOP/s")
-            seconds = median_seconds(9, grad=weight_gradient(dtype, memory_format))["grad"]
-            yield Row(f"{part}, weight gradient", CONVOLUTION_FLOPS / seconds / 1e9, "GFLOP/s")
+            convolutions = plain_convolutions(dtype, memory_format)
+            for kind, seconds in median_seconds(9, **convolutions).items():
+                part = f"convolution 3x3, 256 channels, {name}, {layout}, {kind}"
+                yield Row(part, CONVOLUTION_FLOPS / seconds / 1e9, "GFLOP/s")
 
 
 @torch.no_grad()
@@ -88,7 +91,7 @@ def pooling() -> Iterator[Row]:
                         torch.ops.centripetalnet.corner_pool_backward(grad, x, index)
                     ),
                 )
-                for step, limit in (("forward", 1.5), ("backward", 3.0)):
+                for step, limit in (("forward", 2.0), ("backward", 4.0)):
                     ratio = seconds[step] / seconds["clone"]
                     to_copy = seconds[step] / seconds["copy"]
                     part = f"corner pooling {step}, {direction}, {name}, {layout}"
@@ -151,7 +154,7 @@ def heatmap_loss() -> Iterator[Row]:
     part = "targets and heatmap loss, forward and backward"
     yield Row(part, seconds["ours"] * 1e3, "ms")
     ratio = seconds["plain"] / seconds["ours"]
-    yield Row(part, ratio, "x as fast as dense targets", ">= 5", ratio >= 5)
+    yield Row(part, ratio, "x as fast as dense targets", ">= 10", ratio >= 10)
     ratio = memory_of("heatmap_loss") / case.megabytes()
     yield Row(f"{part}, memory", ratio, "x the logits", "<= 1.5", ratio <= 1.5)
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Optional
 
 from centripetalnet.data.check.annotations import check_annotations
-from centripetalnet.data.check.coco_file import read_annotation_file
 
 # Importing anything of centripetalnet.data registers the project's datasets.
 from centripetalnet.data.check.datasets import ready_metadata
 from centripetalnet.data.check.images import check_images
+from centripetalnet.data.check.reading import read_annotation_file
 from centripetalnet.data.check.report import Report, without_errors
 from centripetalnet.io.files import atomic_file
 
@@ -35,23 +35,14 @@ def get_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="name of a registered dataset")
     source.add_argument("--json", metavar="FILE", help="annotation file in COCO format")
-    parser.add_argument("--images", metavar="FOLDER", help="folder of the images of --json")
-    parser.add_argument("--no-images", action="store_true", help="check the annotation file only")
-    parser.add_argument(
-        "--num-workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that decode images, 0 for the main process (default: one per core)",
-    )
-    parser.add_argument(
-        "--list", metavar="FILE", help="also write every problem, one JSON object per line"
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="also write the annotation file without invalid images and annotations",
-    )
+    add = parser.add_argument
+    add("--images", metavar="FOLDER", help="folder of the images of --json")
+    add("--no-images", action="store_true", help="check the annotation file only")
+    workers = "processes that decode images, 0 for the main process (default: one per core)"
+    add("--num-workers", type=int, default=os.cpu_count() or 1, metavar="N", help=workers)
+    add("--list", metavar="FILE", help="also write every problem, one JSON object per line")
+    clean = "also write the annotation file without invalid images and annotations"
+    add("--output", metavar="FILE", help=clean)
     return parser
 
 
@@ -79,9 +70,7 @@ def run(args: argparse.Namespace) -> Report:
         metadata = ready_metadata(args.dataset)
         json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
         if json_file is None or image_root is None:
-            raise LookupError(
-                f"the dataset {args.dataset} does not come from a COCO annotation file"
-            )
+            raise LookupError(f"the dataset {args.dataset} is not from a COCO annotation file")
     if not args.no_images and not os.path.isdir(image_root):
         raise FileNotFoundError(f"there is no folder {image_root}, expected that of the images")
     content = read_annotation_file(json_file)

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..config import read_config
-from .check.coco_file import check_coco_categories
+from .check.reading import check_coco_categories
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

@@ -1,4 +1,4 @@
-"""Detectron2's DefaultTrainer on GPUs and CPUs."""
+"""Trains, resumes and evaluates: Detectron2's DefaultTrainer on GPUs and CPUs."""
 
 import gc
 import logging

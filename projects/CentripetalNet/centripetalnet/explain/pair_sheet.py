@@ -1,13 +1,15 @@
 """A figure of what the detector predicted in an image and why pairs of corners were rejected."""
 
 from collections.abc import Sequence
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.path import Path
+from torch import Tensor
 
 from ..structures import Explanation, PairOutcome, SeenCorners
 from ..visualization.sheet import (
@@ -20,14 +22,13 @@ from ..visualization.sheet import (
     TL_MARKER,
     Sheet,
     arrow,
-    box_list,
     class_name,
     draw_heatmap,
     draw_numbered_boxes,
     faded,
+    line,
     outline,
     rectangle,
-    side_by_side,
 )
 
 OUTCOME_NAMES = {
@@ -52,6 +53,15 @@ _SENTENCES = {
 }
 # More marks would hide each other.
 _MAX_CORNERS = 40
+
+
+class _Corner(NamedTuple):
+    name: str
+    seen: SeenCorners
+    index: int
+    """Of the corner in the pair."""
+    color: str
+    marker: Path
 
 
 def explanation_figure(
@@ -79,109 +89,102 @@ def explanation_figure(
     sheet = Sheet(image.shape[:2], 2, 3, title, strip=1.0, min_panel_height=3.1)
     grey = faded(image)
     corners = (
-        ("Top-left corners", explanation.tl, TL_COLOR, TL_MARKER),
-        ("Bottom-right corners", explanation.br, BR_COLOR, BR_MARKER),
+        _Corner("top-left", explanation.tl, pair[0], TL_COLOR, TL_MARKER),
+        _Corner("bottom-right", explanation.br, pair[1], BR_COLOR, BR_MARKER),
     )
-    for column, (name, seen, color, marker) in enumerate(corners):
-        axes = sheet.picture(0, column, grey, name)
-        drawn = draw_heatmap(axes, seen.heatmap, explanation.map_extent)
-        _draw_corners(axes, seen, color, marker, min_score)
+    for column, corner in enumerate(corners):
+        axes = sheet.picture(0, column, grey, f"{corner.name.capitalize()} corners")
+        drawn = draw_heatmap(axes, corner.seen.heatmap, explanation.map_extent)
+        for position in corner.seen.position[: _num_drawn(corner.seen, min_score)]:
+            _mark_corner(axes, position, corner)
         sheet.color_bar(
             0, column, drawn, f"probability, maximum over classes (marked: from {min_score:g})"
         )
 
     axes = sheet.picture(0, 2, image, "Centres that corners point to, and boxes")
-    num_boxes = _draw_detections(axes, explanation, min_score)
-    for _, seen, color, _ in corners:
-        _draw_arrows(axes, seen, color, min_score)
-    boxes = box_list(_box_texts(explanation, num_boxes, class_names))
-    sheet.legend(0, 2, side_by_side(_corner_handles(), boxes), columns=2)
+    boxes = _draw_detections(axes, explanation, min_score, class_names)
+    for corner in corners:
+        for i in range(_num_drawn(corner.seen, min_score)):
+            _draw_arrow(axes, corner, i)
+    handles = [line(x.color, f"{x.name} to its centre") for x in corners]
+    handles.append(Patch(facecolor=BOX_COLOR, alpha=0.35, label="central region"))
+    sheet.legend(0, 2, _side_by_side(handles, boxes), columns=2)
 
     axes = sheet.picture(1, 0, grey, "Sampling points of the cross-star convolution")
-    for seen, index, color, marker in (
-        (explanation.tl, pair[0], TL_COLOR, TL_MARKER),
-        (explanation.br, pair[1], BR_COLOR, BR_MARKER),
-    ):
-        _draw_sampling_points(axes, seen, index, color, marker)
-    sheet.legend(1, 0, _sampling_handles(explanation, pair, image.shape[:2]), columns=1)
+    size = image.shape[1::-1]
+    sheet.legend(1, 0, [_draw_sampling_points(axes, x, size) for x in corners], columns=1)
 
     axes = sheet.picture(1, 1, image, "One pair of corners")
-    _draw_pair(axes, explanation, pair)
     outcome = PairOutcome(int(explanation.outcome[pair]))
-    sheet.text(
-        1,
-        1,
-        _pair_lines(explanation, pair, class_names),
-        BOX_COLOR if outcome == PairOutcome.ACCEPTED else PROBLEM_COLOR,
-    )
+    color = BOX_COLOR if outcome == PairOutcome.ACCEPTED else PROBLEM_COLOR
+    if outcome != PairOutcome.NO_EXTENT:
+        axes.add_patch(rectangle(explanation.regions[pair].tolist(), color, 1.0, fill=0.3))
+        axes.add_patch(rectangle(explanation.boxes[pair].tolist(), color, 2.0, linestyle="--"))
+    for corner in corners:
+        _draw_arrow(axes, corner, corner.index, 2.2, mutation_scale=12)
+        _mark_corner(axes, corner.seen.position[corner.index], corner, size=26)
+    sheet.text(1, 1, _pair_lines(explanation, corners, pair, class_names), color)
 
     _draw_counts(sheet, 1, 2, explanation, outcome, min_score)
     return sheet.figure
 
 
-def _drawn(seen: SeenCorners, min_score: float) -> range:
-    """Indices of the corners that are drawn; they are sorted by score."""
-    return range(min(int((seen.score >= min_score).sum()), _MAX_CORNERS))
+def _num_drawn(seen: SeenCorners, min_score: float) -> int:
+    """The first corners are drawn; they are sorted by score."""
+    return min(int((seen.score >= min_score).sum()), _MAX_CORNERS)
 
 
-def _draw_corners(axes: Axes, seen: SeenCorners, color: str, marker, min_score: float) -> None:
-    for i in _drawn(seen, min_score):
-        _mark_corner(axes, seen.position[i], color, marker)
-
-
-def _mark_corner(axes: Axes, position, color: str, marker, size: float = 20) -> None:
+def _mark_corner(axes: Axes, position: Tensor, corner: _Corner, size: float = 20) -> None:
     axes.plot(
         *position.tolist(),
-        marker=marker,
+        marker=corner.marker,
         markersize=size,
         markerfacecolor="none",
-        markeredgecolor=color,
+        markeredgecolor=corner.color,
         markeredgewidth=1.8,
         path_effects=outline(3.6),
         gid="corner",
     )
 
 
-def _draw_arrows(axes: Axes, seen: SeenCorners, color: str, min_score: float) -> None:
-    for i in _drawn(seen, min_score):
-        axes.add_patch(arrow(seen.position[i].tolist(), seen.center[i].tolist(), color))
+def _draw_arrow(axes: Axes, corner: _Corner, i: int, width: float = 1.6, **kwargs) -> None:
+    start, end = corner.seen.position[i].tolist(), corner.seen.center[i].tolist()
+    axes.add_patch(arrow(start, end, corner.color, width, **kwargs))
 
 
-def _draw_detections(axes: Axes, explanation: Explanation, min_score: float) -> int:
-    """Draws numbered boxes with their central regions; returns how many."""
+def _draw_detections(
+    axes: Axes, explanation: Explanation, min_score: float, names: Optional[Sequence[str]]
+) -> list[Patch]:
+    """Draws numbered boxes with their central regions; returns their legend handles."""
     count = int((explanation.detection_scores >= min_score).sum())
-    boxes = []
-    for i in range(count):
-        pair = tuple(explanation.detections[i].tolist())
-        box = explanation.boxes[pair].tolist()
-        axes.add_patch(rectangle(explanation.regions[pair].tolist(), BOX_COLOR, 0.8, fill=0.2))
-        boxes.append(box)
-    draw_numbered_boxes(axes, boxes)
-    return count
+    tl, br = explanation.detections[:count].unbind(dim=1)
+    for region in explanation.regions[tl, br].tolist():
+        axes.add_patch(rectangle(region, BOX_COLOR, 0.8, fill=0.2))
+    classes, scores = explanation.tl.cls[tl].tolist(), explanation.detection_scores.tolist()
+    texts = [f"{class_name(names, cls)} {score:.2f}" for cls, score in zip(classes, scores)]
+    return draw_numbered_boxes(axes, explanation.boxes[tl, br].tolist(), texts)
 
 
-def _corner_handles() -> list:
-    return [
-        Line2D([], [], color=TL_COLOR, linewidth=2, label="top-left to its centre"),
-        Line2D([], [], color=BR_COLOR, linewidth=2, label="bottom-right to its centre"),
-        Patch(facecolor=BOX_COLOR, alpha=0.35, label="central region"),
-    ]
+def _side_by_side(left: Sequence, right: Sequence) -> list:
+    """Pads the handles of a legend with two columns, which Matplotlib fills column by column."""
+    rows = max(len(left), len(right)) if right else 0
+    blanks = [Patch(facecolor="none", label=" ") for _ in range(rows)]
+    return [*left, *blanks[len(left) :], *right, *blanks[len(right) :]]
 
 
-def _box_texts(explanation: Explanation, count: int, names: Optional[Sequence[str]]) -> list:
-    """Class and score of the drawn boxes."""
-    classes = explanation.tl.cls[explanation.detections[:count, 0]].tolist()
-    scores = explanation.detection_scores[:count].tolist()
-    return [f"{class_name(names, cls)} {score:.2f}" for cls, score in zip(classes, scores)]
+def _draw_sampling_points(axes: Axes, corner: _Corner, size: tuple[int, int]) -> Line2D:
+    """Draws what one corner of the pair samples; returns the legend handle.
 
-
-def _draw_sampling_points(axes: Axes, seen: SeenCorners, index: int, color: str, marker) -> None:
-    points = seen.sampling_points[index]
-    corner = seen.position[index]
+    Args:
+        axes: in pixels of the image.
+        corner: of the pair.
+        size: (w, h) of the image, outside which points are counted.
+    """
+    points, color = corner.seen.sampling_points[corner.index], corner.color
+    position = corner.seen.position[corner.index]
+    x0, y0 = position.tolist()
     for x, y in points.tolist():
-        axes.plot(
-            [float(corner[0]), x], [float(corner[1]), y], color=color, linewidth=0.9, alpha=0.8
-        )
+        axes.plot((x0, x), (y0, y), color=color, linewidth=0.9, alpha=0.8)
     axes.plot(
         *points.T.tolist(),
         linestyle="none",
@@ -192,55 +195,29 @@ def _draw_sampling_points(axes: Axes, seen: SeenCorners, index: int, color: str,
         markeredgewidth=1,
         gid="sampling points",
     )
-    _mark_corner(axes, corner, color, marker, size=26)
-
-
-def _sampling_handles(
-    explanation: Explanation, pair: tuple[int, int], size: tuple[int, int]
-) -> list:
-    """Legend of the sampling points, with the number of those outside the image."""
-    handles = []
-    limit = explanation.boxes.new_tensor((size[1], size[0]))
-    for name, seen, index, color in (
-        ("top-left", explanation.tl, pair[0], TL_COLOR),
-        ("bottom-right", explanation.br, pair[1], BR_COLOR),
-    ):
-        points = seen.sampling_points[index]
-        outside = int(((points < 0) | (points > limit)).any(dim=1).sum())
-        label = f"{len(points)} points of the {name} corner in e"
-        if outside:
-            label += f" ({outside} outside)"
-        handles.append(
-            Line2D([], [], color=color, marker="o", markeredgecolor="white", label=label)
-        )
-    return handles
-
-
-def _draw_pair(axes: Axes, explanation: Explanation, pair: tuple[int, int]) -> None:
-    outcome = PairOutcome(int(explanation.outcome[pair]))
-    color = BOX_COLOR if outcome == PairOutcome.ACCEPTED else PROBLEM_COLOR
-    if outcome != PairOutcome.NO_EXTENT:
-        axes.add_patch(rectangle(explanation.regions[pair].tolist(), color, 1.0, fill=0.3))
-        axes.add_patch(rectangle(explanation.boxes[pair].tolist(), color, 2.0, linestyle="--"))
-    for seen, index, of_corner, marker in (
-        (explanation.tl, pair[0], TL_COLOR, TL_MARKER),
-        (explanation.br, pair[1], BR_COLOR, BR_MARKER),
-    ):
-        start, end = seen.position[index], seen.center[index]
-        axes.add_patch(arrow(start.tolist(), end.tolist(), of_corner, 2.2, mutation_scale=12))
-        _mark_corner(axes, start, of_corner, marker, size=26)
+    _mark_corner(axes, position, corner, size=26)
+    outside = int(((points < 0) | (points > points.new_tensor(size))).any(dim=1).sum())
+    label = f"{len(points)} points of the {corner.name} corner in e"
+    if outside:
+        label += f" ({outside} outside)"
+    return line(color, label, 1.5, marker="o", markeredgecolor="white")
 
 
 def _pair_lines(
-    explanation: Explanation, pair: tuple[int, int], names: Optional[Sequence[str]]
+    explanation: Explanation,
+    corners: Sequence[_Corner],
+    pair: tuple[int, int],
+    names: Optional[Sequence[str]],
 ) -> tuple[str, ...]:
-    tl, br = explanation.tl, explanation.br
+    classes = ", ".join(
+        f"{x.name}: {class_name(names, int(x.seen.cls[x.index]))} {x.seen.score[x.index]:.2f}"
+        for x in corners
+    )
     outcome = PairOutcome(int(explanation.outcome[pair]))
     final = (explanation.detections == explanation.detections.new_tensor(pair)).all(dim=1)
     score = float(explanation.detection_scores[final].sum())
     return (
-        f"top-left: {class_name(names, int(tl.cls[pair[0]]))} {float(tl.score[pair[0]]):.2f}, "
-        f"bottom-right: {class_name(names, int(br.cls[pair[1]]))} {float(br.score[pair[1]]):.2f}",
+        classes,
         f"score of the box {float(explanation.scores[pair]):.2f}; shaded: its central region",
         _SENTENCES[outcome].format(spread=float(explanation.spread[pair]), score=score),
     )

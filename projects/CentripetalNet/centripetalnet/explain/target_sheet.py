@@ -7,25 +7,23 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor
 
 from ..layers import render_bumps
 from ..structures import BoxTargets, CornerTargets
 from ..visualization.sheet import (
-    BOX_COLOR,
     BR_COLOR,
     INK,
     PROBLEM_COLOR,
     TL_COLOR,
     Sheet,
     arrow,
-    box_list,
     class_name,
     draw_heatmap,
     draw_numbered_boxes,
     faded,
+    line,
     outline,
     rectangle,
 )
@@ -109,9 +107,8 @@ def targets_figure(
     grey = faded(image)
 
     axes = sheet.picture(0, 0, image, "Objects")
-    draw_numbered_boxes(axes, boxes.tolist())
-    names = [class_name(class_names, int(x)) for x in classes]
-    sheet.legend(0, 0, box_list(names), columns=3)
+    names = [class_name(class_names, x) for x in classes.tolist()]
+    sheet.legend(0, 0, draw_numbered_boxes(axes, boxes.tolist(), names), columns=3)
 
     for column, (name, of_corner, marks, color) in enumerate(corners, start=1):
         axes = sheet.picture(0, column, grey, f"{name} corners: heatmap and corner cells")
@@ -126,9 +123,13 @@ def targets_figure(
         for i in of_corner.wins.nonzero().flatten().tolist():
             _draw_shifts(axes, marks, i, color)
     shared = sum(int((~x.wins).sum()) for _, x, _, _ in corners)
-    handles = _shift_handles()
+    handles = [
+        line(TL_COLOR, "centripetal shift, top-left"),
+        line(BR_COLOR, "centripetal shift, bottom-right"),
+        line(INK, "guiding shift", 1.2, linestyle=_DASHES),
+    ]
     if shared:
-        handles.append(_text(f"overridden by a later box: {shared}"))
+        handles.append(Patch(facecolor="none", label=f"overridden by a later box: {shared}"))
     sheet.legend(1, 0, handles, columns=2)
 
     shown = _shown_box(boxes, targets)
@@ -137,7 +138,13 @@ def targets_figure(
         axes = sheet.picture(1, column, image, f"{name} corner{number}, enlarged")
         if shown is not None:
             _draw_close_up(axes, marks, shown, color, canvas_size, map_size)
-    sheet.legend(1, 1, _close_up_handles(), columns=2)
+    handles = [
+        line(PROBLEM_COLOR, "offset: cell to exact corner", 2.4),
+        line(TL_COLOR, "centripetal shift, from the corner", 2.2),
+        Patch(facecolor="none", edgecolor=TL_COLOR, linewidth=2.2, label="corner cell"),
+        line(INK, "guiding shift, from the cell", 1.8, linestyle=_DASHES),
+    ]
+    sheet.legend(1, 1, handles, columns=2)
     return sheet.figure
 
 
@@ -156,18 +163,16 @@ def _shown_box(boxes: Tensor, targets: BoxTargets) -> Optional[int]:
     return int(area.masked_fill(~usable, -1).argmax())
 
 
-def _draw_shifts(axes: Axes, marks: CornerMarks, i: int, color: str) -> None:
-    axes.add_patch(arrow(marks.corner[i].tolist(), marks.centripetal_center[i].tolist(), color))
-    _draw_guiding(axes, marks, i, 1.2)
-
-
-def _draw_guiding(axes: Axes, marks: CornerMarks, i: int, width: float) -> None:
+def _draw_shifts(axes: Axes, marks: CornerMarks, i: int, color: str, width: float = 1.6) -> None:
+    """Draws the centripetal shift as an arrow and the guiding shift as a thinner, dashed line."""
+    start, end = marks.corner[i].tolist(), marks.centripetal_center[i].tolist()
+    axes.add_patch(arrow(start, end, color, width))
     axes.plot(
         *zip(marks.cell[i, :2].tolist(), marks.guided_center[i].tolist()),
         color=INK,
-        linewidth=width,
+        linewidth=width - 0.4,
         linestyle=_DASHES,
-        path_effects=outline(width + 1.2),
+        path_effects=outline(width + 0.8),
     )
 
 
@@ -194,35 +199,6 @@ def _draw_close_up(
         axes.axhline(y * pixel_size[1], color="white", linewidth=0.6, alpha=0.7)
     axes.add_patch(rectangle(marks.cell[i].tolist(), color, 2.2))
     origin, corner = (x0, y0), marks.corner[i].tolist()
-    axes.add_patch(arrow(corner, marks.centripetal_center[i].tolist(), color, 2.2))
-    _draw_guiding(axes, marks, i, 1.8)
+    _draw_shifts(axes, marks, i, color, 2.2)
     axes.add_patch(arrow(origin, corner, PROBLEM_COLOR, 2.4, mutation_scale=12))
     axes.plot(*corner, marker="o", markersize=7, markerfacecolor=color, markeredgecolor="white")
-
-
-def _shift_handles() -> list:
-    return [
-        Line2D([], [], color=TL_COLOR, linewidth=2, label="centripetal shift, top-left"),
-        Line2D([], [], color=BR_COLOR, linewidth=2, label="centripetal shift, bottom-right"),
-        Line2D([], [], color=INK, linewidth=1.2, linestyle=_DASHES, label="guiding shift"),
-    ]
-
-
-def _close_up_handles() -> list:
-    return [
-        Line2D([], [], color=PROBLEM_COLOR, linewidth=2.4, label="offset: cell to exact corner"),
-        Line2D([], [], color=TL_COLOR, linewidth=2.2, label="centripetal shift, from the corner"),
-        Patch(facecolor="none", edgecolor=TL_COLOR, linewidth=2.2, label="corner cell"),
-        Line2D(
-            [],
-            [],
-            color=INK,
-            linewidth=1.8,
-            linestyle=_DASHES,
-            label="guiding shift, from the cell",
-        ),
-    ]
-
-
-def _text(text: str) -> Patch:
-    return Patch(facecolor="none", edgecolor=BOX_COLOR, linewidth=0, label=text)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Callable
 
 import torch
@@ -39,6 +40,9 @@ def export_program(model: CentripetalNet, path: str, metadata: dict[str, str]) -
     for module in detector.modules():
         if isinstance(module, Hourglass):
             module.enlarge = _doubled
+        # TensorFlow's padding in networks of timm.
+        if type(module).__name__ == "Conv2dSame":
+            module.forward = partial(_convolved, module)
     _register_listed_modules(detector)
     height, width = (torch.export.Dim(x, max=_LARGEST) for x in ("height", "width"))
     with torch.no_grad(), _IntegerSizes():
@@ -88,6 +92,22 @@ def _doubled(x: Tensor, size: Sequence[int]) -> Tensor:
         cell = torch.arange(length, device=x.device)
         x = x.index_select(axis, torch.div(cell, 2, rounding_mode="floor"))
     return x
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution with "SAME" padding of (N, C, H, W), whose sides are multiples of the stride.
+
+    Canvases are multiples of all strides, so the padding is constant. timm computes it from H and W
+    with terms that PyTorch 2.14 cannot prove equal.
+    """
+    border = []
+    for axis in (1, 0):
+        size = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+        total = max(size - conv.stride[axis], 0)
+        border += [total // 2, total - total // 2]
+    return F.conv2d(
+        F.pad(x, border), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups
+    )
 
 
 def load_program(path: str) -> Callable[[Tensor], Candidates]:

@@ -92,7 +92,8 @@ def write_video(path: str, frames: Iterator[np.ndarray], rate: float, size: tupl
         finally:
             writer.release()
         # OpenCV reports no errors.
-        found = int(cv2.VideoCapture(unfinished).get(cv2.CAP_PROP_FRAME_COUNT))
+        # -1 in OpenCV 5 if there is no video.
+        found = max(0, int(cv2.VideoCapture(unfinished).get(cv2.CAP_PROP_FRAME_COUNT)))
         if found != written:
             raise OSError(
                 f"{path}: {written} frames were written, but the file has {found}. Check whether "

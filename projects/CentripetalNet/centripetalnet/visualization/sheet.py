@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import Normal, Stroke
@@ -47,12 +48,15 @@ def outline(width: float = 1.5, color: str = "white") -> list:
     return [Stroke(linewidth=width, foreground=color), Normal()]
 
 
-def arrow(start, end, color: str, width: float = 1.6, **kwargs) -> FancyArrowPatch:
+def arrow(start, end, color: str, width: float = 1.6, mutation_scale: float = 9) -> FancyArrowPatch:
     """An arrow from one point to another."""
     return FancyArrowPatch(
         tuple(start),
         tuple(end),
-        **{"arrowstyle": "-|>", "mutation_scale": 9, "joinstyle": "miter", "zorder": 3, **kwargs},
+        arrowstyle="-|>",
+        mutation_scale=mutation_scale,
+        joinstyle="miter",
+        zorder=3,
         color=color,
         linewidth=width,
         shrinkA=0,
@@ -69,13 +73,12 @@ def rectangle(box, color: str, width: float = 1.8, fill: float = 0.0, **kwargs) 
         width: of the edge.
         fill: opacity of the interior.
     """
-    x0, y0, x1, y1 = (float(x) for x in box)
-    rgb = tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    x0, y0, x1, y1 = box
     return Rectangle(
         (x0, y0),
         x1 - x0,
         y1 - y0,
-        facecolor=(*rgb, fill),
+        facecolor=to_rgba(color, fill),
         edgecolor=color,
         linewidth=width,
         path_effects=outline(width + 1.6),
@@ -83,10 +86,15 @@ def rectangle(box, color: str, width: float = 1.8, fill: float = 0.0, **kwargs) 
     )
 
 
-def faded(image: np.ndarray, share: float = 0.55) -> np.ndarray:
+def line(color: str, label: str, width: float = 2.0, **kwargs) -> Line2D:
+    """Legend handle of a line."""
+    return Line2D([], [], color=color, linewidth=width, label=label, **kwargs)
+
+
+def faded(image: np.ndarray) -> np.ndarray:
     """The image in light grey, (h, w, 3), as a background for coloured marks."""
     grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
-    return np.repeat((255 - share * (255 - grey))[:, :, None], 3, axis=2).round().astype(np.uint8)
+    return np.repeat((255 - 0.55 * (255 - grey))[:, :, None], 3, axis=2).round().astype(np.uint8)
 
 
 def class_name(names: Optional[Sequence[str]], cls: int) -> str:
@@ -113,18 +121,26 @@ def draw_heatmap(axes: Axes, heatmap: Tensor, extent: tuple[float, float, float,
     )
 
 
-def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
-    """Draws boxes, in pixels of the image, and the numbers of those that :func:`box_list` names.
+def draw_numbered_boxes(
+    axes: Axes, boxes: Sequence[Sequence[float]], texts: Sequence[str]
+) -> list[Patch]:
+    """Draws boxes; returns legend handles with their texts.
 
-    A number that would hide another one is moved to the next corner of its box.
+    The first ones are numbered; the last line of the legend counts the rest. A number that would
+    hide another one is moved to the next corner of its box.
+
+    Args:
+        axes: in pixels of the image.
+        boxes: x0, y0, x1, y1 in these pixels.
+        texts: one for each box.
     """
     height, width = axes.get_ylim()[0], axes.get_xlim()[1]
     points_per_pixel = 72 / axes.figure.dpi
+    listed = len(boxes) if len(boxes) <= _MAX_LISTED else _MAX_LISTED - 1
     placed: list[np.ndarray] = []
-    for i, box in enumerate(boxes):
+    for box in boxes:
         axes.add_patch(rectangle(box, BOX_COLOR, gid="box"))
-        if i >= _num_listed(len(boxes)):
-            continue
+    for i, box in enumerate(boxes[:listed]):
         # The number stays inside the image if the box does not.
         x0, x1 = np.clip(box[0::2], 0, width)
         y0, y1 = np.clip(box[1::2], 0, height)
@@ -147,27 +163,10 @@ def draw_numbered_boxes(axes: Axes, boxes: Sequence[Sequence[float]]) -> None:
             verticalalignment="center",
             bbox={"boxstyle": "round,pad=0.12", "facecolor": BOX_COLOR, "edgecolor": "none"},
         )
-
-
-def _num_listed(count: int) -> int:
-    """Number of boxes that a legend names; with too many boxes its last line counts the rest."""
-    return count if count <= _MAX_LISTED else _MAX_LISTED - 1
-
-
-def box_list(texts: Sequence[str]) -> list:
-    """Legend handles of numbered boxes, of the first ones if there are many."""
-    listed = _num_listed(len(texts))
     lines = [f"{i + 1}  {text}" for i, text in enumerate(texts[:listed])]
-    if len(texts) > listed:
-        lines.append(f"and {len(texts) - listed} more")
+    if len(boxes) > listed:
+        lines.append(f"and {len(boxes) - listed} more")
     return [Patch(facecolor="none", edgecolor=BOX_COLOR, linewidth=1.5, label=x) for x in lines]
-
-
-def side_by_side(left: Sequence, right: Sequence) -> list:
-    """Pads the handles of a legend with two columns, which Matplotlib fills column by column."""
-    rows = max(len(left), len(right)) if right else 0
-    blanks = [Patch(facecolor="none", label=" ") for _ in range(rows)]
-    return [*left, *blanks[len(left) :], *right, *blanks[len(right) :]]
 
 
 class Sheet:
@@ -214,21 +213,20 @@ class Sheet:
     def _left(column: int) -> float:
         return _MARGIN + column * (_PANEL_WIDTH + _GAP)
 
-    def axes(self, row: int, column: int, inset: tuple[float, float, float, float] = (0,) * 4):
-        """The empty axes of a panel.
-
-        Args:
-            row, column: of the panel.
-            inset: inches left free at the left, bottom, right and top.
-        """
-        left, bottom, right, top = inset
+    def _inches(self, left: float, bottom: float, width: float, height: float) -> Axes:
+        """Empty axes at a place of the figure."""
         return self.figure.add_axes(
-            (
-                (self._left(column) + left) / self.width,
-                (self._bottom(row) + bottom) / self.height,
-                (_PANEL_WIDTH - left - right) / self.width,
-                (self.panel_height - bottom - top) / self.height,
-            )
+            (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        )
+
+    def axes(self, row: int, column: int, inset: tuple[float, float, float, float] = (0,) * 4):
+        """The empty axes of a panel, with inches left free at the left, bottom, right and top."""
+        left, bottom, right, top = inset
+        return self._inches(
+            self._left(column) + left,
+            self._bottom(row) + bottom,
+            _PANEL_WIDTH - left - right,
+            self.panel_height - bottom - top,
         )
 
     def title(self, row: int, column: int, text: str) -> None:
@@ -260,13 +258,8 @@ class Sheet:
 
     def color_bar(self, row: int, column: int, mappable, label: str) -> None:
         """Draws a colour bar into the strip of a panel."""
-        axes = self.figure.add_axes(
-            (
-                (self._left(column) + 0.25) / self.width,
-                (self._bottom(row) - 0.22) / self.height,
-                (_PANEL_WIDTH - 0.5) / self.width,
-                0.11 / self.height,
-            )
+        axes = self._inches(
+            self._left(column) + 0.25, self._bottom(row) - 0.22, _PANEL_WIDTH - 0.5, 0.11
         )
         # Transparent colours need the same grey behind them as on the image.
         axes.set_facecolor("#aaaaaa")
@@ -296,23 +289,19 @@ class Sheet:
         for text in legend.get_texts():
             text.set_color(INK)
 
-    def text(self, row: int, column: int, lines: Sequence[str], color: Optional[str] = None):
-        """Writes lines into the strip of a panel; with ``color`` the last is bold and coloured."""
-        for i, line in enumerate(lines):
-            stands_out = color is not None and i == len(lines) - 1
+    def text(self, row: int, column: int, lines: Sequence[str], color: str) -> None:
+        """Writes lines into the strip of a panel, the last one bold and in this colour."""
+        for i, text in enumerate(lines):
+            is_last = i == len(lines) - 1
             self.figure.text(
                 self._left(column) / self.width,
                 (self._bottom(row) - 0.1 - 0.2 * i) / self.height,
-                line,
+                text,
                 fontsize=10,
-                color=color if stands_out else INK,
-                fontweight="bold" if stands_out else "normal",
+                color=color if is_last else INK,
+                fontweight="bold" if is_last else "normal",
                 verticalalignment="top",
             )
-
-    def image(self) -> np.ndarray:
-        """(height, width, 3) RGB uint8."""
-        return rendered(self.figure)
 
 
 def rendered(figure: Figure) -> np.ndarray:

@@ -17,19 +17,6 @@ def model():
     return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
 
-def test_loads_what_it_saved(model, tmp_path):
-    CentripetalNetCheckpointer(model, str(tmp_path)).save("model")
-    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-
-    CentripetalNetCheckpointer(other).load(str(tmp_path / "model.pth"))
-
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
-
-
-def test_no_path_loads_nothing(model):
-    assert CentripetalNetCheckpointer(model).load("") == {}
-
-
 def test_a_missing_file_is_named(model):
     with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS.*nothing\.pth"):
         CentripetalNetCheckpointer(model).load("nothing.pth")
@@ -87,32 +74,11 @@ def test_a_training_does_not_start_from_weights_none_of_which_fits(model, tmp_pa
         CentripetalNetCheckpointer(model, strict=False).load(str(tmp_path / "model.pth"))
 
 
-class Explosive:
-    """Unpickling it would execute code."""
+def test_a_pickle_that_would_run_code_is_refused(model, tmp_path):
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": print, "__author__": "x"}))
 
-    def __reduce__(self):
-        return exec, ("raise SystemExit('code of the file was run')",)
-
-
-@pytest.mark.parametrize("name", ["model.pth", "model.pkl"])
-def test_a_file_that_would_run_code_is_refused(model, tmp_path, name):
-    path = tmp_path / name
-    if name.endswith(".pkl"):
-        path.write_bytes(pickle.dumps({"model": Explosive(), "__author__": "x"}))
-    else:
-        torch.save({"model": Explosive()}, path)
-
-    with pytest.raises(ValueError, match=name):
-        CentripetalNetCheckpointer(model).load(str(path))
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 broken zip"])
-def test_a_file_that_is_no_checkpoint_is_named(model, tmp_path, content):
-    path = tmp_path / "model.pth"
-    path.write_bytes(content)
-
-    with pytest.raises(ValueError, match=r"model\.pth is not a checkpoint"):
-        CentripetalNetCheckpointer(model).load(str(path))
+    with pytest.raises(ValueError, match=r"model\.pkl .*imports builtins\.print"):
+        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pkl"))
 
 
 @pytest.mark.parametrize("content", [{"model": {}}, {"model": None}, {}])
@@ -144,16 +110,6 @@ def test_weights_whose_name_is_no_string_are_refused(model, tmp_path, name):
     torch.save({"model": {**model.state_dict(), name: torch.ones(1)}}, tmp_path / "model.pth")
 
     with pytest.raises(ValueError, match="has the name .* expected a string"):
-        CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
-
-
-@pytest.mark.parametrize("metadata", [3, {"": 3}, {"": {"version": "new"}}, {1: {}}])
-def test_invalid_module_versions_are_refused(model, tmp_path, metadata):
-    weights = model.state_dict()
-    weights._metadata = metadata
-    torch.save({"model": weights}, tmp_path / "model.pth")
-
-    with pytest.raises(ValueError, match="_metadata"):
         CentripetalNetCheckpointer(model).load(str(tmp_path / "model.pth"))
 
 

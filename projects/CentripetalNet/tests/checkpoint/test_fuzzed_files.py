@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, GOLDEN_MODEL, golden_config
+from conftest import GOLDEN_OPTIONS, golden_config
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -102,9 +102,7 @@ def whole_file(names, form):
 
 def convert_file(source, destination, *options):
     """Runs the converter as on the command line, but raises errors."""
-    changes = [str(x) for key, value in GOLDEN_MODEL.items() for x in (key, value)]
-    config = ["--config-file", str(CONFIGS / "centripetal_hg104.yaml")]
-    arguments = [str(source), str(destination), *config, *options, "--opts", *changes]
+    arguments = [str(source), str(destination), *options, *GOLDEN_OPTIONS]
     convert.run(convert.get_parser().parse_args(arguments))
 
 

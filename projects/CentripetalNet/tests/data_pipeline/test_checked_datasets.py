@@ -78,18 +78,11 @@ def test_the_classes_of_the_config_must_be_those_of_the_dataset():
 
 def test_invalid_entries_stop_a_training_with_a_report():
     register(BAD_CONTENT)
+    entries = "image 5 '5.png': there is no file.*image 1 '1.png' annotation 2: bbox is .20, 1, 4,"
+    advice = "Fix the annotation file.*DATALOADER.SKIP_UNUSABLE True"
 
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"(?s)annotations.json.*{entries}.*{advice}"):
         usable()
-
-    for expected in (
-        "annotations.json",
-        "image 5 '5.png': there is no file",
-        "image 1 '1.png' annotation 2: bbox is [20, 1, 4, 4]",
-        "Fix the annotation file",
-        "DATALOADER.SKIP_UNUSABLE True",
-    ):
-        assert expected in str(error.value)
 
 
 def test_with_skip_unusable_invalid_entries_are_left_out_and_counted(caplog):
@@ -141,14 +134,13 @@ XYWH = {"bbox_mode": BoxMode.XYWH_ABS}
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"bbox": [2, 1, 6, math.inf]}, "bbox is [2, 1, 6, inf]"),
         ({"bbox": [20, 1, 24, 4]}, "bbox is [20, 1, 4, 3] in an image of 10 x 8"),
         ({"bbox": np.array([2, 1, 4, 3]), **XYWH}, "bbox is array("),
         ({"bbox": ...}, "there is no bbox"),
         ({"bbox_mode": ...}, "no bbox_mode; expected one of detectron2.structures.BoxMode"),
         ({"bbox_mode": BoxMode.XYXY_REL}, "bbox_mode is <BoxMode.XYXY_REL: 2>"),
         ({"category_id": 2}, "category_id is 2; expected one of the 2 category ids, 0 to 1"),
-        ({"segmentation": [[1, 2, 3, 4, 5, math.nan]]}, "a coordinate is nan"),
+        ({"segmentation": [np.array([1, 2, 3, 4, 5, math.nan])]}, "a coordinate is nan"),
         ({"segmentation": {"size": [8, 10], "counts": [80]}}, "its counts are a list"),
         ({"segmentation": {"size": [8, 10], "counts": b"1"}}, "its runs have 1 pixels together"),
     ],

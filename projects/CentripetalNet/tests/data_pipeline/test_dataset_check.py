@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from coco_content import HEIGHT, PATH, WIDTH, annotation, coco, image, rle
+from coco_content import HEIGHT, PATH, WIDTH, annotation, changed, coco, image, rle
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 
 from centripetalnet.data.check.annotations import check_annotations, decode_counts
-from centripetalnet.data.check.coco_file import check_coco_categories
+from centripetalnet.data.check.reading import check_coco_categories
 from centripetalnet.data.check.report import SEVERITIES, Problem, Report, without_errors
 
 
@@ -88,86 +88,76 @@ POLYGON, DROPPED = "invalid polygon", "polygon dropped by Detectron2"
 RUNS, NO_FORM = "invalid run-length encoding", "segmentation of unknown format"
 
 
-@pytest.mark.parametrize(
-    "changes, kind, detail",
-    [
-        ({"id": ...}, NO_IDS, "there is no id; expected an integer"),
-        ({"image_id": [1]}, NO_IDS, "image_id is \\[1\\]; expected an integer"),
-        ({"category_id": 3.0}, NO_IDS, "category_id is 3.0"),
-        ({"category_id": HUGE}, NO_IDS, "an integer of 1329 bits"),
-        ({"id": 2}, "annotation id is not unique", "annotations\\[0\\] has the same id"),
-        ({"id": 0}, "annotation id is not positive", "needs ids from 1"),
-        ({"image_id": 9}, "annotation of an unknown image", "one of the file's images"),
-        ({"category_id": 4}, "annotation of an unknown category", "category_id is 4"),
-        ({"bbox": ...}, NO_BOX, "there is no bbox; expected \\[x, y, width, height\\]"),
-        ({"bbox": [1, 2, math.nan, 4]}, NO_BOX, "nan"),
-        ({"bbox": [HUGE, 2, 3, 4]}, NO_BOX, "bits"),
-        ({"bbox": [1, 2, 3, -4]}, "box of negative size", "\\[1, 2, 3, -4\\]; .* positive"),
-        ({"bbox": [1, 2, 0, 4]}, "box without an area", "no training target"),
-        ({"bbox": [10, 2, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
-        ({"bbox": [1, -4, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
-        ({"bbox": [-1.5, 2, 3, 4]}, OVER, "1.5 pixels are clipped"),
-        ({"bbox": [1, 2, 3, 7]}, OVER, "1 pixels are clipped"),
-        ({"ignore": 1}, "ignore is not 0", "it is 1"),
-        ({"iscrowd": 2}, "iscrowd is not 0 or 1", "iscrowd is 2"),
-        ({"iscrowd": ...}, "no iscrowd", "evaluation fails"),
-        ({"area": "12"}, "no valid area", "area is '12'"),
-        ({"keypoints": [1, 2, "2"]}, "invalid keypoints", "x, y, visibility"),
-        ({"segmentation": "x"}, NO_FORM, "it is 'x'; expected a list of polygons"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, POLYGON, "7 numbers.*Detectron2 drops"),
-        ({"segmentation": [[]]}, POLYGON, "0 numbers.*Detectron2 drops the whole"),
-        ({"segmentation": [[1, 1, 5, 1, 5, 5], [1, 2]]}, DROPPED, "2 numbers.*keeps 1 of the 2"),
-        ({"segmentation": [1, 2, 3, 4, 5, 6]}, POLYGON, "one is 1; expected a list"),
-        ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, POLYGON, "a coordinate is '6'"),
-        ({"segmentation": [[1, 2, 3, 4, 5, HUGE]]}, POLYGON, "bits"),
-        ({"segmentation": [[1, 2], [1, 2, 3, 4, 5, math.nan]]}, POLYGON, "a coordinate is nan"),
-        ({"segmentation": [[1, 2, 3, 4, 5, -1e9]]}, POLYGON, "-1e\\+09; expected at most"),
-        ({"segmentation": {"size": [10, 8], "counts": [80]}}, RUNS, "\\[8, 10\\]"),
-        ({"segmentation": {"size": [8, 10.0], "counts": [80]}}, RUNS, "\\[8, 10.0\\]"),
-        ({"segmentation": {"size": [2**31, 2**31], "counts": [80]}}, RUNS, "1 to 2147483647"),
-        ({"segmentation": {"size": [8, 10], "counts": []}}, RUNS, "0 pixels.*expected 80"),
-        ({"segmentation": {"size": [8, 10], "counts": [90, -10]}}, RUNS, "length -10"),
-        ({"segmentation": {"size": [8, 10], "counts": [80.0]}}, RUNS, "expected integers"),
-        ({"segmentation": {"size": [8, 10], "counts": "0P"}}, RUNS, "'0P'; expected numbers"),
-        ({"segmentation": {"size": [8, 10], "counts": "ä"}}, RUNS, "'ä'; .*'P' to 'o'"),
-        ({"segmentation": {"size": [8, 10], "counts": "ooooooo0"}}, RUNS, "at most 7"),
-        ({"segmentation": {"size": [8, 10], "counts": "@"}}, RUNS, "length -16"),
-        ({"segmentation": {"size": [8, 10], "counts": "T3"}}, RUNS, "100 pixels"),
-    ],
-)
-def test_each_problem_of_an_annotation_is_reported(changes, kind, detail):
-    content = coco([annotation(2), annotation(5, **changes)])
-
-    (problem,) = check_annotations(content, PATH).problems
-
-    assert (problem.kind, problem.section, problem.position) == (kind, "annotations", 1)
-    assert re.search(detail, problem.detail), problem.detail
-    assert len(problem.detail) < 200
-
-
+OF_ANNOTATIONS = [
+    ({"id": ...}, NO_IDS, "there is no id; expected an integer"),
+    ({"image_id": [1]}, NO_IDS, "image_id is \\[1\\]; expected an integer"),
+    ({"category_id": 3.0}, NO_IDS, "category_id is 3.0"),
+    ({"category_id": HUGE}, NO_IDS, "an integer of 1329 bits"),
+    ({"id": 2}, "annotation id is not unique", "annotations\\[0\\] has the same id"),
+    ({"id": 0}, "annotation id is not positive", "needs ids from 1"),
+    ({"image_id": 9}, "annotation of an unknown image", "one of the file's images"),
+    ({"category_id": 4}, "annotation of an unknown category", "category_id is 4"),
+    ({"bbox": ...}, NO_BOX, "there is no bbox; expected \\[x, y, width, height\\]"),
+    ({"bbox": [1, 2, math.nan, 4]}, NO_BOX, "nan"),
+    ({"bbox": [HUGE, 2, 3, 4]}, NO_BOX, "bits"),
+    ({"bbox": [1, 2, 3, -4]}, "box of negative size", "\\[1, 2, 3, -4\\]; .* positive"),
+    ({"bbox": [1, 2, 0, 4]}, "box without an area", "no training target"),
+    ({"bbox": [10, 2, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
+    ({"bbox": [1, -4, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
+    ({"bbox": [-1.5, 2, 3, 4]}, OVER, "1.5 pixels are clipped"),
+    ({"bbox": [1, 2, 3, 7]}, OVER, "1 pixels are clipped"),
+    ({"ignore": 1}, "ignore is not 0", "it is 1"),
+    ({"iscrowd": 2}, "iscrowd is not 0 or 1", "iscrowd is 2"),
+    ({"iscrowd": ...}, "no iscrowd", "evaluation fails"),
+    ({"area": "12"}, "no valid area", "area is '12'"),
+    ({"keypoints": [1, 2, "2"]}, "invalid keypoints", "x, y, visibility"),
+    ({"segmentation": "x"}, NO_FORM, "it is 'x'; expected a list of polygons"),
+    ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, POLYGON, "7 numbers.*Detectron2 drops"),
+    ({"segmentation": [[]]}, POLYGON, "0 numbers.*Detectron2 drops the whole"),
+    ({"segmentation": [[1, 1, 5, 1, 5, 5], [1, 2]]}, DROPPED, "2 numbers.*keeps 1 of the 2"),
+    ({"segmentation": [1, 2, 3, 4, 5, 6]}, POLYGON, "one is 1; expected a list"),
+    ({"segmentation": [[1, 2, 3, 4, 5, "6"]]}, POLYGON, "a coordinate is '6'"),
+    ({"segmentation": [[1, 2, 3, 4, 5, HUGE]]}, POLYGON, "bits"),
+    ({"segmentation": [[1, 2], [1, 2, 3, 4, 5, math.nan]]}, POLYGON, "a coordinate is nan"),
+    ({"segmentation": [[1, 2, 3, 4, 5, -1e9]]}, POLYGON, "-1e\\+09; expected at most"),
+    ({"segmentation": {"size": [10, 8], "counts": [80]}}, RUNS, "\\[8, 10\\]"),
+    ({"segmentation": {"size": [8, 10.0], "counts": [80]}}, RUNS, "\\[8, 10.0\\]"),
+    ({"segmentation": {"size": [2**31, 2**31], "counts": [80]}}, RUNS, "1 to 2147483647"),
+    ({"segmentation": {"size": [8, 10], "counts": []}}, RUNS, "0 pixels.*expected 80"),
+    ({"segmentation": {"size": [8, 10], "counts": [90, -10]}}, RUNS, "length -10"),
+    ({"segmentation": {"size": [8, 10], "counts": [80.0]}}, RUNS, "expected integers"),
+    ({"segmentation": {"size": [8, 10], "counts": "0P"}}, RUNS, "'0P'; expected numbers"),
+    ({"segmentation": {"size": [8, 10], "counts": "ä"}}, RUNS, "'ä'; .*'P' to 'o'"),
+    ({"segmentation": {"size": [8, 10], "counts": "ooooooo0"}}, RUNS, "at most 7"),
+    ({"segmentation": {"size": [8, 10], "counts": "@"}}, RUNS, "length -16"),
+    ({"segmentation": {"size": [8, 10], "counts": "T3"}}, RUNS, "100 pixels"),
+]
 NO_IMAGE = "image without a valid id, file_name, height or width"
 OUTSIDE, COPY = "file name leads outside the image folder", "image id is not unique"
+OF_IMAGES = [
+    ({"id": ...}, NO_IMAGE, "there is no id; expected an integer"),
+    ({"file_name": ""}, NO_IMAGE, "file_name is ''; expected a string"),
+    ({"height": 0}, NO_IMAGE, "height is 0; expected a positive integer"),
+    ({"width": [10]}, NO_IMAGE, "width is \\[10\\]"),
+    ({"file_name": "../2.png"}, OUTSIDE, "expected a path relative to the image folder"),
+    ({"file_name": "/data/2.png"}, OUTSIDE, "expected a path relative to the image folder"),
+    ({"id": 1, "file_name": "1.png"}, COPY, "they are equal, the first is kept"),
+]
 
 
 @pytest.mark.parametrize(
-    "changes, kind, detail",
-    [
-        ({"id": ...}, NO_IMAGE, "there is no id; expected an integer"),
-        ({"file_name": ""}, NO_IMAGE, "file_name is ''; expected a string"),
-        ({"height": 0}, NO_IMAGE, "height is 0; expected a positive integer"),
-        ({"width": [10]}, NO_IMAGE, "width is [10]"),
-        ({"file_name": "../2.png"}, OUTSIDE, "expected a path relative to the image folder"),
-        ({"file_name": "/data/2.png"}, OUTSIDE, "expected a path relative to the image folder"),
-        ({"id": 1, "file_name": "1.png"}, COPY, "they are equal, the first is kept"),
-    ],
+    "section, changes, kind, detail",
+    [("annotations", *x) for x in OF_ANNOTATIONS] + [("images", *x) for x in OF_IMAGES],
 )
-def test_each_problem_of_an_image_entry_is_reported(changes, kind, detail):
-    content = coco([annotation(1)], [image(1), image(2, **changes)])
+def test_each_problem_of_an_entry_is_reported(section, changes, kind, detail):
+    content = coco([annotation(2), annotation(5)], [image(1), image(2)])
+    content[section][1] = changed(content[section][1], changes)
 
     (problem,) = check_annotations(content, PATH).problems
 
-    assert (problem.kind, problem.section, problem.position) == (kind, "images", 1)
-    assert detail in problem.detail
+    assert (problem.kind, problem.section, problem.position) == (kind, section, 1)
+    assert re.search(detail, problem.detail), problem.detail
+    assert len(problem.detail) < 200
 
 
 def test_of_different_images_with_one_id_none_is_kept():
@@ -177,14 +167,6 @@ def test_of_different_images_with_one_id_none_is_kept():
 
     assert [(x.kind, x.position) for x in problems] == [(COPY, 0), (COPY, 2)]
     assert "annotations are ambiguous" in problems[0].detail
-
-
-def test_a_box_in_an_image_of_unknown_size_is_not_checked_against_it():
-    boxes = [500, 500, 5, 5], [-50, -50, 5, 5], [-5, -5, 10, 10]
-    annotations = [annotation(i + 1, bbox=x) for i, x in enumerate(boxes)]
-    content = coco(annotations, [image(1, width=None)])
-
-    assert [x.kind for x in check_annotations(content, PATH).problems] == [NO_IMAGE]
 
 
 @settings(max_examples=100, deadline=None)
@@ -197,14 +179,9 @@ def test_compressed_counts_are_decoded_as_pycocotools_encodes_them(counts):
 
 
 def test_the_report_has_one_row_for_each_kind_errors_first():
-    content = coco(
-        [
-            annotation(1, id=None),
-            *(annotation(i, bbox=[-1, 2, 3, 4], image_id=i % 2 + 1) for i in range(2, 1202)),
-            annotation(5000, bbox=[1, 2, -3, 4]),
-        ],
-        [image(1, file_name="牛\ud800\x1b.png"), image(2)],
-    )
+    noted = [annotation(i, bbox=[-1, 2, 3, 4], image_id=i % 2 + 1) for i in range(2, 1202)]
+    wrong = [annotation(1, id=None), annotation(5000, bbox=[1, 2, -3, 4])]
+    content = coco(noted + wrong, [image(1, file_name="牛\ud800\x1b.png"), image(2)])
 
     lines = check_annotations(content, PATH).format().splitlines()
 

@@ -48,45 +48,32 @@ def test_the_name_of_another_dataset_is_refused(entry):
         register_own_datasets([["coco_2017_val", *entry[1:]]])
 
 
-def test_a_dataset_may_be_remote(remote):
+@pytest.mark.parametrize("num_files", [2, 1])
+def test_a_remote_dataset_is_used_without_invalid_entries(remote, num_files):
     (remote / "images").mkdir()
-    for name in ("a.png", "b.png"):
+    content = coco([annotation(1)])
+    names = [x["file_name"] for x in content["images"]][:num_files]
+    for name in names:
         Image.new("RGB", (WIDTH, HEIGHT)).save(remote / "images" / name)
-    content = coco([annotation(1)])
-    for image, name in zip(content["images"], ("a.png", "b.png")):
-        image["file_name"] = name
     (remote / "annotations.json").write_text(json.dumps(content))
-    entry = ["remote_train", "test-store://annotations.json", "test-store://images"]
+    config(
+        DATASETS__COCO_FORMAT=[
+            ["remote_train", "test-store://annotations.json", "test-store://images"]
+        ]
+    )
+    registered = {"remote_train"}
 
     try:
-        config(DATASETS__COCO_FORMAT=[entry])
-        names = usable_datasets(["remote_train"], "test-store://output", skip_unusable=False)
-        images = [read_image(x["file_name"], "RGB") for x in DatasetCatalog.get("remote_train")]
-    finally:
-        DatasetCatalog.remove("remote_train")
-        MetadataCatalog.remove("remote_train")
-
-    assert names == ["remote_train"]
-    assert [x.shape for x in images] == [(HEIGHT, WIDTH, 3)] * 2
-
-
-def test_a_remote_dataset_is_used_without_invalid_entries(remote):
-    (remote / "images").mkdir()
-    content = coco([annotation(1)])
-    names = [x["file_name"] for x in content["images"]]
-    Image.new("RGB", (WIDTH, HEIGHT)).save(remote / "images" / names[0])
-    (remote / "annotations.json").write_text(json.dumps(content))
-    entry = ["remote_train", "test-store://annotations.json", "test-store://images"]
-    registered = ["remote_train"]
-
-    try:
-        register_own_datasets([entry])
-        registered += usable_datasets(registered, "test-store://output", skip_unusable=True)
-        left = DatasetCatalog.get(registered[-1])
+        (used,) = usable_datasets(["remote_train"], "test-store://output", num_files == 1)
+        registered.add(used)
+        files = [x["file_name"] for x in DatasetCatalog.get(used)]
+        images = [read_image(x, "RGB") for x in files]
     finally:
         for name in registered:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
-    assert [x["file_name"] for x in left] == [f"test-store://images/{names[0]}"]
-    assert (remote / "output" / "usable_annotations" / "remote_train.json").is_file()
+    assert files == [f"test-store://images/{x}" for x in names]
+    assert [x.shape for x in images] == [(HEIGHT, WIDTH, 3)] * num_files
+    changed = remote / "output" / "usable_annotations" / "remote_train.json"
+    assert changed.is_file() == (num_files == 1) == (used != "remote_train")

@@ -29,11 +29,13 @@ def trainer_of(*values, model=None, **options):
 
 
 def run(trainer, steps):
+    """Runs steps and returns the values that they have logged."""
     with EventStorage() as storage:
         for _ in range(steps):
             trainer.run_step()
             trainer.iter += 1
             storage.step()
+    return storage.latest()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -49,14 +51,13 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_logged(bad, caplog):
     assert "'loss_b': 1.0" in caplog.text
 
 
-def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
-    class Steep(Line):
-        def forward(self, batch):
-            value = batch[0]["value"]
-            # The square root's gradient at 0 is infinite.
-            return {"loss": (self.weight - value).abs().sqrt().sum()}
+class Steep(Line):
+    def forward(self, batch):
+        # The square root's gradient at 0 is infinite, and the initial weight is 1.
+        return {"loss": (self.weight - 1).abs().sqrt()}
 
-    # The initial weight is 1.
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
     trainer = trainer_of(1.0, max_skipped_steps=1, model=Steep())
 
     run(trainer, 1)
@@ -66,10 +67,6 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_logged(caplog):
 
 
 def test_gradients_that_overflow_at_any_scale_end_the_training():
-    class Steep(Line):
-        def forward(self, batch):
-            return {"loss": (self.weight - 1).abs().sqrt()}
-
     trainer = trainer_of(*[1.0] * 60, model=Steep())
     trainer.grad_scaler = torch.amp.GradScaler("cpu")
 
@@ -88,8 +85,7 @@ def test_gradients_of_several_batches_are_added_up():
     values = [1.0, 2.0, 4.0, 8.0]
     trainer = trainer_of(*values, model=Mean(), accumulate=2, step_counts=len)
 
-    with EventStorage():
-        run(trainer, 2)
+    run(trainer, 2)
 
     # Steps of (1 + 2) / 2 and (4 + 8) / 2 with momentum, from 1 with the rate 0.1.
     assert trainer.model.weight.item() == pytest.approx(1 - 0.1 * 1.5 - 0.1 * (0.9 * 1.5 + 6))
@@ -192,16 +188,12 @@ def test_skipped_images_are_counted_and_ten_of_them_logged(caplog):
     for i, batch in enumerate(trainer.data_loader):
         batch[0]["left_out"] = [f"cannot read image{i % 30}.jpg"]
 
-    with EventStorage() as storage:
-        for _ in range(60):
-            trainer.run_step()
-            trainer.iter += 1
-            storage.step()
+    values = run(trainer, 60)
 
     logged = [x.message for x in caplog.records if "Skipped an image" in x.message]
     assert len(logged) == len(set(logged)) == 10
     assert "centripetalnet-check" in caplog.text
-    assert storage.latest()["images_left_out"][0] == 60
+    assert values["images_left_out"][0] == 60
 
 
 def test_without_a_stream_resuming_warns_that_the_order_of_images_restarts(caplog):

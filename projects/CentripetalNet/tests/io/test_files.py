@@ -7,15 +7,22 @@ import pytest
 from centripetalnet.io.files import atomic_file, atomic_path
 
 
-def test_a_file_appears_when_the_block_ends(tmp_path):
-    path = tmp_path / "file"
+@pytest.fixture(params=["local", "remote"])
+def place(request, remote):
+    """The address of a file and its path, in an empty folder."""
+    path = remote / "file"
+    return ("test-store://file" if request.param == "remote" else str(path)), path
 
-    with atomic_file(str(path)) as file:
+
+def test_a_file_appears_when_the_block_ends(place):
+    address, path = place
+
+    with atomic_file(address, durable=True) as file:
         file.write("ä")
         assert not path.exists()
 
     assert path.read_text(encoding="utf-8") == "ä"
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_temporary_path_may_have_the_extension(tmp_path):
@@ -31,16 +38,16 @@ def test_the_temporary_path_may_have_the_extension(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_an_error_keeps_the_previous_file(tmp_path, error):
-    path = tmp_path / "file"
+def test_an_error_keeps_the_previous_file(place, error):
+    address, path = place
     path.write_bytes(b"before")
 
-    with pytest.raises(error), atomic_file(str(path), "wb") as file:
+    with pytest.raises(error), atomic_file(address, "wb") as file:
         file.write(b"half")
         raise error
 
     assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_durable_file_is_synced_before_and_its_folder_after_the_rename(tmp_path, monkeypatch):
@@ -70,21 +77,3 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
         file.write("content")
 
     assert (tmp_path / "file").read_text() == "content"
-
-
-def test_a_remote_file_appears_when_the_block_ends(remote):
-    with atomic_file("test-store://file", durable=True) as file:
-        file.write("\u00e4")
-        assert not (remote / "file").exists()
-
-    assert (remote / "file").read_text(encoding="utf-8") == "\u00e4"
-
-
-def test_an_error_keeps_the_previous_remote_file(remote):
-    (remote / "file").write_bytes(b"before")
-
-    with pytest.raises(KeyboardInterrupt), atomic_file("test-store://file", "wb") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    assert (remote / "file").read_bytes() == b"before"

@@ -1,19 +1,17 @@
-import importlib
-import os
-import platform
-import subprocess
-import sys
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from operator_arguments import ARRANGEMENTS, channels_last
 
 from centripetalnet.layers import corner_pool, corner_pool_reference
 
 DIRECTIONS = ("top", "bottom", "left", "right")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+contiguous = torch.Tensor.contiguous
 GOLDEN = Path(__file__).parents[1] / "data" / "corner_pool.pt"
 
 
@@ -43,176 +41,77 @@ def test_matches_the_reference_implementation(case, direction, device):
     torch.testing.assert_close(grad_input.cpu(), expected["grad_input"], rtol=1e-5, atol=1e-6)
 
 
-def arrange(values, layout):
-    """The same values in another memory layout."""
-    if layout == "channels_last":
-        return values.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":
-        return torch.stack([values, torch.full_like(values, 9)], dim=-1)[..., 0]
-    if layout == "sliced channels_last":
-        wide = torch.cat([values, torch.full_like(values, 9)], dim=1)
-        return wide.contiguous(memory_format=torch.channels_last)[:, : values.shape[1]]
-    if layout == "transposed":
-        return values.mT.contiguous().mT
-    if layout == "expanded":
-        return values[:1, :, :1].expand_as(values)
-    return values.contiguous()
+SPECIAL = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, -0.0, 0.0]).double()
 
 
-LAYOUTS = (
-    "contiguous",
-    "channels_last",
-    "sliced",
-    "sliced channels_last",
-    "transposed",
-    "expanded",
-)
+def random_numbers(shape, generator, spread, specials):
+    """Small integers, which give ties and sums that are exact in any order, and special numbers."""
+    values = torch.randint(-spread, spread + 1, shape, generator=generator).double()
+    special = SPECIAL[torch.randint(0, len(SPECIAL), shape, generator=generator)]
+    return torch.where(torch.rand(shape, generator=generator) < specials, special, values)
+
+
+def assert_agrees_with_cummax(values, grad_output, dtype, direction, layouts, device):
+    values, grad_output = values.to(dtype).double(), grad_output.to(dtype).double()
+    input, gradient = (layout(x) for x, layout in zip((values, grad_output), layouts))
+    expected = pool_with_grad(corner_pool_reference, input, direction, gradient)
+
+    input, gradient = (
+        layout(x.to(device, dtype)) for x, layout in zip((values, grad_output), layouts)
+    )
+    found = pool_with_grad(corner_pool, input, direction, gradient)
+
+    for x, y in zip(found, expected):
+        assert_equal(x.cpu(), y.to(dtype))
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20)),
+    shape=st.tuples(st.integers(0, 3), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20)),
     dtype=st.sampled_from(DTYPES),
     direction=st.sampled_from(DIRECTIONS),
-    input_layout=st.sampled_from(LAYOUTS),
-    grad_layout=st.sampled_from(LAYOUTS),
+    layouts=st.tuples(*[st.sampled_from(ARRANGEMENTS)] * 2),
     spread=st.integers(1, 1000),
     specials=st.sampled_from([0, 0.05, 0.5]),
     seed=st.integers(0, 2**32 - 1),
 )
 # Lines longer than a CUDA thread block's tile.
-@example((1, 3, 2, 300), torch.float32, "left", "contiguous", "contiguous", 9, 0.05, 0)
-@example((1, 3, 300, 2), torch.float64, "top", "contiguous", "contiguous", 9, 0.05, 1)
-@example((1, 3, 300, 2), torch.bfloat16, "bottom", "channels_last", "contiguous", 9, 0.05, 2)
-@example((1, 100, 3, 25), torch.bfloat16, "top", "channels_last", "channels_last", 9, 0.05, 3)
+@example((1, 3, 2, 300), torch.float32, "left", [contiguous] * 2, 9, 0.05, 0)
+@example((1, 3, 300, 2), torch.float64, "top", [contiguous] * 2, 9, 0.05, 1)
+@example((1, 3, 300, 2), torch.bfloat16, "bottom", (channels_last, contiguous), 9, 0.05, 2)
+@example((1, 100, 3, 25), torch.bfloat16, "top", [channels_last] * 2, 9, 0.05, 3)
+# Lines without cells, and no lines.
+@example((2, 3, 0, 4), torch.float32, "top", [contiguous] * 2, 9, 0, 4)
+@example((2, 3, 5, 0), torch.float32, "left", [contiguous] * 2, 9, 0, 5)
+@example((0, 3, 5, 4), torch.float32, "right", [contiguous] * 2, 9, 0, 6)
+@example((2, 0, 5, 4), torch.float32, "bottom", [channels_last] * 2, 9, 0, 7)
 def test_agrees_with_cummax_in_value_and_gradient(
-    device, shape, dtype, direction, input_layout, grad_layout, spread, specials, seed
+    device, shape, dtype, direction, layouts, spread, specials, seed
 ):
     generator = torch.Generator().manual_seed(seed)
+    values = random_numbers(shape, generator, spread, specials)
+    grad_output = random_numbers(shape, generator, 8, specials=0)
 
-    def integers(low, high):
-        return torch.randint(low, high + 1, shape, generator=generator).double()
-
-    # Small integers give ties, and sums that are exact in any order.
-    values = integers(-spread, spread).to(dtype).double()
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0]).double()
-    chosen = torch.rand(shape, generator=generator) < specials
-    values = torch.where(chosen, special[integers(0, 4).long()], values)
-    if seed % 2:
-        values = values.copysign(-torch.ones(()))  # also NaN with the sign bit
-    input = arrange(values, input_layout)
-    grad_output = arrange(integers(-8, 8), grad_layout)
-    expected = pool_with_grad(corner_pool_reference, input, direction, grad_output)
-
-    output, grad_input = pool_with_grad(
-        corner_pool,
-        arrange(values.to(device, dtype), input_layout),
-        direction,
-        arrange(grad_output.to(device, dtype), grad_layout),
-    )
-
-    assert_equal(output.cpu(), expected[0].to(dtype))
-    assert_equal(grad_input.cpu(), expected[1].to(dtype))
+    assert_agrees_with_cummax(values, grad_output, dtype, direction, layouts, device)
 
 
-@pytest.fixture(scope="module")
-def cases_for_vectors():
-    """Inputs of both operators with expected outputs, in sizes around those of vectors."""
-    generator = torch.Generator().manual_seed(0)
-    special = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0, 0.0])
-
-    def integers(shape, specials):
-        values = torch.randint(-8, 9, shape, generator=generator).float()
-        chosen = torch.rand(shape, generator=generator) < specials
-        return torch.where(chosen, special[values.long() % len(special)], values)
-
-    cases = []
-    for shape in (
-        (1, 1, 1, 1),
-        (3, 1, 4, 31),
-        (2, 3, 5, 37),
-        (1, 2, 70, 33),
-        (1, 33, 3, 66),
-        (1, 1, 131, 7),
-        (1, 130, 2, 121),  # more lanes than a block
-    ):
-        for number, direction in enumerate(DIRECTIONS):
-            input = integers(shape, specials=0.05)
-            grad_output = integers(shape, specials=0.01)
-            expected = pool_with_grad(
-                corner_pool_reference, input.double(), direction, grad_output.double()
-            )
-            for dtype in DTYPES:
-                for layout in ("contiguous", "channels_last"):
-                    arguments = [
-                        arrange(values.to(dtype), layout) for values in (grad_output, input)
-                    ]
-                    cases.append(((*arguments, number), [x.to(dtype) for x in expected]))
-    return cases
-
-
-def run_with_capability(capability, arguments, folder):
-    """Outputs of the operators in a new process that is limited to an instruction set."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("kernels are compiled for several instruction sets on x86 only")
-    library = importlib.import_module("centripetalnet._C").__file__
-    torch.save(arguments, folder / "arguments.pt")
-    code = f"""
-import torch
-torch.ops.load_library({library!r})
-operators = torch.ops.centripetalnet
-outputs = [
-    (operators.corner_pool(input, direction),
-     operators.corner_pool_backward(grad_output, input, direction))
-    for grad_output, input, direction in torch.load("arguments.pt")
-]
-torch.save(outputs, "outputs.pt")
-"""
-    environment = {**os.environ, "CENTRIPETALNET_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(result.stderr)
-    return torch.load(folder / "outputs.pt")
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_kernels_for_every_instruction_set_agree_with_cummax(
-    capability, cases_for_vectors, tmp_path
-):
-    lower = {"AVX512": ("baseline", "avx2", "avx512"), "AVX2": ("baseline", "avx2")}
-    if capability not in lower.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
-        pytest.skip(f"this machine has no {capability}")
-
-    outputs = run_with_capability(capability, [case for case, _ in cases_for_vectors], tmp_path)
-
-    for actual, (_, expected) in zip(outputs, cases_for_vectors):
-        for a, e in zip(actual, expected):
-            assert_equal(a, e)
-
-
-def test_unknown_instruction_set_is_an_error(tmp_path):
-    case = (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 0)
-
-    with pytest.raises(RuntimeError, match="ValueError: .*_CPU_CAPABILITY must be .* got 'sse9'"):
-        run_with_capability("sse9", [case], tmp_path)
-
-
+# Around the sizes of vectors. The last has more lanes than a block.
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_reference_takes_the_maximum_up_to_the_named_border(direction):
-    input = torch.randn(2, 3, 5, 4)
-    expected = torch.empty_like(input)
-    for i in range(5):
-        for j in range(4):
-            seen = {
-                "top": input[:, :, i:, j],
-                "bottom": input[:, :, : i + 1, j],
-                "left": input[:, :, i, j:],
-                "right": input[:, :, i, : j + 1],
-            }[direction]
-            expected[:, :, i, j] = seen.amax(-1)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1, 1, 1, 1), (3, 1, 4, 31), (2, 3, 5, 37), (1, 2, 70, 33)),
+        *((1, 33, 3, 66), (1, 1, 131, 7), (1, 130, 2, 121)),
+    ],
+)
+def test_lines_of_any_length_agree_with_cummax(shape, direction, device):
+    generator = torch.Generator().manual_seed(0)
+    values = random_numbers(shape, generator, 8, specials=0.05)
+    grad_output = random_numbers(shape, generator, 8, specials=0.01)
 
-    assert_equal(corner_pool_reference(input, direction), expected)
+    for dtype in DTYPES:
+        for layout in (contiguous, channels_last):
+            assert_agrees_with_cummax(values, grad_output, dtype, direction, [layout] * 2, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -235,9 +134,9 @@ def test_gradcheck(direction, device):
     assert torch.autograd.gradcheck(lambda x: corner_pool(x, direction), input)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
 def test_operators_pass_opcheck(layout, opcheck, device):
-    input = arrange(torch.randn(2, 3, 5, 4, device=device), layout)
+    input = layout(torch.randn(2, 3, 5, 4, device=device))
     operators = torch.ops.centripetalnet
 
     opcheck(operators.corner_pool.default, (input.clone().requires_grad_(), 2))
@@ -253,9 +152,9 @@ def test_second_derivative_is_an_error():
         grad_input.sum().backward()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ARRANGEMENTS)
 def test_backward_keeps_only_the_input(layout):
-    input = arrange(torch.randn(2, 3, 5, 4), layout).requires_grad_()
+    input = layout(torch.randn(2, 3, 5, 4)).requires_grad_()
     saved = []
 
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
@@ -277,16 +176,18 @@ def test_compiles_into_one_graph(dynamic, device):
         assert_equal(a, e)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ARRANGEMENTS)
 def test_memory_format_is_kept_also_on_meta_tensors(layout, device):
-    input = arrange(torch.randn(2, 3, 5, 4, device=device), layout).requires_grad_()
+    input = layout(torch.randn(2, 3, 5, 4, device=device)).requires_grad_()
     meta = torch.empty_strided(input.shape, input.stride(), device="meta").requires_grad_()
 
     output, foreseen = corner_pool(input, "left"), corner_pool(meta, "left")
     output.sum().backward()
     foreseen.sum().backward()
 
-    memory_format = torch.channels_last if "channels" in layout else torch.contiguous_format
+    memory_format = (
+        torch.channels_last if "channels" in layout.__name__ else torch.contiguous_format
+    )
     assert output.is_contiguous(memory_format=memory_format)
     assert (foreseen.shape, foreseen.stride()) == (output.shape, output.stride())
     assert (meta.grad.shape, meta.grad.stride()) == (input.grad.shape, input.grad.stride())
@@ -298,18 +199,6 @@ def test_autocast_leaves_the_dtype(dtype, device):
 
     with torch.autocast(device, dtype=torch.bfloat16):
         assert corner_pool(input, "top").dtype == dtype
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("empty_axis", range(4))
-def test_empty_input_gives_empty_output_and_gradient(empty_axis, direction, device):
-    shape = [2, 3, 5, 4]
-    shape[empty_axis] = 0
-    input = torch.empty(shape, device=device)
-
-    output, grad_input = pool_with_grad(corner_pool, input, direction, torch.empty_like(input))
-
-    assert list(output.shape) == list(grad_input.shape) == shape
 
 
 @pytest.mark.parametrize("pool", [corner_pool, corner_pool_reference])

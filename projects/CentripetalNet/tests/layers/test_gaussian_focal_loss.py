@@ -1,8 +1,5 @@
 import importlib
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -78,18 +75,17 @@ def test_without_a_kernel_the_reference_is_used(monkeypatch):
 
 
 def test_extreme_logits_give_finite_losses_and_gradients(device):
-    values = torch.tensor([-1e4, 1e4, -90.0, 90.0, -0.0, 0.0], device=device)
+    values = torch.tensor([-1e4, 1e4, -90.0, 90.0, -0.0, 0.0, 3e38], device=device)
     plane = torch.tensor([[0, 0, i, 0] for i in (0, 1, 3)], dtype=torch.int32, device=device)
-    logits = values.view(1, 1, 1, 6).requires_grad_()
+    logits = values.view(1, 1, 1, 7).requires_grad_()
 
     start = torch.tensor([0, 3], dtype=torch.int32, device=device)
     loss = gaussian_focal_loss(logits, plane, start)
     loss.backward()
 
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
-    # A confident false negative, and a confident false positive.
-    assert logits.grad[0, 0, 0, 0] == -1
-    assert loss > 1e4
+    # A confident false negative, and a huge false positive.
+    assert logits.grad[0, 0, 0, [0, 6]].tolist() == [-1, 1]
 
 
 def test_a_nan_logit_gives_a_nan_loss_and_gradient(device):
@@ -174,15 +170,6 @@ def test_operator_checks_its_arguments(changed, error, message, device):
         )
 
 
-def test_reference_from_dense_targets_is_the_formula():
-    logits = logits_of()
-
-    loss = gaussian_focal_loss_reference(logits, render_bumps(BUMPS, SHAPE))
-
-    expected, _ = expected_loss_and_gradient(logits)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-
-
 def test_rendered_bumps_are_gaussians_merged_by_their_maximum():
     heatmap = render_bumps(BUMPS, SHAPE).flatten(0, 1)
 
@@ -247,15 +234,6 @@ def test_with_beta_zero_positive_cells_count_once(device):
     torch.testing.assert_close(reference.double(), expected, rtol=1e-5, atol=0)
 
 
-def test_the_gradient_of_a_huge_logit_is_that_of_a_large_one():
-    logits = torch.tensor([1e4, 3e38]).view(1, 1, 1, 2).requires_grad_()
-    none, start = torch.zeros(0, 4, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
-
-    gaussian_focal_loss(logits, none, start).backward()
-
-    assert logits.grad.flatten().tolist() == [1, 1]
-
-
 def test_backward_refuses_a_gradient_on_another_device():
     grad = torch.ones((), device="meta")
 
@@ -263,24 +241,3 @@ def test_backward_refuses_a_gradient_on_another_device():
         torch.ops.centripetalnet.gaussian_focal_loss_backward(
             grad, torch.zeros(SHAPE), BUMPS, PLANE_START, 2.0, 4.0
         )
-
-
-@pytest.mark.parametrize("radius", [30, 200, 2**30])
-def test_a_bump_may_be_larger_than_the_map(radius):
-    bumps = torch.tensor([[0, 4, 10, radius]], dtype=torch.int32)
-    plane_start = torch.tensor([0, 1, 1, 1, 1, 1, 1], dtype=torch.int32)
-
-    loss = gaussian_focal_loss(logits_of(), bumps, plane_start)
-
-    expected = gaussian_focal_loss_reference(logits_of(), render_bumps(bumps, SHAPE))
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_kernels_for_lower_instruction_sets_agree(capability):
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "equals_the_formula"]
-    environment = {**os.environ, "CENTRIPETALNET_CPU_CAPABILITY": capability}
-
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-
-    assert result.returncode == 0, result.stdout

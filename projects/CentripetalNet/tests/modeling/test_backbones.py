@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import needs_timm, small_config
+from conftest import NARROW_104, config, image, needs_timm, small_config
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, SimpleFeaturePyramid, ViT, build_model
+from detectron2.modeling import SimpleFeaturePyramid, ViT, build_model
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -16,21 +16,14 @@ from centripetalnet.modeling import CentripetalNet
 from centripetalnet.modeling.corner_head import CornerHead
 from centripetalnet.modeling.corner_losses import LossOptions
 from centripetalnet.modeling.corner_matching import MatchingOptions
-from centripetalnet.modeling.corner_targets import corner_targets
 from centripetalnet.modeling.selection import SelectionOptions
 from centripetalnet.modeling.timm_backbone import TimmBackbone
-from centripetalnet.structures import CornerShifts
 
 PADS_AS_TENSORFLOW = "tf_mobilenetv3_small_minimal_100"
 CHANNELS_LAST = "mambaout_femto"
 # Its blocks have weights that are in no module below them.
 LAYER_SCALE = "convnext_atto"
 RESNET = "resnet10t"
-
-
-def image(height, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
 def batch_of(*sizes):
@@ -44,13 +37,11 @@ def batch_of(*sizes):
     ]
 
 
-def detector(backbone, heads=None, in_features=None):
+def detector(backbone, in_features):
     """CentripetalNet by its constructor."""
-    names = in_features or list(backbone.output_shape())
     return CentripetalNet(
         backbone=backbone,
-        heads=heads
-        or [
+        heads=[
             CornerHead(
                 channels=backbone.output_shape()[name].channels,
                 num_classes=2,
@@ -59,7 +50,7 @@ def detector(backbone, heads=None, in_features=None):
                 heatmap_bias=-2.19,
                 norm="BN",
             )
-            for name in names
+            for name in in_features
         ],
         in_features=in_features,
         num_classes=2,
@@ -88,28 +79,30 @@ def timm_detector(name, **changes):
 
 
 DETECTORS = {
+    "hourglass 104": lambda: build_model(config(**NARROW_104)),
     "resnet BN": lambda: build_model(small_config("resnet")),
     "resnet FrozenBN": lambda: build_model(small_config("resnet", MODEL__RESNETS__NORM="FrozenBN")),
     "vit": vit_detector,
-    **{
-        name: lambda name=name: timm_detector(name)
-        for name in (PADS_AS_TENSORFLOW, CHANNELS_LAST, LAYER_SCALE)
-    },
 }
+OF_TIMM = [
+    pytest.param(name, marks=needs_timm)
+    for name in (PADS_AS_TENSORFLOW, CHANNELS_LAST, LAYER_SCALE)
+]
 
 
-@needs_timm
-@pytest.mark.parametrize("kind", list(DETECTORS))
+@pytest.mark.parametrize("kind", [*DETECTORS, *OF_TIMM])
 def test_a_training_step_changes_every_weight_behind_the_loss(kind):
     torch.manual_seed(0)
-    model = DETECTORS[kind]().train()
+    model = (DETECTORS[kind]() if kind in DETECTORS else timm_detector(kind)).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     # Those make the feature maps of the pyramid that no head reads.
     unread = ("backbone.simfp_3", "backbone.simfp_4")
     trained = {x: y for x, y in model.named_parameters() if not x.startswith(unread)}
     before = {name: x.detach().clone() for name, x in trained.items()}
 
-    sum(model(batch_of((70, 99), (61, 50))).values()).backward()
+    # The smallest map of the deep hourglass needs several cells for the statistics of its norms.
+    sizes = ((255, 255), (200, 240)) if kind == "hourglass 104" else ((70, 99), (61, 50))
+    sum(model(batch_of(*sizes)).values()).backward()
     optimizer.step()
 
     bad = [name for name, x in trained.items() if x.grad is None or not x.grad.isfinite().all()]
@@ -119,67 +112,20 @@ def test_a_training_step_changes_every_weight_behind_the_loss(kind):
     assert [x["instances"].image_size for x in results] == [(45, 83), (64, 64)]
 
 
-class Fake(Backbone):
-    """Notes its input; feature maps of stride 4."""
-
-    size_divisibility = 32
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def output_shape(self):
-        return {"p2": ShapeSpec(channels=1, stride=4)}
-
-    def forward(self, x):
-        self.seen = x
-        return {"p2": x[:, :1, ::4, ::4]}
-
-
-class Sure(nn.Module):
-    """Predicts one corner exactly."""
-
-    pooling = nn.Identity()
-
-    def __init__(self, target, map_size, inwards):
-        super().__init__()
-        self.inwards = inwards
-        self.target, self.map_size = target, map_size
-
-    def heatmap(self, pooled):
-        logits = torch.full((2 * self.map_size[0] * self.map_size[1],), -12.0)
-        # Of the first class.
-        logits[self.target.cell] = 12.0
-        return logits.view(1, 2, *self.map_size)
-
-    def shifts_at(self, pooled, cells, needs_offset=True):
-        rows = (cells == self.target.cell)[:, None]
-        offset, shift = (
-            torch.where(rows, x, torch.zeros(()))
-            for x in (self.target.offset, self.target.centripetal_shift)
-        )
-        return CornerShifts(offset, shift, shift)
-
-
-def test_boxes_are_in_pixels_of_the_image_with_a_canvas_of_multiples_of_32():
-    # 97 | 63 = 127 and 130 | 63 = 191, so the canvas has 128 x 192 pixels.
-    top, left = 64 - 48, 96 - 65
-    box = torch.tensor([[10.25, 20.5, 75.75, 90.0]])
-    on_canvas = box + torch.tensor([left, top, left, top])
-    zero, map_size = torch.zeros(1, dtype=torch.long), (32, 48)
-    targets = corner_targets(on_canvas, zero, zero, 1, 2, (128, 192), map_size)
-    head = nn.Module()
-    head.tl, head.br = Sure(targets.tl, map_size, +1), Sure(targets.br, map_size, -1)
-    model = detector(Fake(), [head]).eval()
+@torch.no_grad()
+def test_the_canvas_has_multiples_of_32_and_the_image_in_its_middle():
+    model = build_model(small_config("resnet", MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=63)).eval()
     pixels = image(97, 130)
 
-    (result,) = model([{"image": pixels}])
+    canvas, border = model.test_canvas([pixels])
+    (found,) = model.find([pixels])
 
-    seen = torch.zeros(1, 3, 128, 192)
-    seen[0, :, top : top + 97, left : left + 130] = (pixels - 120.0) / 60
-    torch.testing.assert_close(model.backbone.seen, seen)
-    torch.testing.assert_close(result["instances"].pred_boxes.tensor[:1], box, atol=0.01, rtol=0)
-    assert result["instances"].scores[0] > 0.99 and result["instances"].pred_classes[0] == 0
+    # 97 | 63 = 127 and 130 | 63 = 191.
+    expected = torch.zeros(1, 3, 128, 192)
+    expected[0, :, 16:113, 31:161] = (pixels - model.pixel_mean) / model.pixel_std
+    torch.testing.assert_close(canvas, expected)
+    assert border == [found.border] == [(31, 16)]
+    assert found.canvas_size == (128, 192)
 
 
 # ---------------------------------------------------------------- feature maps

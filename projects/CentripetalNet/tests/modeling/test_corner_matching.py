@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 
-from centripetalnet.modeling import corner_matching
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
     find_peaks,
@@ -17,50 +16,22 @@ from centripetalnet.modeling.selection import (
     select_detections,
     stack_candidates,
 )
-from centripetalnet.structures import Candidates, CornerMaps, Corners, HeadOutput, Peaks
+from centripetalnet.structures import Candidates, Corners, Peaks
 
 
-def head_output(head):
-    def maps(corner):
-        shift = head[f"{corner}_centripetal_shift"]
-        return CornerMaps(
-            heatmap=head[f"{corner}_heat"],
-            offset=head[f"{corner}_off"],
-            guiding_shift=torch.zeros_like(shift),
-            centripetal_shift=shift,
-        )
-
-    return HeadOutput(maps("tl"), maps("br"))
-
-
-def decode(output, canvas_size, border, options):
-    """Candidates from dense maps."""
+def decode(head, canvas_size, border):
+    """Candidates from the reference's dense maps."""
     corners = []
-    for maps, inwards in ((output.tl, +1), (output.br, -1)):
-        peaks = find_peaks(maps.heatmap, options)
+    for corner, inwards in (("tl", +1), ("br", -1)):
+        heatmap = head[f"{corner}_heat"]
+        peaks = find_peaks(heatmap, MatchingOptions())
         offset, shift = (
-            x.permute(0, 2, 3, 1).reshape(-1, 2)[peaks.cell]
-            for x in (maps.offset, maps.centripetal_shift)
+            head[f"{corner}_{name}"].permute(0, 2, 3, 1).reshape(-1, 2)[peaks.cell]
+            for name in ("off", "centripetal_shift")
         )
-        map_size = tuple(maps.heatmap.shape[-2:])
+        map_size = tuple(heatmap.shape[-2:])
         corners.append(locate_corners(peaks, offset, shift, inwards, map_size, canvas_size))
-    return match_corners(*corners, border, options)
-
-
-def planted(boxes, scores, size=64, num_classes=1):
-    """Head maps that decode to exactly these boxes; the canvas has the size of the map."""
-    maps = []
-    for corner, sign in ((slice(0, 2), 1), (slice(2, 4), -1)):
-        heatmap = torch.full((1, num_classes, size, size), -20.0)
-        shift = torch.zeros(1, 2, size, size)
-        for box, score in zip(boxes, scores):
-            x, y = box[corner]
-            center = (box[:2] + box[2:]) / 2
-            heatmap[0, 0, int(y), int(x)] = math.log(score / (1 - score))
-            shift[0, :, int(y), int(x)] = ((center - box[corner]) * sign).log()
-        zeros = torch.zeros(1, 2, size, size)
-        maps.append(CornerMaps(heatmap, zeros, zeros, shift))
-    return HeadOutput(*maps)
+    return match_corners(*corners, border, MatchingOptions())
 
 
 def pair(tl, br, tl_center, br_center, scores=(0.5, 0.5), classes=(0, 0)):
@@ -90,12 +61,7 @@ def test_gives_the_reference_boxes_before_and_after_soft_nms(golden, name):
     numbers = golden(name)
     top, _, left, _ = numbers["border"].tolist()
 
-    candidates = decode(
-        head_output(numbers["head"]),
-        numbers["input_size"],
-        torch.tensor([[left, top]]),
-        MatchingOptions(),
-    )
+    candidates = decode(numbers["head"], numbers["input_size"], torch.tensor([[left, top]]))
     raw = best_candidates(candidates, 1000)
     final = select_detections(candidates, SelectionOptions())
 
@@ -175,26 +141,6 @@ def test_only_local_maxima_are_corners():
     torch.testing.assert_close(peaks.score[0], torch.tensor([2.0, 0.0]).sigmoid())
 
 
-def test_a_hundred_corners_of_each_kind_are_kept():
-    heatmap = torch.full((1, 1, 32, 32), -9.0)
-    heatmap[0, 0, ::2, ::2] = torch.randn(16, 16)
-
-    assert find_peaks(heatmap, MatchingOptions()).score.shape == (1, 100)
-
-
-@pytest.mark.parametrize("map_size", [(1, 1), (1, 3), (2, 2)])
-def test_a_map_with_fewer_cells_than_topk_works(map_size):
-    def maps():
-        shift = torch.zeros(1, 2, *map_size)
-        return CornerMaps(torch.zeros(1, 2, *map_size), shift, shift, shift)
-
-    candidates = decode(
-        HeadOutput(maps(), maps()), (4, 4), torch.zeros(1, 2), MatchingOptions(topk=100)
-    )
-
-    assert candidates.scores.shape == (1, (2 * map_size[0] * map_size[1]) ** 2)
-
-
 def test_only_the_best_candidates_enter_soft_nms():
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(1, 1500, 4, generator=generator) * 10
@@ -210,19 +156,14 @@ def test_only_the_best_candidates_enter_soft_nms():
     assert torch.equal(final.boxes[0], boxes[0, :1000])
 
 
+def random_candidates(count):
+    boxes = torch.rand(1, count, 4) * 20
+    boxes[..., 2:] += boxes[..., :2]
+    return Candidates(boxes, torch.rand(1, count), torch.zeros(1, count, dtype=torch.long))
+
+
 def test_images_with_different_numbers_of_candidates_are_independent():
-    few = decode(
-        planted(torch.tensor([[4.0, 4, 30, 30]]), [0.9]),
-        (64, 64),
-        torch.zeros(1, 2),
-        MatchingOptions(topk=2),
-    )
-    many = decode(
-        planted(torch.tensor([[8.0, 8, 50, 20]]), [0.8]),
-        (64, 64),
-        torch.zeros(1, 2),
-        MatchingOptions(topk=9),
-    )
+    few, many = random_candidates(4), random_candidates(81)
 
     together = select_detections(stack_candidates([few, many]), SelectionOptions())
 
@@ -233,25 +174,17 @@ def test_images_with_different_numbers_of_candidates_are_independent():
         torch.testing.assert_close(together.boxes[row, :count], expected.boxes[0, :count])
 
 
-def test_maps_without_any_valid_pair_give_no_boxes():
-    output = planted(torch.tensor([[40.0, 40, 10, 10]]), [0.9])
-
-    final = select_detections(
-        decode(output, (64, 64), torch.zeros(1, 2), MatchingOptions(topk=1)), SelectionOptions()
-    )
-
-    assert not (final.scores >= 0).any()
-
-
 @pytest.mark.parametrize("kernel", [1, 3, 5, 9])
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (13, 8)])
-def test_neighbourhoods_are_those_of_max_pooling(kernel, size):
-    values = torch.randn(2, 3, *size)
+def test_corners_are_the_largest_of_their_neighbourhood(kernel, size):
+    # All different.
+    heatmap = torch.randperm(2 * size[0] * size[1]).view(2, 1, *size) / 100
 
-    largest = corner_matching._largest_around(values, kernel)
+    peaks = find_peaks(heatmap, MatchingOptions(topk=1000, local_maximum_kernel=kernel))
 
-    expected = torch.nn.functional.max_pool2d(values, kernel, stride=1, padding=kernel // 2)
-    assert torch.equal(largest, expected)
+    largest = torch.nn.functional.max_pool2d(heatmap, kernel, stride=1, padding=kernel // 2)
+    expected = (heatmap == largest).flatten().nonzero()[:, 0]
+    assert sorted(peaks.cell[peaks.score > 0].tolist()) == expected.tolist()
 
 
 @pytest.mark.parametrize("sigma", [0.0, -0.5, float("nan")])

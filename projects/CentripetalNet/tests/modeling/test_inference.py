@@ -1,16 +1,11 @@
 import pytest
 import torch
-from conftest import config, finding_detector, needs_timm
+from conftest import config, finding_detector, image, needs_timm
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from torch import nn
 
 from centripetalnet.modeling import optimize_for_inference
-
-
-def image(height, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture

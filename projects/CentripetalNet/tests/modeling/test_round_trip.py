@@ -34,16 +34,8 @@ def map_size_of(canvas):
 
 def cells_of(boxes, canvas):
     """(2, M) cell indices of the top-left and bottom-right corners."""
-    height, width = map_size_of(canvas)
-    targets = corner_targets(
-        boxes,
-        torch.zeros(len(boxes), dtype=torch.long),
-        torch.zeros(len(boxes), dtype=torch.long),
-        1,
-        1,
-        canvas,
-        (height, width),
-    )
+    none = torch.zeros(len(boxes), dtype=torch.long)
+    targets = corner_targets(boxes, none, none, 1, 1, canvas, map_size_of(canvas))
     return torch.stack((targets.tl.cell, targets.br.cell))
 
 

@@ -7,9 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
-import numpy as np
-
-from .coco_file import (
+from .reading import (
     class_names,
     entries_of,
     file_name_of,
@@ -59,14 +57,14 @@ def check_annotations(content: Any, path: str) -> Report:
     classes = class_names(content, path)
     images = entries_of(content, "images", path)
     annotations = entries_of(content, "annotations", path)
+    problems = check_image_entries(images)
     sizes: dict[int, Size] = {}
     names = {}
     for image in images:
-        image_id = image.get("id")
-        if is_integer(image_id):
+        image_id = integer_or_none(image.get("id"))
+        if image_id is not None:
             names[image_id], size = file_name_of(image), size_of(image)
             sizes[image_id] = size if sizes.get(image_id, size) == size else None
-    problems = check_image_entries(images)
     first_of_id: dict[int, int] = {}
     for position, entry in enumerate(annotations):
         annotation_id, image_id = (integer_or_none(entry.get(x)) for x in ("id", "image_id"))
@@ -125,15 +123,15 @@ def check_image_entries(images: list[dict], needs_sizes: bool = True) -> list[Pr
             problems.append(image_problem(image, position, LEADS_OUTSIDE, detail))
     for positions in same_id.values():
         first = positions[0]
-        equal = all(images[x] == images[first] for x in positions)
-        detail = f"{len(positions)} images have the id, the first is images[{first}]; " + (
-            "they are equal, the first is kept"
-            if equal
-            else "they differ, so their annotations are ambiguous"
-        )
-        for position in positions[1:] if equal else positions:
-            image = images[position]
-            problems.append(image_problem(image, position, "image id is not unique", detail))
+        detail = f"{len(positions)} images have the id, the first is images[{first}]; they "
+        if all(images[x] == images[first] for x in positions):
+            positions = positions[1:]
+            detail += "are equal, the first is kept"
+        else:
+            detail += "differ, so their annotations are ambiguous"
+        problems += [
+            image_problem(images[x], x, "image id is not unique", detail) for x in positions
+        ]
     return problems
 
 
@@ -172,7 +170,7 @@ def check_values(entry: dict, size: Size, classes: dict[int, str]) -> Iterator[K
         detail = wrong_field(entry, "area", "a number of pixels")
         yield "no valid area", f"{detail}. COCO's evaluation needs it, training does not"
     box = entry.get("bbox")
-    if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
+    if _is_numbers(box) and len(box) == 4:
         yield from _check_box(box, size)
     else:
         detail = wrong_field(entry, "bbox", "[x, y, width, height]")
@@ -181,10 +179,13 @@ def check_values(entry: dict, size: Size, classes: dict[int, str]) -> Iterator[K
     if entry.get("segmentation"):
         yield from _check_segmentation(entry["segmentation"], size)
     keypoints = entry.get("keypoints") or []
-    is_list = isinstance(keypoints, list) and len(keypoints) % 3 == 0
-    if not (is_list and all(map(is_number, keypoints))):
+    if not (_is_numbers(keypoints) and len(keypoints) % 3 == 0):
         detail = f"they are {shown(keypoints)}; expected a list of x, y, visibility, ..."
         yield "invalid keypoints", detail
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
 
 
 def _check_box(box: list, size: Size) -> Iterator[KindAndDetail]:
@@ -296,13 +297,15 @@ def decode_counts(code: str) -> list[int]:
             f"its counts are {shown(code)}; expected numbers of at most 7 characters, 'P' to 'o' "
             "and last one from '0' to 'O'"
         )
-    digits = np.frombuffer(code.encode("ascii"), dtype=np.uint8).astype(np.int64) - ord("0")
-    ends = np.flatnonzero(digits < 0x20)
-    starts = np.append(0, ends + 1)[:-1]
-    lengths = ends - starts + 1
-    places = np.arange(digits.size) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((digits & 0x1F) << (5 * places), starts)
-    numbers -= np.where(digits[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers.tolist()
+    lengths: list[int] = []
+    number = bits = 0
+    for character in code.encode("ascii"):
+        digit = character - ord("0")
+        number |= (digit & 0x1F) << bits
+        bits += 5
+        if digit < 0x20:
+            if digit & 0x10:
+                number -= 1 << bits
+            lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+            number = bits = 0
+    return lengths

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence, Sized
-from typing import Any, Optional
+from typing import Optional
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from ...io.errors import raise_in_all_processes
 from ...io.files import atomic_file
 from .annotations import check_annotations
-from .coco_file import check_coco_categories, read_annotation_file
 from .images import missing_images
+from .reading import check_coco_categories, read_annotation_file
 from .records import check_records, records_without
 from .report import without_errors
 
@@ -103,12 +103,12 @@ def usable_datasets(
     for name in names:
         metadata = MetadataCatalog.get(name)
         source: tuple = (DatasetCatalog[name],)
-        # A COCO file has one check for both uses.
-        for_evaluation = evaluated or _is_coco(metadata)
+        arguments = (name, output_dir, skip_unusable, evaluated)
         if _is_coco(metadata):
             json_file = PathManager.get_local_path(metadata.json_file)
             source = (json_file, os.path.getmtime(json_file))
-        arguments = (name, output_dir, skip_unusable, for_evaluation)
+            # One check for both uses.
+            arguments = (name, output_dir, skip_unusable, True)
         checked, usable = _usable_names.get(arguments, (None, name))
         if checked != source:
             usable = _usable_dataset(*arguments)
@@ -157,7 +157,7 @@ def _usable_dataset(name: str, output_dir: str, skip_unusable: bool, evaluated: 
 
 
 def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool) -> Entries:
-    """Invalid entries, which are logged; those of a file are left out of the file ``copy``."""
+    """Logs invalid entries, and leaves those of a file out of the file ``copy``."""
     metadata = MetadataCatalog.get(name)
     if _is_coco(metadata):
         content = read_annotation_file(metadata.json_file)
@@ -169,7 +169,14 @@ def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool)
         )
     else:
         records = DatasetCatalog.get(name)
-        if not _is_list(records, name):
+        kind = type(records).__name__
+        if not isinstance(records, (Sized, Dataset)):
+            raise ValueError(
+                f"the function of the dataset {name} returns a {kind}, which has no length. Return "
+                "a list of records."
+            )
+        if not isinstance(records, (list, tuple)):
+            logger.warning("The dataset %s is a %s, not a list of records: not checked", name, kind)
             return set()
         path = f"records of {name} (annotations counted from 0, boxes as x, y, width, height)"
         report = check_records(records, metadata.get("thing_classes", []), path, evaluated)
@@ -199,17 +206,3 @@ def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool)
     ):
         logger.warning("Left out %d of %d %s of %s", before - after, before, section, name)
     return invalid
-
-
-def _is_list(records: Any, name: str) -> bool:
-    """Whether records can be checked; logs it if not."""
-    if isinstance(records, (list, tuple)):
-        return True
-    kind = type(records).__name__
-    if not isinstance(records, (Sized, Dataset)):
-        raise ValueError(
-            f"the function of the dataset {name} returns a {kind}, which has no length. Return a "
-            "list of records."
-        )
-    logger.warning("The dataset %s is a %s, not a list of records: not checked", name, kind)
-    return False

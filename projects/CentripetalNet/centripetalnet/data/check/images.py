@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -14,20 +14,18 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .coco_file import file_name_of, is_integer
+from .reading import file_name_of, is_integer
 from .report import KindAndDetail, Problem, image_problem
 
-# Images per task of a worker.
-CHUNK = 16
+IMAGES_PER_TASK = 16
 ORIENTATION_TAG = next(key for key, name in ExifTags.TAGS.items() if name == "Orientation")
-# EXIF orientations for which Detectron2 rotates or mirrors an image.
+# EXIF orientations for which Detectron2 turns an image, and those that exchange width and height.
 TURNED_ORIENTATIONS = range(2, 9)
-# EXIF orientations that exchange width and height.
 TRANSPOSED_ORIENTATIONS = range(5, 9)
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
-# (width, height) in pixels; None if unknown.
-Size = Optional[tuple[int, int]]
+# Width and height, of any value and type.
+Size = tuple[Any, Any]
 
 
 def missing_images(images: list[dict], image_root: str) -> list[Problem]:
@@ -66,13 +64,10 @@ def check_images(
     problems = missing_images(images, image_root)
     missing = {x.position for x in problems}
     present = [i for i, x in enumerate(images) if file_name_of(x) and i not in missing]
-    tasks = []
-    for i in present:
-        size = images[i].get("width"), images[i].get("height")
-        expected = size if all(map(is_integer, size)) else None
-        tasks.append((os.path.join(image_root, images[i]["file_name"]), expected))
-    results = _inspect_all(tasks, num_workers)
-    progress = tqdm(results, total=len(tasks), desc="images", disable=not show_progress)
+    paths = [os.path.join(image_root, images[i]["file_name"]) for i in present]
+    sizes = [(images[i].get("width"), images[i].get("height")) for i in present]
+    results = _inspect_all(list(zip(paths, sizes)), num_workers)
+    progress = tqdm(results, total=len(paths), desc="images", disable=not show_progress)
     for i, found in zip(present, progress):
         problems += [image_problem(images[i], i, kind, detail) for kind, detail in found]
     return problems
@@ -95,7 +90,7 @@ def _inspect_all(tasks: list, num_workers: int) -> Iterator[list[KindAndDetail]]
         return
     with ProcessPoolExecutor(num_workers) as pool:
         try:
-            yield from pool.map(_inspect, tasks, chunksize=CHUNK)
+            yield from pool.map(_inspect, tasks, chunksize=IMAGES_PER_TASK)
         except BrokenProcessPool as error:
             raise RuntimeError(
                 f"one of {num_workers} processes that decode images died. If memory is short, use "
@@ -104,7 +99,7 @@ def _inspect_all(tasks: list, num_workers: int) -> Iterator[list[KindAndDetail]]
 
 
 def _inspect(task: tuple[str, Size]) -> list[KindAndDetail]:
-    """Problems of one image file; ``task`` is its path and expected size."""
+    """Problems of one image file; ``task`` is its path and its size in the annotation file."""
     path, expected = task
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -125,18 +120,12 @@ def _inspect(task: tuple[str, Size]) -> list[KindAndDetail]:
 def _conversions(
     header: Image.Image, pixels: np.ndarray, expected: Size
 ) -> Iterator[KindAndDetail]:
-    """What Detectron2's ``read_image`` silently changes, and a size that is not the expected one.
-
-    Args:
-        header: the opened file, not decoded.
-        pixels: (height, width, 3), the result of ``read_image``.
-        expected: size in the annotation file.
-    """
+    """What ``read_image`` silently changed in the pixels, and a size that is not expected."""
     size = pixels.shape[1], pixels.shape[0]
     # Raw modes such as "RGB;16B". Reading the EXIF data of a PNG file decodes it and drops them.
     has_16_bits = any(";16" in str(tile[3]) for tile in header.tile)
     orientation = exif_orientation(header)
-    if expected not in (None, size):
+    if expected != size and all(map(is_integer, expected)):
         detail = "the file has {} x {}, the annotations have {} x {}".format(*size, *expected)
         if orientation in TRANSPOSED_ORIENTATIONS and header.size == expected:
             detail += ", its size before the rotation by EXIF"

@@ -8,8 +8,8 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .annotations import check_image_entries, check_values, class_counts, size_of
-from .coco_file import class_names, file_name_of, is_integer, is_number, shown, wrong_field
 from .images import missing_images
+from .reading import class_names, file_name_of, is_integer, is_number, shown, wrong_field
 from .report import BAD_RUN_LENGTHS, LEADS_OUTSIDE, NO_IMAGE_FIELDS, KindAndDetail, Problem, Report
 
 # Inside any image, so that an unknown box gives no further problem.
@@ -37,25 +37,27 @@ def check_records(
     categories = [{"id": i, "name": str(x)} for i, x in enumerate(classes)]
     names = class_names({"categories": categories}, path)
     images: list[dict] = []
+    image_ids: list[Union[int, str, None]] = []
     problems: list[Problem] = []
     position = 0
     numbers: dict[Any, int] = {}
     for index, record in enumerate(records):
-        _check_form(record, index, path)
+        entries = _entries_of(record, index, path)
         image = {x: _plain(record[x]) for x in ("file_name", "height", "width") if x in record}
-        image_id, file_name = _image_id(record), file_name_of(image)
-        if image_id is None and (evaluated or "image_id" in record):
-            detail = wrong_field(record, "image_id", "an integer or a string")
-            problems.append(
-                Problem(NO_IMAGE_FIELDS, "images", index, None, None, file_name, detail)
-            )
+        file_name, image_id = file_name_of(image), _plain(record.get("image_id"))
+        if not (is_integer(image_id) or isinstance(image_id, str)):
+            image_id = None
+            if evaluated or "image_id" in record:
+                detail = wrong_field(record, "image_id", "an integer or a string")
+                where = ("images", index, None, None, file_name)
+                problems.append(Problem(NO_IMAGE_FIELDS, *where, detail))
+        image_ids.append(image_id)
         # COCO has integer ids only.
         key = ("unknown", index) if image_id is None else image_id
         image["id"] = numbers.setdefault(key, len(numbers))
         # Images with the same id are equal only if their objects are.
         image["objects"] = []
-        # A test set has no annotations.
-        for number, entry in enumerate(record.get("annotations", [])):
+        for number, entry in enumerate(entries):
             annotation, found = _coco_annotation(entry)
             found += check_values(annotation, size_of(image), names)
             where = ("annotations", position, image_id, number, file_name)
@@ -66,7 +68,7 @@ def check_records(
     for problem in check_image_entries(images, evaluated) + missing_images(images, ""):
         # A record has the full path of its file.
         if problem.kind != LEADS_OUTSIDE:
-            problems.append(problem._replace(image_id=_image_id(records[problem.position])))
+            problems.append(problem._replace(image_id=image_ids[problem.position]))
     counts = class_counts((x for image in images for x in image["objects"]), names)
     return Report(path, problems, len(images), position, counts)
 
@@ -84,18 +86,15 @@ def records_without(records: Sequence[dict], left_out: set[tuple[str, int]]) -> 
     return kept
 
 
-def _check_form(record: Any, index: int, path: str) -> None:
+def _entries_of(record: Any, index: int, path: str) -> Sequence[dict]:
     if not isinstance(record, dict):
         raise ValueError(f"{path}: record {index} is {shown(record)}; expected a dict")
+    # A test set has no annotations.
     entries = record.get("annotations", [])
     if not isinstance(entries, (list, tuple)) or not all(isinstance(x, dict) for x in entries):
         seen = f"the annotations of record {index} are {shown(entries)}"
         raise ValueError(f"{path}: {seen}; expected a list of dicts")
-
-
-def _image_id(record: dict) -> Union[int, str, None]:
-    image_id = _plain(record.get("image_id"))
-    return image_id if is_integer(image_id) or isinstance(image_id, str) else None
+    return entries
 
 
 def _coco_annotation(entry: dict) -> tuple[dict, list[KindAndDetail]]:

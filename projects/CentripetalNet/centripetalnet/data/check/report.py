@@ -6,7 +6,7 @@ from typing import NamedTuple, Optional, Union
 
 from tabulate import tabulate
 
-from .coco_file import file_name_of, integer_or_none, shown
+from .reading import file_name_of, integer_or_none, shown
 
 # Kinds that several modules find.
 NO_IMAGE_FIELDS = "image without a valid id, file_name, height or width"
@@ -60,9 +60,8 @@ NOTES = (
 )
 SEVERITIES = {**dict.fromkeys(ERRORS, "error"), **dict.fromkeys(NOTES, "note")}
 
-# Most characters of an example and a class name, and most rows of the table of classes.
+# Most characters of an example, and most rows of the table of classes.
 EXAMPLE_CHARACTERS = 120
-CLASS_CHARACTERS = 40
 MOST_CLASSES = 100
 
 KindAndDetail = tuple[str, str]
@@ -127,11 +126,11 @@ class Report:
 
     def format(self) -> str:
         """The numbers of errors and notes, and a table with a row for each kind of problem."""
-        num_errors, num_notes = len(self.errors), len(self.problems) - len(self.errors)
+        num_errors = len(self.errors)
         text = (
-            f"{_line(self.path)}: {self.num_images:,} images, {self.num_annotations:,} annotations"
-            f"\nerrors (invalid entries): {num_errors:,}"
-            f"\nnotes (accepted or converted by Detectron2): {num_notes:,}"
+            f"{_line(self.path, 200)}: {self.num_images:,} images, {self.num_annotations:,} "
+            f"annotations\nerrors (invalid entries): {num_errors:,}\n"
+            f"notes (accepted or converted by Detectron2): {len(self.problems) - num_errors:,}"
         )
         groups = defaultdict(list)
         for problem in self.problems:
@@ -147,7 +146,7 @@ class Report:
     def format_classes(self) -> str:
         """A table of the numbers of objects and crowds of each class, the most frequent first."""
         ordered = sorted(self.classes.items(), key=lambda x: -sum(x[1]))
-        rows = [(_line(name, CLASS_CHARACTERS), *x) for name, x in ordered[:MOST_CLASSES]]
+        rows = [(_line(name, 40), *x) for name, x in ordered[:MOST_CLASSES]]
         table = _table(rows, ("class", "objects", "crowds"))
         left_out = len(ordered) - len(rows)
         return f"{table}\nand {left_out:,} rarer classes" if left_out else table
@@ -181,8 +180,8 @@ def _example(problem: Problem) -> str:
     name = "" if problem.file_name is None else shown(problem.file_name)
     annotation = "" if problem.annotation_id is None else f"annotation {problem.annotation_id}"
     where = " ".join(filter(None, (image, name, annotation)))
-    where = where or f"{problem.section}[{problem.position}]"
-    return _line(f"{where}: {problem.detail}", EXAMPLE_CHARACTERS)
+    place = where or f"{problem.section}[{problem.position}]"
+    return _line(f"{place}: {problem.detail}", EXAMPLE_CHARACTERS)
 
 
 def _table(rows: list[tuple], headers: tuple[str, ...]) -> str:
@@ -192,7 +191,7 @@ def _table(rows: list[tuple], headers: tuple[str, ...]) -> str:
     return tabulate(cells, headers, colalign=alignment, disable_numparse=True)
 
 
-def _line(text: str, characters: int = 200) -> str:
+def _line(text: str, characters: int) -> str:
     """Cuts the text, and escapes line breaks, control characters and lone surrogates."""
     line = "".join(x if x.isprintable() else repr(x)[1:-1] for x in text[: characters + 1])
     return line if len(line) <= characters else line[: characters - 3] + "..."

@@ -110,12 +110,9 @@ def class_names(content: Any, path: str) -> dict[int, str]:
                 f"categories[{position}] has the id {shown(category_id)} and the name "
                 f"{shown(name)}, expected an integer and a string",
             )
-        for what, value, values in (("id", category_id, names), ("name", name, names.values())):
-            if value in values:
-                raise ValueError(
-                    f"{path} has more than one category with the {what} {shown(value)}. Give each "
-                    f"category a unique {what}."
-                )
+        if category_id in names or name in names.values():
+            same = f"id {category_id}" if category_id in names else f"name {shown(name)}"
+            raise ValueError(f"{path} has more than one category with the {same}. Make it unique.")
         names[category_id] = name
     if not names:
         raise _not_coco(path, "its list 'categories' is empty")
