@@ -1,8 +1,9 @@
 // Selects the instruction set of CPU kernels at run time.
 //
-// A kernel is written once, as loops that the compiler vectorises, in a header without an include
-// guard and without includes, in namespace centripetalnet::CENTRIPETALNET_CAPABILITY.
-// `foreach_cpu_capability.h` includes it once for each instruction set:
+// A kernel is written once, as loops that the compiler vectorises or with vectors of
+// CENTRIPETALNET_VECTOR_BYTES, in a header without an include guard and without includes, in
+// namespace centripetalnet::CENTRIPETALNET_CAPABILITY. `foreach_cpu_capability.h` includes it once
+// for each instruction set:
 //
 //     #define CENTRIPETALNET_KERNELS "my_kernels.h"
 //     #include "foreach_cpu_capability.h"

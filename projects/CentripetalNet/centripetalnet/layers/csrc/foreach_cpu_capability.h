@@ -5,23 +5,29 @@
 #include "cpu_capability.h"
 
 #define CENTRIPETALNET_CAPABILITY baseline
+#define CENTRIPETALNET_VECTOR_BYTES 16
 #include CENTRIPETALNET_KERNELS
 #undef CENTRIPETALNET_CAPABILITY
+#undef CENTRIPETALNET_VECTOR_BYTES
 
 #ifdef CENTRIPETALNET_HAS_X86_CAPABILITIES
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define CENTRIPETALNET_CAPABILITY avx2
+#define CENTRIPETALNET_VECTOR_BYTES 32
 #include CENTRIPETALNET_KERNELS
 #undef CENTRIPETALNET_CAPABILITY
+#undef CENTRIPETALNET_VECTOR_BYTES
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #define CENTRIPETALNET_CAPABILITY avx512
+#define CENTRIPETALNET_VECTOR_BYTES 64
 #include CENTRIPETALNET_KERNELS
 #undef CENTRIPETALNET_CAPABILITY
+#undef CENTRIPETALNET_VECTOR_BYTES
 #pragma GCC pop_options
 
 #endif

@@ -49,6 +49,19 @@ void check_numbers(
   }
 }
 
+// The Gaussian of each bump at distances from 0 to its radius, or to the end of the map.
+template <typename Value>
+std::vector<std::vector<Value>> profiles_of(const Bump* bumps, int64_t count, int64_t map_side) {
+  std::vector<std::vector<Value>> profiles(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t radius = bumps[i].radius;
+    for (Value distance = 0; distance <= std::min(radius, map_side); ++distance) {
+      profiles[i].push_back(gaussian_of(distance * distance, radius));
+    }
+  }
+  return profiles;
+}
+
 // Calls visit(row, its logits, their weights, their number) for all rows, in parallel.
 template <typename T, typename Visit>
 void for_each_row(
@@ -64,6 +77,8 @@ void for_each_row(
   const int64_t channels = logits.size(1), height = logits.size(2), width = logits.size(3);
   check_numbers(bump, bumps.size(0), start, logits.size(0) * channels, height, width);
 
+  const auto profiles = profiles_of<Value>(bump, bumps.size(0), std::max(height, width));
+  const auto power = static_cast<Value>(beta);
   const int64_t row_planes = format == at::MemoryFormat::ChannelsLast ? channels : 1;
   const int64_t length = width * row_planes;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / length);
@@ -73,14 +88,18 @@ void for_each_row(
       const int64_t first_plane = row / height * row_planes, y = row % height;
       std::fill(weights.begin(), weights.end(), Value{1});
       for (int64_t i = start[first_plane]; i < start[first_plane + row_planes]; ++i) {
-        const int64_t radius = bump[i].radius, channel = bump[i].plane - first_plane;
-        if (std::abs(y - bump[i].y) > radius) {
+        const auto [plane, center_y, center_x, radius] = bump[i];
+        const int64_t distance = std::abs(y - center_y);
+        if (distance > radius) {
           continue;
         }
-        const int64_t x_end = std::min(width, bump[i].x + radius + 1);
-        for (int64_t x = std::max<int64_t>(0, bump[i].x - radius); x < x_end; ++x) {
-          Value& weight = weights[x * row_planes + channel];
-          weight = std::min(weight, weight_of(bump[i], y, x, static_cast<Value>(beta)));
+        const Value* const profile = profiles[i].data();
+        Value* const channel = weights.data() + plane - first_plane;
+        const int64_t x_end = std::min(width, int64_t{center_x} + radius + 1);
+        for (int64_t x = std::max<int64_t>(0, int64_t{center_x} - radius); x < x_end; ++x) {
+          const Value target = profile[distance] * profile[std::abs(x - center_x)];
+          Value& weight = channel[x * row_planes];
+          weight = std::min(weight, weight_of_target(target, power));
         }
       }
       visit(row, data + row * length, weights.data(), length);

@@ -105,18 +105,29 @@ struct Bump {
   int32_t plane, y, x, radius;
 };
 
+// The Gaussian of a bump, whose product over two axes is the target of a cell.
+template <typename Value>
+CENTRIPETALNET_INLINE Value gaussian_of(Value squared_distance, int64_t radius) {
+  // In 64 bits, as a bump may have any radius on CUDA.
+  const Value sigma = static_cast<Value>(2 * radius + 1) / 6;
+  return std::exp(-squared_distance / (2 * sigma * sigma));
+}
+
+template <typename Value>
+CENTRIPETALNET_INLINE Value weight_of_target(Value target, Value beta) {
+  const Value rest = 1 - target, squared = rest * rest;
+  return target == 1 ? Value{-1} : beta == 4 ? squared * squared : std::pow(rest, beta);
+}
+
 // Weight of a cell on the plane of a bump. With several bumps, the least weight counts.
 template <typename Value>
 CENTRIPETALNET_INLINE Value weight_of(const Bump& bump, int64_t y, int64_t x, Value beta) {
-  // In 64 bits, as a bump may have any numbers on CUDA.
   const int64_t dy = y - bump.y, dx = x - bump.x, radius = bump.radius;
   if (dy < -radius || dy > radius || dx < -radius || dx > radius) {
     return 1;
   }
-  const Value sigma = static_cast<Value>(2 * radius + 1) / 6;
   const Value squared = static_cast<Value>(dy) * dy + static_cast<Value>(dx) * dx;
-  const Value target = std::exp(-squared / (2 * sigma * sigma));
-  return target == 1 ? Value{-1} : std::pow(1 - target, beta);
+  return weight_of_target(gaussian_of(squared, radius), beta);
 }
 
 }  // namespace centripetalnet
