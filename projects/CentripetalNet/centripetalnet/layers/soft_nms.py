@@ -64,8 +64,7 @@ def batched_soft_nms(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    # There is no CUDA kernel, so its absence is no reason to warn.
-    if scores.device.type in ("cpu", "meta") and has_kernel("soft_nms", scores.device):
+    if has_kernel("soft_nms", scores.device):
         return torch.ops.centripetalnet.soft_nms(
             boxes.detach(),
             scores.detach(),
@@ -91,7 +90,7 @@ def soft_nms_reference(
     iou_threshold: float,
     min_score: float,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`batched_soft_nms` in plain PyTorch, vectorised over images and boxes; used on GPUs.
+    """:func:`batched_soft_nms` in plain PyTorch, vectorised over images and boxes.
 
     Args, Returns, Raises: see :func:`batched_soft_nms`.
     """

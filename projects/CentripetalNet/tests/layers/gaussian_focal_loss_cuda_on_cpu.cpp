@@ -21,14 +21,17 @@ bool is_close(double actual, double expected) {
 bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
   constexpr int kImages = 2, kChannels = 3, kHeight = 11, kWidth = 17;
   constexpr int kCells = kChannels * kHeight * kWidth;
+  // Fewer than there are maps in NCHW.
+  constexpr unsigned kRowsOfBlocks = 2;
   // On plane 2 a radius whose double is no int32.
   const std::vector<Bump> rows = {
       {0, 2, 3, -1}, {1, 4, 9, 3}, {1, 5, 12, 2}, {2, 1, 1, INT32_MAX}, {5, 0, 16, 4}};
   // Ought to be 0, 1, 3, 4, 4, 4, 5: a kernel must not read before the first bump or after the last.
   const std::vector<int32_t> plane_start = {-7, 1, 3, 4, 4, 4, 1000};
+  const unsigned planes = channels_last ? kChannels : 1;
   const Heatmaps maps{
-      kChannels, kHeight, kWidth, channels_last, rows.data(), static_cast<int64_t>(rows.size()),
-      plane_start.data()};
+      kImages * kChannels / planes, planes, kWidth, kHeight * kWidth * planes, rows.data(),
+      static_cast<int64_t>(rows.size()), plane_start.data()};
 
   std::mt19937 random(blocks);
   std::normal_distribution<double> normal(0, 3);
@@ -60,8 +63,8 @@ bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
     }
   }
 
-  const dim3 grid{blocks, kImages}, block{kLossThreads};
-  std::vector<double> partial_sums(blocks * kImages);
+  const dim3 grid{blocks, kRowsOfBlocks}, block{kLossThreads};
+  std::vector<double> partial_sums(blocks * kRowsOfBlocks);
   cuda_on_cpu::launch(grid, block, [&] {
     gaussian_focal_loss_kernel<double, double>(
         logits.data(), maps, alpha, beta, partial_sums.data());

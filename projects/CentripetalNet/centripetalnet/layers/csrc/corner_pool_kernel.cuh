@@ -82,8 +82,12 @@ struct Tiles {
   // threads of a warp get adjacent addresses.
   template <typename Visit>
   __device__ void for_each_staged(int64_t tile, const Visit& visit) const {
-    for (int row = threadIdx.y; row < kLines; row += kSegments) {
-      for (int column = threadIdx.x; column < kTileLength; column += kLines) {
+    // Constant numbers of steps, so that all loads are in flight together.
+#pragma unroll
+    for (int i = 0; i < kLines / kSegments; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTileLength / kLines; ++j) {
+        const int row = i * kSegments + threadIdx.y, column = j * kLines + threadIdx.x;
         const int64_t line = first_line() + row, position = tile * kTileLength + column;
         if (has(line, position)) {
           visit(staging[row][column], address(line, position));

@@ -1,8 +1,10 @@
 // CUDA kernels of the Gaussian focal loss, independent of PyTorch. Of CUDA they use only shared
 // memory and __syncthreads, so that tests can emulate them on the CPU.
 //
-// A plane is the map of one image and channel, a cell one of its logits. Threads stride over the
-// cells of one image in memory order. For each cell, a thread checks all bumps of the cell's plane.
+// A plane is the map of one image and channel, a cell one of its logits. A map is what is contiguous:
+// a plane, or all planes of an image in channels-last format. Each row of blocks takes one map after
+// the other, its threads stride over the map's cells. For each cell, a thread checks all bumps of the
+// cell's plane; most planes have none.
 #pragma once
 
 #include <cstdint>
@@ -15,31 +17,34 @@ constexpr int kLossThreads = 256;
 
 // Bumps plane_start[i] to plane_start[i + 1] - 1 are those of plane i.
 struct Heatmaps {
-  uint32_t channels, height, width;
-  bool channels_last;
+  int64_t count;    // of maps
+  uint32_t planes;  // of one map
+  uint32_t width, cells;
   const Bump* bumps;
   int64_t bump_count;
   const int32_t* plane_start;
 };
 
-// Calls visit(index of a logit, weight) for this thread's cells. blockIdx.y is the image.
+// Calls visit(index of a logit, weight) for this thread's cells.
 template <typename Value, typename Visit>
 __device__ inline void for_each_cell(const Heatmaps& maps, Value beta, const Visit& visit) {
-  const uint32_t plane_cells = maps.height * maps.width, cells = maps.channels * plane_cells;
-  for (uint32_t cell = blockIdx.x * kLossThreads + threadIdx.x; cell < cells;
-       cell += gridDim.x * kLossThreads) {
-    const uint32_t channel = maps.channels_last ? cell % maps.channels : cell / plane_cells;
-    const uint32_t position = maps.channels_last ? cell / maps.channels : cell % plane_cells;
-    const uint32_t y = position / maps.width, x = position % maps.width;
-    const int32_t* start = maps.plane_start + (blockIdx.y * maps.channels + channel);
-    // The numbers are not checked before, as that would wait for the GPU.
-    const int64_t end = start[1] < maps.bump_count ? start[1] : maps.bump_count;
-    Value weight = 1;
-    for (int64_t bump = start[0] > 0 ? start[0] : 0; bump < end; ++bump) {
-      const Value other = weight_of(maps.bumps[bump], y, x, beta);
-      weight = other < weight ? other : weight;
+  for (int64_t map = blockIdx.y; map < maps.count; map += gridDim.y) {
+    const int32_t* const starts = maps.plane_start + map * maps.planes;
+    for (uint32_t cell = blockIdx.x * kLossThreads + threadIdx.x; cell < maps.cells;
+         cell += gridDim.x * kLossThreads) {
+      const uint32_t plane = maps.planes == 1 ? 0 : cell % maps.planes;
+      // The numbers are not checked before, as that would wait for the GPU.
+      const int64_t begin = starts[plane] > 0 ? starts[plane] : 0;
+      const int64_t end = starts[plane + 1] < maps.bump_count ? starts[plane + 1] : maps.bump_count;
+      Value weight = 1;
+      for (int64_t bump = begin; bump < end; ++bump) {
+        const uint32_t position = cell / maps.planes;
+        const Value other =
+            weight_of(maps.bumps[bump], position / maps.width, position % maps.width, beta);
+        weight = other < weight ? other : weight;
+      }
+      visit(map * maps.cells + cell, weight);
     }
-    visit(static_cast<int64_t>(blockIdx.y) * cells + cell, weight);
   }
 }
 

@@ -39,5 +39,9 @@ std::tuple<at::Tensor, at::Tensor> soft_nms_meta(
     const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& classes,
     c10::SymInt max_detections, bool gaussian, double sigma, double iou_threshold,
     double min_score);
+// Also for other devices: the number of candidates is too small for their kernels.
+std::tuple<at::Tensor, at::Tensor> soft_nms_cpu(
+    const at::Tensor& boxes, const at::Tensor& scores, const at::Tensor& classes,
+    int64_t max_detections, bool gaussian, double sigma, double iou_threshold, double min_score);
 
 }  // namespace centripetalnet

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 
 #include "corner_pool_kernel.cuh"
 #include "gaussian_focal_loss_kernel.cuh"
@@ -80,29 +81,28 @@ Tensor corner_pool_backward_cuda(
 
 // Enough blocks for any GPU, few enough for a fast sum of their partial sums.
 constexpr int64_t kMaxBlocks = 1024;
-constexpr int64_t kMaxImages = 65535;
 
-// Contiguous tensors and the kernels' arguments. Both memory formats are read in memory order.
+// Contiguous tensors and the kernels' arguments.
 struct Launch {
   Launch(const Tensor& logits, const Tensor& bumps, const Tensor& plane_start)
       : logits(logits.contiguous(logits.suggest_memory_format())),
         bump_rows(bumps.contiguous()),
-        starts(plane_start.contiguous()),
-        maps{
-            static_cast<uint32_t>(logits.size(1)), static_cast<uint32_t>(logits.size(2)),
-            static_cast<uint32_t>(logits.size(3)),
-            logits.suggest_memory_format() == at::MemoryFormat::ChannelsLast,
-            reinterpret_cast<const Bump*>(bump_rows.const_data_ptr<int32_t>()), bumps.size(0),
-            starts.const_data_ptr<int32_t>()} {
-    const int64_t images = logits.size(0), cells = logits.numel() / images;
+        starts(plane_start.contiguous()) {
+    const bool channels_last = logits.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    const int64_t planes = channels_last ? logits.size(1) : 1;
+    const int64_t cells = logits.size(2) * logits.size(3) * planes, count = logits.numel() / cells;
     // int32, as a thread's uint32 index may exceed the number of cells by a whole grid.
     TORCH_CHECK_VALUE(
-        cells <= kMaxInt && images <= kMaxImages,
-        "gaussian_focal_loss takes at most ", kMaxImages, " images of ", kMaxInt, " cells, got ",
-        images, " of ", cells);
-    const int64_t blocks = (cells + kLossThreads - 1) / kLossThreads;
-    grid = dim3(
-        static_cast<unsigned>(std::min(blocks, kMaxBlocks)), static_cast<unsigned>(images));
+        cells <= kMaxInt, "gaussian_focal_loss takes maps of at most ", kMaxInt, " cells, got ",
+        cells);
+    maps = {
+        count, static_cast<uint32_t>(planes), static_cast<uint32_t>(logits.size(3)),
+        static_cast<uint32_t>(cells),
+        reinterpret_cast<const Bump*>(bump_rows.const_data_ptr<int32_t>()), bumps.size(0),
+        starts.const_data_ptr<int32_t>()};
+    const int64_t across = std::min((cells + kLossThreads - 1) / kLossThreads, kMaxBlocks);
+    const int64_t down = std::min(count, std::max<int64_t>(1, kMaxBlocks / across));
+    grid = dim3(static_cast<unsigned>(across), static_cast<unsigned>(down));
   }
 
   Tensor logits, bump_rows, starts;
@@ -153,6 +153,21 @@ Tensor loss_backward_cuda(
   return gradient;
 }
 
+// ---- Soft-NMS
+
+// Every round depends on the one before: on the GPU each is several launches. Copying the candidates
+// of some images takes less.
+std::tuple<Tensor, Tensor> soft_nms_cuda(
+    const Tensor& boxes, const Tensor& scores, const Tensor& classes, int64_t max_detections,
+    bool gaussian, double sigma, double iou_threshold, double min_score) {
+  soft_nms_meta(
+      boxes, scores, classes, max_detections, gaussian, sigma, iou_threshold, min_score);
+  const auto [keep, kept_scores] = soft_nms_cpu(
+      boxes.cpu(), scores.cpu(), classes.cpu(), max_detections, gaussian, sigma, iou_threshold,
+      min_score);
+  return {keep.to(scores.device()), kept_scores.to(scores.device())};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(centripetalnet, CUDA, library) {
@@ -160,6 +175,7 @@ TORCH_LIBRARY_IMPL(centripetalnet, CUDA, library) {
   library.impl("corner_pool_backward", &corner_pool_backward_cuda);
   library.impl("gaussian_focal_loss", &loss_cuda);
   library.impl("gaussian_focal_loss_backward", &loss_backward_cuda);
+  library.impl("soft_nms", &soft_nms_cuda);
 }
 
 }  // namespace centripetalnet

@@ -57,6 +57,8 @@ void take_boxes(
   }
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> soft_nms_cpu(
     const Tensor& boxes, const Tensor& scores, const Tensor& classes, int64_t max_detections,
     bool gaussian, double sigma, double iou_threshold, double min_score) {
@@ -100,8 +102,6 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(
   });
   return {keep, kept_scores.to(dtype)};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(centripetalnet, CPU, library) { library.impl("soft_nms", &soft_nms_cpu); }
 
