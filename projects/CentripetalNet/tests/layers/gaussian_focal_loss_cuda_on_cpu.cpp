@@ -87,7 +87,11 @@ bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
   return right;
 }
 
-int main() {
+// With an argument: only what finds a missing barrier.
+int main(int count, char**) {
+  if (count > 1) {
+    return is_right(false, 1, 2, 4) ? 0 : 1;
+  }
   bool right = true;
   for (const bool channels_last : {false, true}) {
     // 1 block: threads stride over several cells. 4 blocks: some threads are idle.

@@ -22,6 +22,8 @@ constexpr int kSegments = 8;
 constexpr int kRows = 16;
 constexpr int kTileLength = kSegments * kRows;
 constexpr int kThreads = kLines * kSegments;
+// Of a thread block, without asking for more at launch; the same on all GPUs.
+constexpr int kMaxSharedBytes = 48 * 1024;
 // Limits registers per thread: the compiler would spend them on addresses, and fewer blocks fit.
 constexpr int kBlocksPerProcessor = 3;
 
@@ -101,8 +103,8 @@ struct Tiles {
   template <typename Value>
   __device__ void load(const T* from, int64_t tile, Value padding, Value (&values)[kRows]) const {
     if constexpr (kContiguous) {
-      // Other threads may still read the previous contents.
-      __syncthreads();
+      // No barrier before this: after reading their segments of the previous tile, all threads have
+      // waited for each other, and what store staged is read by the thread that now overwrites it.
       for_each_staged(tile, [&](T& staged, int64_t address) { staged = from[address]; });
       __syncthreads();
     }
@@ -171,6 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     corner_pool_kernel(const T* input, T* output, ScanLayout layout) {
   __shared__ typename Tiles<T, kContiguous>::Staging staging;
   __shared__ Value maxima[kSegments][kLines];
+  static_assert(sizeof(staging) + sizeof(maxima) <= kMaxSharedBytes, "a tile is too large");
   const Tiles<T, kContiguous> tiles{layout, staging};
   Value values[kRows], carried = kLowest<Value>;
   for (int64_t tile = 0; tile < tile_count(layout); ++tile) {
@@ -193,6 +196,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) corner_pool_bac
   __shared__ typename Tiles<T, kContiguous>::Staging staging;
   __shared__ Value shared_values[kSegments][kLines];
   __shared__ bool shared_marked[kSegments][kLines];
+  static_assert(
+      sizeof(staging) + sizeof(shared_values) + sizeof(shared_marked) <= kMaxSharedBytes,
+      "a tile is too large");
   const Tiles<T, kContiguous> tiles{layout, staging};
   // A thread reads only its own marks, so this needs no barrier.
   const int64_t tile_marks = block_count(layout) * kThreads;
