@@ -249,8 +249,9 @@ if [[ ${ENV:-} == current ]]; then
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' &>/dev/null </dev/null ||
         die "ENV=current: \"$python\" is not a working Python from 3.9" \
             "Activate an environment, or set PYTHON to its interpreter."
-    "$python" dev/check_environment.py "$purpose" >&2 || exit 1
     [[ $purpose != lint ]] || exit 0
+    "$python" -c 'import torch, detectron2._C, cv2' ||
+        die "\"$python\" lacks PyTorch, Detectron2 or OpenCV; README.md says how to install them"
     mkdir -p "$project/build"
     log=$project/build/setup.log
     install_project "$python"
