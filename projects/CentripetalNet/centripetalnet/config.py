@@ -179,9 +179,10 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # memory, more time, the same gradients and norm statistics. Of a timm network each stage is
     # recomputed, of Detectron2's backbones nothing; of all the heads.
     net.CHECKPOINT_ACTIVATIONS = False
-    # Training in the channels-last memory format, which is faster on CPUs. PyTorch 2.3 on the CPU
-    # crashes in the float32 backward of a 1x1 convolution with stride 2 from 8 to 16 channels in
-    # this format; other widths that were tried worked.
+    # Training in the channels-last memory format, which is faster on CPUs. In evaluation and
+    # prediction the device and the precision decide. PyTorch 2.3 on the CPU crashes in the float32
+    # backward of a 1x1 convolution with stride 2 from 8 to 16 channels in this format; other widths
+    # that were tried worked.
     net.CHANNELS_LAST = False
 
     # ---------------------------------------------------------------- solver
@@ -192,6 +193,9 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     # Batches of IMS_PER_BATCH images whose gradients are added up for a step. The step is that of
     # one batch with all their images; only batch norms see them separately.
     cfg.SOLVER.ACCUMULATE = 1
+    # Precision of convolutions with SOLVER.AMP.ENABLED: "float16", for GPUs alone, or "bfloat16",
+    # which needs no gradient scaler. "": float16 on GPUs, on CPUs bfloat16 if the CPU has it.
+    cfg.SOLVER.AMP.PRECISION = ""
     # Number of evaluations without a better box AP after which the training ends; 0 for never.
     cfg.SOLVER.PATIENCE = 0
     # Number of periodic checkpoints to keep, the newest; 0 keeps all. model_final.pth and, with
@@ -221,6 +225,7 @@ _CHOICES = {
         "WarmupCosineLR",
         "WarmupStepWithFixedGammaLR",
     ),
+    "SOLVER.AMP.PRECISION": ("", "float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler",
@@ -366,7 +371,7 @@ def check_values(cfg: CfgNode) -> None:
     check("MODEL.BACKBONE.NAME", lambda x: x in BACKBONE_REGISTRY, "a registered backbone")
     check("MODEL.META_ARCHITECTURE", lambda x: x in META_ARCH_REGISTRY, "a registered model")
     for key, choices in _CHOICES.items():
-        check(key, choices.__contains__, f"one of {', '.join(choices)}")
+        check(key, choices.__contains__, "one of " + ", ".join(map(repr, choices)))
     for key in ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD"):
         check(key, lambda x: x >= 1, "1 or more")
     check("SOLVER.ACCUMULATE", lambda x: x >= 1, "1 or more")

@@ -65,6 +65,14 @@ def golden_config() -> CfgNode:
     return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
 
 
+def rounding(operations: float, dtype: torch.dtype = torch.float32) -> float:
+    """Bound of the relative difference of two results of this many roundings.
+
+    Each result is off by at most half a unit in the last place for each rounding.
+    """
+    return operations * torch.finfo(dtype).eps
+
+
 _STAGES = ["res2", "res3", "res4", "res5"]
 # Small detectors by backbone, as changes to Base-CentripetalNet.yaml. The network of timm pads as
 # TensorFlow does.

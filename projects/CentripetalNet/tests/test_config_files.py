@@ -77,6 +77,7 @@ def test_a_key_of_detectron2_without_effect_is_refused(key, value, instead):
         ("DATALOADER.SAMPLER_TRAIN", "Foo"),
         ("SOLVER.LR_SCHEDULER_NAME", "Foo"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "foo"),
+        ("SOLVER.AMP.PRECISION", "half"),
         ("SOLVER.MAX_ITER", "0"),
         ("SOLVER.CHECKPOINT_PERIOD", "0"),
         ("SOLVER.ACCUMULATE", "0"),

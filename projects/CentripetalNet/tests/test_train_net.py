@@ -227,6 +227,7 @@ def test_a_damaged_dataset_is_refused_or_evaluated_without_invalid_entries(
         (["MODEL.CENTRIPETALNET.NUM_CLASSES", "80"], ValueError, "silhouettes_.*has 5 classes"),
         (["DATASETS.TRAIN", "('no_such_set',)"], LookupError, "no_such_set"),
         (["SOLVER.OPTIMIZER", "LION"], ValueError, "LION"),
+        (["SOLVER.AMP.PRECISION", "float16"], ValueError, "AMP.PRECISION is 'float16'.*cpu"),
     ],
 )
 def test_a_config_that_cannot_be_trained_is_an_error_at_once(

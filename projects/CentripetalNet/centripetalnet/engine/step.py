@@ -32,8 +32,8 @@ _MAX_WARNINGS = 10
 class StepTrainer(SimpleTrainer):
     """Detectron2's training step in any precision; skips steps with a NaN loss or gradient.
 
-    On the CPU mixed precision is bfloat16, which has the range of float32 and needs no gradient
-    scaler; Detectron2's AMPTrainer is for CUDA alone.
+    Only float16 needs a gradient scaler, as bfloat16 has the range of float32. Detectron2's
+    AMPTrainer is for CUDA alone.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class StepTrainer(SimpleTrainer):
         data_loader,
         optimizer,
         *,
-        amp: bool,
+        amp_dtype: Optional[torch.dtype] = None,
         max_gradient_norm: float = math.inf,
         norm_type: float = 2.0,
         untrained: Callable[[], Iterable[nn.Parameter]] = tuple,
@@ -57,7 +57,8 @@ class StepTrainer(SimpleTrainer):
             model, optimizer: see ``SimpleTrainer``.
             data_loader: endless batches. One over a ``TrainingStream`` resumes where a checkpoint
                 left it.
-            amp: whether the forward pass is in lower precision where autocast says so.
+            amp_dtype: bfloat16 or float16, of the forward pass where autocast says so. None for
+                float32 everywhere.
             max_gradient_norm: all gradients together are clipped at this norm.
             norm_type: of that norm, 2 for the Euclidean one.
             untrained: parameters that this iteration does not train. They get no gradient, so the
@@ -76,13 +77,9 @@ class StepTrainer(SimpleTrainer):
         self.num_samples = 0
         self._left_out: Counter = Counter()
         device_type = next(model.parameters()).device.type
-        self.autocast = torch.autocast(
-            device_type,
-            dtype=torch.bfloat16 if device_type == "cpu" else torch.float16,
-            enabled=amp,
-        )
+        self.autocast = torch.autocast(device_type, dtype=amp_dtype, enabled=amp_dtype is not None)
         # Without effect if disabled.
-        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=amp and device_type == "cuda")
+        self.grad_scaler = torch.amp.GradScaler(device_type, enabled=amp_dtype == torch.float16)
         self.max_gradient_norm = max_gradient_norm
         self.norm_type = norm_type
         self.untrained = untrained
@@ -231,8 +228,14 @@ class StepTrainer(SimpleTrainer):
 
 @torch.no_grad()
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    # A single kernel copies many tensors of one dtype and device; others are copied one by one.
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for source, target in zip(sources, targets):
-        target.copy_(source)
+        of_dtype = groups.setdefault(source.dtype, ([], []))
+        of_dtype[0].append(source)
+        of_dtype[1].append(target)
+    for of_dtype in groups.values():
+        torch._foreach_copy_(of_dtype[1], of_dtype[0])
 
 
 def _are_finite_everywhere(*values: Tensor) -> list[bool]:

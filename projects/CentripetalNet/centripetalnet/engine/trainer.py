@@ -28,7 +28,7 @@ from ..data import CentripetalNetDatasetMapper, build_training_loader
 from ..data.check.datasets import check_datasets
 from ..modeling import CentripetalNetWithTTA, optimize_for_inference
 from ..modeling.hourglass import StackedHourglass
-from ..modeling.precision import cpu_has_bfloat16, dtype_of
+from ..modeling.precision import amp_dtype, dtype_of
 from .evaluation import Evaluator, share_norm_statistics, with_names_of, with_usable_tests
 from .hooks import BestCheckpointer, EarlyStopping, TrainingPlotter, TrainingStopped
 from .solver import (
@@ -60,7 +60,8 @@ class Trainer(DefaultTrainer):
         if cfg.SEED < 0:
             # Drawn once and saved in checkpoints, so that a resume uses the same.
             cfg = _with_seed(cfg, comm.shared_random_seed())
-        on_cpu = torch.device(cfg.MODEL.DEVICE).type == "cpu"
+        device = torch.device(cfg.MODEL.DEVICE)
+        on_cpu = device.type == "cpu"
 
         if on_cpu and comm.get_world_size() > 1:
             _check_norms(cfg)
@@ -79,16 +80,13 @@ class Trainer(DefaultTrainer):
             model = DistributedDataParallel(model, **ddp)
         else:
             model = create_ddp_model(model, **ddp)
-        amp = cfg.SOLVER.AMP.ENABLED
-        if amp and on_cpu and not cpu_has_bfloat16():
-            logger.warning("This CPU has no bfloat16 arithmetic: training in float32.")
-            amp = False
+        amp = cfg.SOLVER.AMP
         max_gradient_norm, norm_type = gradient_clipping(cfg)
         self._trainer = StepTrainer(
             model,
             data_loader,
             optimizer,
-            amp=amp,
+            amp_dtype=amp_dtype(amp.PRECISION, device) if amp.ENABLED else None,
             max_gradient_norm=max_gradient_norm,
             norm_type=norm_type,
             untrained=bare_model.untrained_parameters,
@@ -116,7 +114,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
         # Errors of the evaluation come before the training, not after it.
-        dtype_of(cfg.TEST.PRECISION, torch.device(cfg.MODEL.DEVICE))
+        dtype_of(cfg.TEST.PRECISION, device)
         with_usable_tests(cfg)
         if cfg.TEST.AUG.ENABLED:
             CentripetalNetWithTTA(cfg, model)

@@ -144,7 +144,7 @@ class CrossStarDeformConv(nn.Module):
             image_index, y, x: (M,) integers, positions of the cells.
 
         Returns:
-            (M, C, 3, 3), zero outside the map.
+            (M, C, 3, 3) float32, zero outside the map.
         """
         num_cells, channels = len(y), feature.shape[1]
         with torch.autocast(feature.device.type, enabled=False):
@@ -167,8 +167,7 @@ class CrossStarDeformConv(nn.Module):
             inside = (near_y >= 0) & (near_y < feature.shape[2])
             inside = inside & (near_x >= 0) & (near_x < feature.shape[3])
             output = output.view(num_cells, NUM_TAPS, channels) * inside[:, :, None]
-        output = output.permute(0, 2, 1).reshape(num_cells, channels, KERNEL_SIZE, KERNEL_SIZE)
-        return output.to(feature.dtype)
+        return output.permute(0, 2, 1).reshape(num_cells, channels, KERNEL_SIZE, KERNEL_SIZE)
 
     def sampling_points(self, guiding_shift: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """Sampling points of the deformable convolution at the given cells, for visualization.

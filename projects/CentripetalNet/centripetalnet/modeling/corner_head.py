@@ -169,10 +169,12 @@ class CornerBranch(nn.Module):
         row = torch.div(cells, width, rounding_mode="floor")
         y, image_index = row % height, torch.div(row, height, rounding_mode="floor")
 
-        patches = _patches(pooled, image_index, y, x).to(self.offset[0].weight.dtype)
+        patches = _patches(pooled, image_index, y, x)
+        if not self.training:
+            # Inference in half precision keeps the shifts in float32. In training autocast chooses.
+            patches = patches.to(self.offset[0].weight.dtype)
         guiding_shift = self.guiding_shift(patches, padded=False)
         adapted = self.cross_star.at_cells(pooled, guiding_shift, image_index, y, x)
-        adapted = adapted.to(patches.dtype)
         offset = None
         if needs_offset:
             offset = self.offset(patches[:, :, 1:-1, 1:-1], padded=False)[:, :, 0, 0]

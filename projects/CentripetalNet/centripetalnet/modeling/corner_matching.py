@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..structures import Candidates, CornerPairs, Corners, PairConditions, Peaks
+from .feature_maps import as_xy
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,6 @@ def mean_offset(heatmap: Tensor, peaks: Peaks) -> Tensor:
     return 0.5 + mean / weight.sum((-2, -1))[..., None]
 
 
-def _as_xy(size: tuple[int, int], like: Tensor) -> Tensor:
-    """(height, width) as a tensor (width, height), so that an export keeps both dynamic."""
-    height, width = size
-    return torch.stack((like.new_full((), width), like.new_full((), height)))
-
-
 def locate_corners(
     peaks: Peaks,
     offset: Tensor,
@@ -173,7 +168,7 @@ def locate_corners(
     height, width = map_size
     row = torch.div(peaks.cell, width, rounding_mode="floor") % height
     cell = torch.stack((peaks.cell % width, row), dim=-1)
-    pixels_per_cell = _as_xy(canvas_size, offset) / _as_xy(map_size, offset)
+    pixels_per_cell = as_xy(canvas_size, offset) / as_xy(map_size, offset)
     position = (cell + offset) * pixels_per_cell
     to_center = centripetal_shift.exp() * pixels_per_cell
     return Corners(peaks.score, peaks.cls, position, position + inwards * to_center)

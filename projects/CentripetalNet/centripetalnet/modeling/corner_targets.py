@@ -9,6 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from ..structures import BoxTargets, CornerTargets, HeatmapBumps
+from .feature_maps import as_xy
 
 
 def gaussian_radii(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
@@ -86,7 +87,7 @@ def _corner_targets(
 ) -> CornerTargets:
     """Targets of one corner; ``inwards`` is +1 for top-left, -1 for bottom-right corners."""
     height, width = map_size
-    last_cell = corner.new_tensor((width - 1, height - 1))
+    last_cell = as_xy((height - 1, width - 1), corner)
     cell_xy = torch.minimum(corner, last_cell).clamp(min=0).floor()
     cell_x, cell_y = cell_xy.long().unbind(dim=1)
     cell = (image_index * height + cell_y) * width + cell_x
@@ -142,7 +143,7 @@ def corner_targets(
     Source: arXiv 2003.09119, sections 3.1 (centripetal shift) and 3.2 (guiding shift); heatmap
     and offset arXiv 1808.01244, section 3.2.
     """
-    scale = boxes.new_tensor((map_size[1] / canvas_size[1], map_size[0] / canvas_size[0]))
+    scale = as_xy(map_size, boxes) / as_xy(canvas_size, boxes)
     tl, br = boxes[:, :2] * scale, boxes[:, 2:] * scale
     center = (boxes[:, :2] + boxes[:, 2:]) / 2 * scale
     width, height = (br - tl).ceil().unbind(dim=1)

@@ -1,11 +1,12 @@
-"""Which feature maps of a backbone have a head."""
+"""Which feature maps of a backbone have a head, and sizes as tensors."""
 
 from collections.abc import Sequence
 from typing import Optional
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, Backbone
-from torch import nn
+from torch import Tensor, nn
 
 
 def feature_shapes(
@@ -44,3 +45,20 @@ def drop_unused_outputs(fpn: FPN, names: Sequence[str]) -> None:
         if name.startswith("fpn_output") and name not in outputs:
             setattr(fpn, name, nn.Identity())
             fpn.output_convs[fpn.output_convs.index(module)] = getattr(fpn, name)
+
+
+def as_xy(size: tuple[float, float], like: Tensor) -> Tensor:
+    """Python numbers (height, width) as a tensor (width, height).
+
+    They are filled in on the device: a copy from the CPU waits until the GPU has finished all its
+    work. In an export both stay dynamic.
+
+    Args:
+        size: two numbers, y before x.
+        like: gives dtype and device.
+
+    Returns:
+        (2,) x, y.
+    """
+    height, width = size
+    return torch.stack((like.new_full((), width), like.new_full((), height)))

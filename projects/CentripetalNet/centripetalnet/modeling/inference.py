@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
 from .meta_arch import CentripetalNet
-from .precision import cpu_has_bfloat16, dtype_of
+from .precision import cpu_has_bfloat16, dtype_of, inference_format_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ class _ToFloat32(nn.Module):
 def optimize_for_inference(model: nn.Module, precision: str = "float32") -> CentripetalNet:
     """Copies a detector for faster inference in less memory; same results up to rounding.
 
-    Batch norms are folded into the convolutions, the memory format is channels-last, and heads that
-    only training uses are removed. In bfloat16 or float16, the backbone, corner pooling, the hidden
-    convolution of the heatmaps and the mask head use it, which are nearly all FLOPs. Scores,
-    shifts, matching and soft-NMS stay in float32 for accuracy.
+    Batch norms are folded into the convolutions, the memory format is the faster one of the device
+    and the precision, and heads that only training uses are removed. In bfloat16 or float16, the
+    backbone, corner pooling, the hidden convolution of the heatmaps and the mask head use it, which
+    are nearly all FLOPs. Scores, shifts, matching and soft-NMS stay in float32 for accuracy.
 
     Args:
         model: a CentripetalNet, or one in DistributedDataParallel. It is not modified.
@@ -67,8 +67,8 @@ def optimize_for_inference(model: nn.Module, precision: str = "float32") -> Cent
         branch.heatmap = nn.Sequential(hidden.to(dtype), _ToFloat32(), last)
     if model.mask_head is not None:
         model.mask_head.layers.to(dtype)
-    model.memory_format = torch.channels_last
-    return model.to(memory_format=torch.channels_last).requires_grad_(False)
+    model.memory_format = inference_format_of(model.device, dtype)
+    return model.to(memory_format=model.memory_format).requires_grad_(False)
 
 
 def _is_foldable(module: object) -> bool:

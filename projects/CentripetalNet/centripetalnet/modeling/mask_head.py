@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..structures import Corners, Findings
 from .corner_matching import MatchingOptions, match_corners
+from .feature_maps import as_xy
 from .object_counts import count_per_process
 from .selection import best_candidates
 
@@ -115,7 +116,7 @@ class InstanceMaskHead(nn.Module):
         """
         pooled = self._pool(feature, canvas_size, [x.proposal_boxes for x in proposals])
         mean_here = self.layers(pooled, proposals)["loss_mask"]
-        count = torch.tensor(float(len(pooled)), device=pooled.device)
+        count = pooled.new_full((), len(pooled))
         return mean_here * (count / count_per_process(count)) * self.loss_weight
 
     def probabilities(
@@ -145,15 +146,15 @@ class InstanceMaskHead(nn.Module):
             boxes: (P, 4).
             classes: (P,) integers in [0, C).
         """
-        on_canvas = boxes + boxes.new_tensor(findings.border * 2)
+        left, top = findings.border
+        on_canvas = boxes + as_xy((top, left), boxes).repeat(2)
         return self.probabilities(findings.feature, findings.canvas_size, on_canvas, classes)
 
     def _pool(self, feature: Tensor, canvas_size: tuple[int, int], boxes: list[Boxes]) -> Tensor:
         """(sum of P, C, 14, 14). The exact stride is canvas / map: 511 / 128 pixels, not 4."""
-        height, width = feature.shape[-2:]
-        cells_per_pixel = (width / canvas_size[1], height / canvas_size[0])
-        scale = boxes[0].tensor.new_tensor(cells_per_pixel * 2)
-        scaled = [Boxes(x.tensor * scale) for x in boxes]
+        like = boxes[0].tensor
+        cells_per_pixel = as_xy(feature.shape[-2:], like) / as_xy(canvas_size, like)
+        scaled = [Boxes(x.tensor * cells_per_pixel.repeat(2)) for x in boxes]
         # RoIAlign coordinates in half precision would be wrong by whole cells.
         with torch.autocast(feature.device.type, enabled=False):
             return self.pooler([feature.float()], scaled)
@@ -180,8 +181,9 @@ def matched_proposals(
     objects = torch.arange(len(targets), device=truth.device)
     if len(targets) > 0 and len(proposals) > 0:
         overlap, nearest = pairwise_iou(proposals, targets.gt_boxes).max(dim=1)
-        is_hit = (overlap >= iou_threshold) & (scores >= 0)
-        proposals, objects = proposals[is_hit].tensor, torch.cat((nearest[is_hit], objects))
+        # A mask as index would wait for the GPU at each use.
+        hits = ((overlap >= iou_threshold) & (scores >= 0)).nonzero()[:, 0]
+        proposals, objects = proposals[hits].tensor, torch.cat((nearest[hits], objects))
         proposals = Boxes(torch.cat((proposals, truth)))
     else:
         proposals = Boxes(truth)

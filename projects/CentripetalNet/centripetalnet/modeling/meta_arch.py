@@ -27,7 +27,7 @@ from .corner_losses import LossOptions, corner_counts, corner_losses, corner_sum
 from .corner_matching import MatchingOptions, match_corners
 from .corner_search import find_corners, find_pooled_corners
 from .corner_targets import batch_targets
-from .feature_maps import drop_unused_outputs, feature_shapes
+from .feature_maps import as_xy, drop_unused_outputs, feature_shapes
 from .mask_head import InstanceMaskHead
 from .object_counts import count_per_process
 from .selection import SelectionOptions, best_candidates, detections_of, scaled_to_output
@@ -231,7 +231,7 @@ class CentripetalNet(nn.Module):
             proposals = self.mask_head.proposals(found, instances, self.matching)
             losses["loss_mask"] = self.mask_head.losses(feature, canvas_size, proposals)
             if counts is not None:
-                num_boxes = images.new_tensor(float(sum(len(x) for x in instances)))
+                num_boxes = images.new_full((), sum(len(x) for x in instances))
                 losses["loss_mask"] *= count_per_process(num_boxes) / counts.num_boxes
         return losses
 
@@ -258,7 +258,7 @@ class CentripetalNet(nn.Module):
                 self.num_classes,
                 self.loss_options.min_overlap,
             )
-            num_boxes = total.new_tensor([sum(len(x) for x in instances)])
+            num_boxes = total.new_full((1,), sum(len(x) for x in instances))
             total += torch.cat([corner_sums(targets.tl), corner_sums(targets.br), num_boxes])
         total = count_per_process(total)
         return StepCounts(CornerCounts(*total[:2]), CornerCounts(*total[2:4]), total[4])
@@ -332,7 +332,8 @@ class CentripetalNet(nn.Module):
                 find_corners(branch, feature, canvas_size, self.matching).corners
                 for branch in (self.heads[-1].tl, self.heads[-1].br)
             )
-            found = match_corners(tl, br, self.pixel_mean.new_tensor(border), self.matching)
+            borders = torch.stack([as_xy((top, left), self.pixel_mean) for left, top in border])
+            found = match_corners(tl, br, borders, self.matching)
             found = best_candidates(found, self.selection.max_candidates)
             for row, i in enumerate(members):
                 results[i] = Findings(

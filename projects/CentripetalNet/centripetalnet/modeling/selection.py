@@ -171,7 +171,8 @@ def detections_of(
     detections = select_detections(stack_candidates(candidates), options)
     results = []
     for boxes, scores, classes, size in zip(*detections, sizes):
-        kept = scores >= 0
+        # A mask as index would wait for the GPU at each use.
+        kept = (scores >= 0).nonzero()[:, 0]
         results.append(
             Instances(
                 size,

@@ -1,7 +1,11 @@
+from collections import Counter
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from synchronisations import synchronisations
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from centripetalnet.engine.step import StepTrainer
 
@@ -23,7 +27,7 @@ def trainer_of(*values, model=None, **options):
     batches = [[{"value": x, "file_name": f"image{i}.jpg"}] for i, x in enumerate(values)]
     # Momentum would move the weight even without a gradient.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trainer = StepTrainer(model, batches, optimizer, amp=False, **options)
+    trainer = StepTrainer(model, batches, optimizer, **options)
     trainer.iter = 0
     return trainer
 
@@ -121,17 +125,23 @@ def test_parameters_that_are_not_trained_yet_have_no_state_in_the_optimizer():
     assert model.other == 1
 
 
+class Normed(Line):
+    """Buffers of three dtypes, which change in each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.other = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+        self.other.double()
+        self.register_buffer("seen", torch.zeros(3, 2).bfloat16().t())
+
+    def forward(self, batch):
+        values = torch.tensor([[x["value"]] for x in batch] * 2)
+        self.seen += 1
+        return {"loss": (self.norm(values) + self.other(values.double())).sum() * self.weight}
+
+
 @pytest.mark.parametrize("replaced", [False, True], ids=["", "after precise BN"])
 def test_a_skipped_step_does_not_change_norm_statistics(replaced):
-    class Normed(Line):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(1)
-
-        def forward(self, batch):
-            values = torch.tensor([[x["value"]] for x in batch] * 2)
-            return {"loss": self.norm(values).sum() * self.weight}
-
     trainer = trainer_of(float("nan"), max_skipped_steps=1, model=Normed())
     if replaced:
         # Like fvcore's update_bn_stats.
@@ -143,6 +153,72 @@ def test_a_skipped_step_does_not_change_norm_statistics(replaced):
     after = trainer.model.state_dict()
     assert trainer.skipped_steps == 1
     assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+def test_norm_statistics_are_copied_once_for_each_dtype_before_a_step():
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            counts[func.overloadpacket.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    counts = Counter()
+    trainer = trainer_of(1.0, model=Normed())
+
+    with Copies():
+        run(trainer, 1)
+
+    # float32, float64, int64 and bfloat16.
+    assert counts["_foreach_copy_"] == 4 and counts["copy_"] == 0
+
+
+def test_a_step_waits_for_the_device_only_to_check_and_to_log_its_losses(device):
+    model = TwoWeights().to(device)
+    trainer = trainer_of(1.0, model=model, max_gradient_norm=1.0)
+
+    with synchronisations(device) as places:
+        run(trainer, 1)
+
+    # The check reads two booleans at once, before the logged losses.
+    assert places == {"_are_finite_everywhere", "run_step"}
+
+
+class Product(Line):
+    """Notes the dtype of its matrix product."""
+
+    def forward(self, batch):
+        self.product = self.weight.view(1, 1) @ self.weight.new_full((1, 1), batch[0]["value"])
+        # The initial scale of the gradient, 65536, is infinite in float16.
+        return {"loss": self.product.float().sum() / 2}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_mixed_precision_is_in_its_dtype_and_only_float16_scales_the_loss(dtype, device):
+    trainer = trainer_of(1.0, 1.0, model=Product().to(device), amp_dtype=dtype)
+
+    run(trainer, 2)
+
+    assert trainer.model.product.dtype == (dtype or torch.float32)
+    assert trainer.grad_scaler.is_enabled() == (dtype == torch.float16)
+    # Steps of 1/2 with momentum, from 1 with the rate 0.1.
+    assert trainer.model.weight.item() == pytest.approx(1 - 0.05 - 0.095)
+
+
+@pytest.mark.parametrize("before", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("after", [None, torch.bfloat16, torch.float16])
+def test_a_training_resumes_in_its_own_or_another_precision(before, after):
+    trainer = trainer_of(1.0, model=Product(), amp_dtype=before)
+    run(trainer, 1)
+    resumed = trainer_of(1.0, model=Product(), amp_dtype=after)
+
+    resumed.model.load_state_dict(trainer.model.state_dict())
+    resumed.load_state_dict(trainer.state_dict())
+
+    run(resumed, 1)
+    assert resumed.model.weight.item() == pytest.approx(1 - 0.05 - 0.095)
+    if before == after:
+        expected = trainer.grad_scaler.state_dict()
+        steps = {"_growth_tracker": 2} if expected else {}
+        assert resumed.grad_scaler.state_dict() == {**expected, **steps}
 
 
 def test_more_than_max_skipped_steps_is_an_error_before_the_step():

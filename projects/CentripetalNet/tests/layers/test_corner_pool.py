@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rounding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from operator_arguments import ARRANGEMENTS, channels_last
@@ -38,7 +39,12 @@ def test_matches_the_reference_implementation(case, direction, device):
     )
 
     assert_equal(output.cpu(), expected["output"])
-    torch.testing.assert_close(grad_input.cpu(), expected["grad_input"], rtol=1e-5, atol=1e-6)
+    # A cell gets the sum of at most a line's gradients, in another order.
+    line = max(input.shape[2:])
+    largest = line * float(golden["grad_output"].abs().max())
+    torch.testing.assert_close(
+        grad_input.cpu(), expected["grad_input"], rtol=0, atol=rounding(line) * largest
+    )
 
 
 SPECIAL = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, -0.0, 0.0]).double()

@@ -37,6 +37,7 @@ def test_norms_and_training_heads_are_removed_from_the_copy_only(model):
 
     assert not any("norm" in name for name in optimized.state_dict())
     assert len(model.heads) == 2 and len(optimized.heads) == 1
+    assert optimized.backbone.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not optimized.training and model.training
     assert not any(p.requires_grad for p in optimized.parameters())
     after = model.state_dict()
@@ -136,6 +137,18 @@ def test_logits_and_shifts_stay_in_float32(model):
     assert dtypes["heads.0.tl.heatmap.0.weight"] == torch.bfloat16
     assert dtypes["heads.0.br.heatmap.2.weight"] == torch.float32
     assert dtypes["heads.0.br.centripetal_shift.0.weight"] == torch.float32
+
+
+@torch.no_grad()
+def test_shifts_of_a_feature_in_bfloat16_are_those_of_float32(model):
+    low, full = (optimize_for_inference(model, x).heads[-1].br for x in ("bfloat16", "float32"))
+    pooled = torch.randn(2, 16, 9, 7).bfloat16()
+    cells = torch.arange(0, 2 * 9 * 7, 5)
+
+    found, truth = low.shifts_at(pooled, cells), full.shifts_at(pooled.float(), cells)
+
+    for actual, expected in zip(found, truth):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("precision", ["int8", "half"])
