@@ -1,0 +1,157 @@
+"""One pass over a dataset: what the detector found, and how far each object came.
+
+Shapes: G objects of an image, crowds left out, D detections of it.
+"""
+
+from typing import NamedTuple, Union
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from ..explain import pair_outcomes, select_candidates
+from ..modeling import CentripetalNet, CentripetalNetWithTTA
+from ..modeling.selection import detections_of, scaled_to_output
+from ..modeling.test_time_augmentation import View
+from ..structures import Findings, PairConditions
+from .oracles import NETWORK, ORACLES, match_view
+from .reasons import corner_reach, miss_stages, wrong_pairs
+
+
+class Scene(NamedTuple):
+    """What one image adds to the report, in pixels of its file."""
+
+    image_id: Union[int, str]
+    stages: np.ndarray
+    """(G,) int8, see :func:`miss_stages`."""
+    is_wrong_pair: np.ndarray
+    """(D,) bool, see :func:`wrong_pairs`."""
+    detections: dict[str, np.ndarray]
+    """(D, 6) float32 x0, y0, x1, y1, score, class for each of ``ORACLES``; without annotations only
+    the network's."""
+
+
+class Objects:
+    """The annotations of a dataset; ``class_of`` gives the index in [0, C) of a category's id."""
+
+    def __init__(self, coco: COCO, class_of: dict[int, int]):
+        self.coco, self.class_of = coco, class_of
+        self.are_known = "annotations" in coco.dataset
+
+    def of(self, image_id) -> list[dict]:
+        """The annotations of one image but crowds."""
+        found = self.coco.imgToAnns.get(image_id, ())
+        return [x for x in found if not x.get("iscrowd") and x["category_id"] in self.class_of]
+
+    def boxes_and_classes(self, image_id) -> tuple[Tensor, Tensor]:
+        """(G, 4) x0, y0, x1, y1 in pixels of the file, and (G,)."""
+        found = self.of(image_id)
+        boxes = torch.tensor([x["bbox"] for x in found], dtype=torch.float64).view(-1, 4)
+        classes = torch.tensor([self.class_of[x["category_id"]] for x in found], dtype=torch.long)
+        return BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS).float(), classes
+
+
+class SceneEvaluator(DatasetEvaluator):
+    """Makes a :class:`Scene` of each image from what the detector computes anyway.
+
+    Until ``close`` it replaces ``find`` of the model and ``views`` of the test-time augmentation.
+    """
+
+    def __init__(self, detector: Union[CentripetalNet, CentripetalNetWithTTA], objects: Objects):
+        self._tta = detector if isinstance(detector, CentripetalNetWithTTA) else None
+        self._model = detector.model if self._tta else detector
+        self._objects = objects
+        self._find, self._model.find = self._model.find, self._observed_find
+        if self._tta:
+            self._views, self._tta.views = self._tta.views, self._observed_views
+        branches = self._model.heads[-1].tl, self._model.heads[-1].br
+        self._hooks = [x.heatmap.register_forward_hook(self._note_maps) for x in branches]
+        self.reset()
+
+    def close(self) -> None:
+        """Ends the observation."""
+        del self._model.find
+        if self._tta:
+            del self._tta.views
+        for hook in self._hooks:
+            hook.remove()
+
+    def reset(self) -> None:
+        self._scenes: list[Scene] = []
+        # Of each image since the last call of process, for each view: view, findings, maps.
+        self._seen: list[list[tuple[View, Findings, list]]] = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for x, output, seen in zip(inputs, outputs, self._seen):
+            self._scenes.append(self._scene(x, output["instances"], seen))
+        self._seen = []
+
+    def evaluate(self) -> list[Scene]:
+        """All scenes in the main process, none in the others."""
+        return [x for scenes in comm.gather(self._scenes, dst=0) for x in scenes]
+
+    def _note_maps(self, module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
+        self._maps.append((inputs[0], heatmap))
+
+    def _observed_views(self, image: Tensor) -> list[View]:
+        self._last_views = self._views(image)
+        return self._last_views
+
+    def _observed_find(self, images: list[Tensor]) -> list[Findings]:
+        self._maps: list[tuple[Tensor, Tensor]] = []
+        found = self._find(images)
+        views = self._last_views if self._tta else [View(x, 1.0, 1.0, False) for x in images]
+        # The heatmaps were computed for each canvas size in this order, top-left ones first.
+        sizes = list(dict.fromkeys(x.canvas_size for x in found))
+        rows, seen = [0] * len(sizes), []
+        for view, findings in zip(views, found):
+            group = sizes.index(findings.canvas_size)
+            row = slice(rows[group], rows[group] + 1)
+            rows[group] += 1
+            maps = [(pooled[row], heat[row]) for pooled, heat in self._maps[2 * group :][:2]]
+            seen.append((view, findings, maps))
+        self._seen += [seen] if self._tta else [[x] for x in seen]
+        return found
+
+    def _scene(self, x: dict, instances: Instances, seen: list) -> Scene:
+        image_id, model, detections = x["image_id"], self._model, {NETWORK: _as_array(instances)}
+        if not self._objects.are_known:
+            nothing = np.zeros(0, dtype=np.int8)
+            return Scene(image_id, nothing, nothing > 0, detections)
+        boxes, classes = (y.to(model.device) for y in self._objects.boxes_and_classes(image_id))
+        size = tuple(x["image"].shape[-2:])
+        scale = boxes.new_tensor((size[1] / x["width"], size[0] / x["height"]))
+        views, matched = [view for view, _, _ in seen], []
+        for view, findings, maps in seen:
+            in_view = CentripetalNetWithTTA.in_view(boxes * scale.repeat(2), view)
+            matched.append(match_view(model, findings, maps, in_view, classes))
+        merged = {
+            name: CentripetalNetWithTTA.merged([y.candidates[name] for y in matched], views)
+            for name in ORACLES
+        }
+        for name in list(ORACLES)[1:]:
+            found = scaled_to_output(detections_of([merged[name]], [size], model.selection), [x])
+            detections[name] = _as_array(found[0]["instances"])
+        selected, stages, start = select_candidates(merged[NETWORK], model.selection), [], 0
+        for view in matched:
+            conditions = PairConditions(*(y[0] for y in view.conditions))
+            shape = conditions.same_class.shape
+            mine = slice(start, start := start + shape.numel())
+            flags = (y[mine].view(shape) for y in (selected.entered, selected.taken))
+            outcome = pair_outcomes(conditions, *flags)
+            stages.append(miss_stages(view.near, view.corners, classes, outcome))
+        found, cls = instances.pred_boxes.tensor.to(boxes), instances.pred_classes.to(classes)
+        reach = corner_reach(boxes, model.stride / scale)
+        is_wrong = wrong_pairs(found, cls[:, None] == classes, boxes, reach)
+        # An object came as far as in its best view.
+        stages = torch.stack(stages).amax(dim=0).cpu().numpy().astype(np.int8)
+        return Scene(image_id, stages, is_wrong.cpu().numpy(), detections)
+
+
+def _as_array(instances: Instances) -> np.ndarray:
+    columns = instances.scores[:, None], instances.pred_classes[:, None]
+    return torch.cat((instances.pred_boxes.tensor, *columns), dim=1).float().cpu().numpy()
