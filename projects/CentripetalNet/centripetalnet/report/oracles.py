@@ -73,8 +73,10 @@ def match_view(
         perfect = render_bumps(targets[i].heatmap.bumps, shape).logit()
         for is_perfect, logits in ((False, heatmap), (True, perfect)):
             seen = find_pooled_corners(branch, pooled, logits, canvas, model.matching)
-            near = near_corners(seen.corners.position[0], truth, reach)
             corners = seen.corners
+            near = near_corners(corners.position[0], truth, reach)
+            # What soft-NMS would drop has not fired.
+            near &= corners.score[0] >= model.selection.min_score
             if is_perfect:
                 near = (seen.peaks.cell == targets[i].cell[:, None]) & targets[i].wins[:, None]
                 # The other peaks are cells without a target; no pair has their class.
