@@ -35,7 +35,10 @@ class PlantedBranch(nn.Module):
         for x, y, center_x, center_y, cls, score in corners:
             column, row = min(int(x / CELL), 31), min(int(y / CELL), 31)
             logits[0, cls, row, column] = torch.tensor(score).logit()
-            position, center = torch.tensor((x, y)) / CELL, torch.tensor((center_x, center_y)) / CELL
+            position, center = (
+                torch.tensor((x, y)) / CELL,
+                torch.tensor((center_x, center_y)) / CELL,
+            )
             to_center = (center - position) * self.inwards
             assert (to_center > 0).all()
             self.shifts[0, row * 32 + column] = position - torch.tensor((column, row))
@@ -128,6 +131,4 @@ def made_up(num_images, num_classes=4, per_image=7.2, detections=100, side=320, 
     objects = objects_of(*images, num_classes=num_classes)
     for i, annotation in enumerate(objects.coco.dataset["annotations"]):
         annotation["iscrowd"] = int(i % 40 == 39)
-    return objects, [
-        x._replace(stages=x.stages[: len(objects.of(x.image_id))]) for x in scenes
-    ]
+    return objects, [x._replace(stages=x.stages[: len(objects.of(x.image_id))]) for x in scenes]

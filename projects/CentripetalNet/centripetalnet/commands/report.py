@@ -77,17 +77,14 @@ def write(args: argparse.Namespace) -> None:
     names = metadata.thing_classes
     class_of = metadata.get("thing_dataset_id_to_contiguous_id", {i: i for i in range(len(names))})
     objects = Objects(COCO(metadata.json_file), class_of)
-    evaluator = SceneEvaluator(detector, objects)
-    scenes = inference_on_dataset(detector, loader, evaluator)
-    evaluator.close()
     about = {"dataset": cfg.DATASETS.TEST[0], "weights": cfg.MODEL.WEIGHTS, "tta": args.tta}
+    # Before the model is observed, which takes time.
     about["settings"] = _measure_settings(cfg, usable, model) if args.speed else []
+    scenes = inference_on_dataset(detector, loader, SceneEvaluator(detector, objects))
     if comm.is_main_process():
         records = {x["image_id"]: x for x in DatasetCatalog.get(name)}
         mapper = CentripetalNetDatasetMapper(cfg, is_train=False)
-        path = write_report(
-            args.output, about, objects, scenes, names, records, model, mapper
-        )
+        path = write_report(args.output, about, objects, scenes, names, records, model, mapper)
         logger.info("Report: %s", path)
 
 

@@ -23,16 +23,16 @@ from .reasons import corner_reach, miss_stages, wrong_pairs
 
 
 class Scene(NamedTuple):
-    """What one image adds to the report, in pixels of its file."""
+    """What one image adds to the report, in pixels of its file.
+
+    (G,) int8 :func:`miss_stages`, (D,) bool :func:`wrong_pairs`, and for each of ``ORACLES``
+    detections (D, 6) float32 x0, y0, x1, y1, score, class; without annotations the network's only.
+    """
 
     image_id: Union[int, str]
     stages: np.ndarray
-    """(G,) int8, see :func:`miss_stages`."""
     is_wrong_pair: np.ndarray
-    """(D,) bool, see :func:`wrong_pairs`."""
     detections: dict[str, np.ndarray]
-    """(D, 6) float32 x0, y0, x1, y1, score, class for each of ``ORACLES``; without annotations only
-    the network's."""
 
 
 class Objects:
@@ -58,27 +58,16 @@ class Objects:
 class SceneEvaluator(DatasetEvaluator):
     """Makes a :class:`Scene` of each image from what the detector computes anyway.
 
-    Until ``close`` it replaces ``find`` of the model and ``views`` of the test-time augmentation.
+    For that it replaces ``find`` of the model and ``views`` of the test-time augmentation.
     """
 
     def __init__(self, detector: Union[CentripetalNet, CentripetalNetWithTTA], objects: Objects):
         self._tta = detector if isinstance(detector, CentripetalNetWithTTA) else None
-        self._model = detector.model if self._tta else detector
-        self._objects = objects
+        self._model, self._objects = detector.model if self._tta else detector, objects
         self._find, self._model.find = self._model.find, self._observed_find
         if self._tta:
             self._views, self._tta.views = self._tta.views, self._observed_views
-        branches = self._model.heads[-1].tl, self._model.heads[-1].br
-        self._hooks = [x.heatmap.register_forward_hook(self._note_maps) for x in branches]
         self.reset()
-
-    def close(self) -> None:
-        """Ends the observation."""
-        del self._model.find
-        if self._tta:
-            del self._tta.views
-        for hook in self._hooks:
-            hook.remove()
 
     def reset(self) -> None:
         self._scenes: list[Scene] = []
@@ -94,16 +83,20 @@ class SceneEvaluator(DatasetEvaluator):
         """All scenes in the main process, none in the others."""
         return [x for scenes in comm.gather(self._scenes, dst=0) for x in scenes]
 
-    def _note_maps(self, module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
-        self._maps.append((inputs[0], heatmap))
-
     def _observed_views(self, image: Tensor) -> list[View]:
         self._last_views = self._views(image)
         return self._last_views
 
     def _observed_find(self, images: list[Tensor]) -> list[Findings]:
-        self._maps: list[tuple[Tensor, Tensor]] = []
+        all_maps: list[tuple[Tensor, Tensor]] = []
+        branches = self._model.heads[-1].tl, self._model.heads[-1].br
+        hooks = [
+            x.heatmap.register_forward_hook(lambda _, inputs, y: all_maps.append((inputs[0], y)))
+            for x in branches
+        ]
         found = self._find(images)
+        for hook in hooks:
+            hook.remove()
         views = self._last_views if self._tta else [View(x, 1.0, 1.0, False) for x in images]
         # The heatmaps were computed for each canvas size in this order, top-left ones first.
         sizes = list(dict.fromkeys(x.canvas_size for x in found))
@@ -112,7 +105,7 @@ class SceneEvaluator(DatasetEvaluator):
             group = sizes.index(findings.canvas_size)
             row = slice(rows[group], rows[group] + 1)
             rows[group] += 1
-            maps = [(pooled[row], heat[row]) for pooled, heat in self._maps[2 * group :][:2]]
+            maps = [(pooled[row], heat[row]) for pooled, heat in all_maps[2 * group :][:2]]
             seen.append((view, findings, maps))
         self._seen += [seen] if self._tta else [[x] for x in seen]
         return found

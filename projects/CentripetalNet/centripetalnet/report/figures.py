@@ -14,7 +14,7 @@ import torch
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import COCOeval
 
 from .collect import Objects, Scene
 from .oracles import NETWORK, ORACLES
@@ -24,43 +24,38 @@ IOUS = (0.5, 0.75)
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 UNMATCHED, IGNORED = -1, -2
 # pycocotools needs kilobytes for each while it evaluates them.
-_DETECTIONS_AT_ONCE = 100_000
+_DETECTIONS_AT_ONCE = 170_000
 
 
 class Dataset(NamedTuple):
-    """All scenes as arrays. Where there are two rows, they are for the two ``IOUS``."""
+    """All scenes as arrays. Where there are two rows, they are for the two ``IOUS``.
+
+    ``image`` (n,) is the index of the scene, ``detections`` (n, 6) are the network's, ``kind``
+    (2, n) is :data:`FalseDetection` or -1, ``match`` (2, n) the index of the object, or UNMATCHED,
+    or IGNORED for a crowd. Of the objects there are scene, boxes (m, 4), classes, and ``reason``
+    (2, m) :data:`Miss`, -1 for those found. ``low_score`` (2, m) is how far the own corners of an
+    object came that only detections below ``score_limit`` found, -1 for the others. That limit is
+    where the detections have the highest F1 at the first of ``IOUS``.
+    """
 
     image: np.ndarray
-    """(n,) index of the scene of each detection."""
     detections: np.ndarray
-    """(n, 6) the network's, see :class:`Scene`."""
     kind: np.ndarray
-    """(2, n) :class:`FalseDetection`; -1 for a true one or one of a crowd."""
     match: np.ndarray
-    """(2, n) index of the matched object, or UNMATCHED, or IGNORED for a crowd."""
     object_image: np.ndarray
-    """(m,) index of the scene of each object."""
     boxes: np.ndarray
-    """(m, 4) x0, y0, x1, y1."""
     classes: np.ndarray
-    """(m,) of the objects."""
     reason: np.ndarray
-    """(2, m) :class:`Miss`; -1 for an object that a detection matched."""
     low_score: np.ndarray
-    """(2, m) :class:`Miss`, how far its own corners came, of an object that only detections below
-    ``score_limit`` matched; -1 for the others."""
     score_limit: float
-    """The score from which on detections have the highest F1 at the first of ``IOUS``."""
 
 
 def evaluate_boxes(
     objects: Objects, scenes: list[Scene], oracle: str = NETWORK, ious: Sequence[float] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluates detections as ``COCOEvaluator`` does.
+    """``COCOeval.eval["precision"]`` at 100 detections (10, 101, C, 4), as in ``COCOEvaluator``.
 
-    Returns:
-        ``COCOeval.eval["precision"]`` at 100 detections (10, 101, C, 4), and for each of ``ious``
-        the id of the annotation that each detection matched (n,), or UNMATCHED, or IGNORED.
+    And for each of ``ious`` (n,) the ids of the annotations that match, or UNMATCHED, or IGNORED.
     """
     # It logs each of many calls.
     logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
@@ -103,11 +98,7 @@ def _coco_eval(kind: type, objects: Objects, detections, image_ids, chosen) -> C
 
 
 def gather(objects: Objects, scenes: list[Scene]) -> tuple[Dataset, np.ndarray]:
-    """Gives every missed object and false detection its reason.
-
-    Returns:
-        The dataset, and the precision of :func:`evaluate_boxes`.
-    """
+    """Reasons of all missed objects and false detections; and see :func:`evaluate_boxes`."""
     precision, ids = evaluate_boxes(objects, scenes, ious=IOUS)
     index_of = {x["id"]: i for i, x in enumerate(y for s in scenes for y in objects.of(s.image_id))}
     match = np.vectorize(lambda x: index_of.get(x, x), otypes=[np.int64])(ids)
@@ -123,8 +114,8 @@ def gather(objects: Objects, scenes: list[Scene]) -> tuple[Dataset, np.ndarray]:
             flags = torch.from_numpy(is_found), torch.from_numpy(scene.is_wrong_pair)
             false = false_kinds(iou, same, *flags, threshold).numpy()
             kind[i, dets] = np.where(match[i, dets] == UNMATCHED, false, -1)
-            is_taken = (scene.stages == Miss.ACCEPTED) & (best >= threshold)
-            missed = np.where(is_taken, Miss.OTHER_OBJECT, scene.stages)
+            is_taken = (scene.stages == Miss.BADLY_LOCALISED) & (best >= threshold)
+            missed = np.where(is_taken, Miss.DETECTION_MATCHED_ANOTHER_OBJECT, scene.stages)
             reason[i, objs] = np.where(is_found, -1, missed)
     detections = np.concatenate([x.detections[NETWORK] for x in scenes])
     order = np.argsort(-detections[:, 4], kind="stable")
@@ -132,7 +123,7 @@ def gather(objects: Objects, scenes: list[Scene]) -> tuple[Dataset, np.ndarray]:
     f1 = np.cumsum(match[0, order] >= 0) / (np.arange(len(order)) + 1 + len(index_of))
     limit = float(detections[order[f1.argmax()], 4]) if len(order) else 0.0
     stages = np.concatenate([x.stages for x in scenes])
-    low = np.where(stages == Miss.ACCEPTED, Miss.LOW_SCORE, stages)
+    low = np.where(stages == Miss.BADLY_LOCALISED, Miss.LOW_SCORE, stages)
     sure = [np.isin(np.arange(len(stages)), x[detections[:, 4] >= limit]) for x in match]
     return Dataset(
         image=np.repeat(np.arange(len(scenes)), [len(x.is_wrong_pair) for x in scenes]),
@@ -170,12 +161,7 @@ def _counts(values: np.ndarray, kinds: type, areas: np.ndarray, classes: np.ndar
 def summarize(
     objects: Objects, scenes: list[Scene], names: Sequence[str]
 ) -> tuple[dict, Dataset, np.ndarray]:
-    """The figures of a dataset with annotations, and what :func:`gather` returns.
-
-    Args:
-        objects, scenes: of the dataset, with a scene for each image.
-        names: of the classes.
-    """
+    """The figures of a dataset with annotations, and what :func:`gather` returns."""
     data, precision = gather(objects, scenes)
     aps = {NETWORK: average_precisions(precision)}
     for name in list(ORACLES)[1:]:
@@ -232,10 +218,7 @@ def calibration(data: Dataset, bins: int = 10) -> dict:
 
 
 def _confusion(objects: Objects, scenes: list[Scene], data: Dataset, num: int) -> np.ndarray:
-    """(C + 1, C + 1) classes of objects x classes of sure detections, matched whatever the class.
-
-    The last row and column are the background.
-    """
+    """(C + 1, C + 1) objects x sure detections, matched whatever the class; last the background."""
     sure = np.flatnonzero(data.detections[:, 4] >= data.score_limit)
     image_ids = [scenes[i].image_id for i in data.image]
     coco = _coco_eval(COCOeval, objects, data.detections, image_ids, sure)

@@ -18,16 +18,16 @@ from .reasons import corner_reach, near_corners
 
 
 class Oracle(NamedTuple):
-    """Which parts are perfect; the others are the network's, the shifts always."""
+    """Which parts are perfect; the others are the network's, the shifts always.
+
+    Heatmaps are the targets'. A corner near an object's is moved onto it, and gets its class.
+    Corners of one object are a pair, those of two objects are not.
+    """
 
     heatmaps: bool = False
-    """Peaks and scores are the targets'."""
     positions: bool = False
-    """A corner near an object's is moved onto it: what a perfect offset gives."""
     matching: bool = False
-    """Corners of one object are a pair, those of two objects are not."""
     classes: bool = False
-    """A corner near an object's gets its class."""
 
 
 NETWORK = "nothing"
@@ -36,30 +36,21 @@ ORACLES["all"] = Oracle(True, True, True, True)
 
 
 class MatchedView(NamedTuple):
-    """Candidates for each of ``ORACLES`` in pixels of the view, and how the network's came about."""
+    """Candidates for each of ``ORACLES``, in pixels of the view, and how the network's arose."""
 
     candidates: dict[str, Candidates]
     conditions: PairConditions
     near: tuple[Tensor, Tensor]
-    """(G, K) for both kinds, see :func:`near_corners`."""
     corners: tuple[Corners, Corners]
 
 
 def match_view(
-    model: CentripetalNet,
-    findings: Findings,
-    maps: list[tuple[Tensor, Tensor]],
-    boxes: Tensor,
-    classes: Tensor,
+    model: CentripetalNet, findings: Findings, maps: list, boxes: Tensor, classes: Tensor
 ) -> MatchedView:
     """Matches the corners of one view once for each of ``ORACLES``.
 
-    Args:
-        model: whose head and options are used.
-        findings: of the view.
-        maps: output of ``branch.pooling`` (1, channels, H, W) and heatmap (1, C, H, W) of both kinds.
-        boxes: (G, 4) of the objects in pixels of the view.
-        classes: (G,) of the objects.
+    ``maps`` are output of ``branch.pooling`` (1, channels, H, W) and heatmap (1, C, H, W) of both
+    kinds; boxes (G, 4), in pixels of the view, and classes (G,) are the objects'.
     """
     canvas, shape = findings.canvas_size, maps[0][1].shape
     border = boxes.new_tensor([findings.border])

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Callable
 
 import numpy as np
@@ -22,33 +23,11 @@ from .reasons import FalseDetection, Miss
 # Of each kind on the page.
 _NUM_PICTURES = 20
 _SHEET_WIDTH = 1300
-# What each reason is called, and what to do about it.
-_MISSED = {
-    Miss.NO_CORNER: ("neither corner fired", "train longer, on more such objects, at larger sizes"),
-    Miss.NO_TOP_LEFT: ("top-left corner did not fire", "look at what hides or cuts these corners"),
-    Miss.NO_BOTTOM_RIGHT: ("bottom-right corner did not fire", "as for top-left"),
-    Miss.OTHER_CLASS: ("corners of another class", "check the labels; more samples of the class"),
-    Miss.NO_EXTENT: ("corners cross", "for objects of a cell or two: larger INPUT.MIN_SIZE_TEST"),
-    Miss.TL_OUTSIDE: ("top-left centre outside", "train the shifts longer; larger CENTRAL_REGION"),
-    Miss.BR_OUTSIDE: ("bottom-right centre outside", "as for top-left"),
-    Miss.FAR_APART: ("centres apart", "train the shifts longer; larger MAX_CENTER_AREA"),
-    Miss.SCORE_TOO_LOW: ("below the candidates' limit", "larger MAX_CANDIDATES"),
-    Miss.SUPPRESSED: ("removed by soft-NMS", "larger DETECTIONS_PER_IMAGE; other SOFT_NMS"),
-    Miss.ACCEPTED: ("localised worse than the IoU", "exacter annotations; AVERAGE_CELLS"),
-    Miss.OTHER_OBJECT: ("its detection matched another", "objects annotated twice? Crowds?"),
-    Miss.LOW_SCORE: ("only the score is low", "train longer, on more such objects"),
-}
-_FALSE = {
-    FalseDetection.DUPLICATE: ("duplicate", "smaller SOFT_NMS.SIGMA"),
-    FalseDetection.OTHER_CLASS: ("wrong class", "check the labels; more samples of both classes"),
-    FalseDetection.WRONG_PAIR: ("wrong pair", "train the shifts longer; smaller CENTRAL_REGION"),
-    FalseDetection.BADLY_LOCALISED: ("badly localised", "exacter annotations; AVERAGE_CELLS"),
-    FalseDetection.CLASS_AND_LOCATION: ("wrong class, badly localised", "as for both"),
-    FalseDetection.BACKGROUND: ("background", "objects without annotation? More such images"),
-}
-_TEXTS = {kind.name.lower(): text for kind, text in [*_MISSED.items(), *_FALSE.items()]}
-# Both have one of this name.
-_TEXTS_OF_FALSE = {**_TEXTS, "other_class": _FALSE[FalseDetection.OTHER_CLASS]}
+
+
+def label_of(kind: IntEnum) -> str:
+    """The words of a reason; the template says what to do about it."""
+    return kind.name.lower().replace("_", " ")
 
 
 def draw_pictures(
@@ -59,29 +38,21 @@ def draw_pictures(
     model: CentripetalNet,
     mapper: Callable[[dict], dict],
 ) -> tuple[list[dict], list[dict]]:
-    """The worst images and the worst false detections, drawn.
+    """The images with most lost objects and sure false detections; the surest false detections.
 
-    Args:
-        scenes, data: of the dataset.
-        records: of each image id, in Detectron2's dataset format.
-        names: of the classes.
-        model: for the sheets that explain.
-        mapper: makes the model's input of a record.
-
-    Returns:
-        The images with most lost objects and sure false detections, and the false detections with
-        the highest scores. Values that begin with "data:" are pictures.
+    ``records`` are Detectron2's, by image id; ``mapper`` makes the input of the model for the
+    sheets that explain. Values that begin with "data:" are pictures.
     """
     scores, is_false = data.detections[:, 4], data.kind[0] >= 0
     is_sure, lost = scores >= data.score_limit, np.maximum(data.reason[0], data.low_score[0])
     of_objects = [names[x] for x in data.classes]
     for j in np.flatnonzero(lost >= 0):
-        text = ": low score" if data.low_score[0, j] >= 0 else f": {_MISSED[Miss(lost[j])][0]}"
+        text = ": low score" if data.low_score[0, j] >= 0 else f": {label_of(Miss(lost[j]))}"
         of_objects[j] += text
 
     def label(j: int) -> str:
         text = f"{names[int(data.detections[j, 5])]} {scores[j]:.2f}"
-        return f"{text}: {_FALSE[FalseDetection(data.kind[0, j])][0]}" if is_false[j] else text
+        return f"{text}: {label_of(FalseDetection(data.kind[0, j]))}" if is_false[j] else text
 
     def image_of(i: int) -> tuple[np.ndarray, dict, dict]:
         record = records[scenes[i].image_id]
@@ -109,7 +80,7 @@ def draw_pictures(
             j = min(mine[lost[mine] >= 0], key=lambda j: (data.reason[0, j] < 0, lost[j]))
             title = f"{of_objects[j]}, at {data.boxes[j].round().astype(int).tolist()}"
             if data.low_score[0, j] >= 0:
-                title += f"; its own corners: {_MISSED[Miss(lost[j])][0]}"
+                title += f"; its own corners: {label_of(Miss(lost[j]))}"
             explanation = explain(model, mapper(record)["image"], image.shape[:2])
             middle = tuple(((data.boxes[j, :2] + data.boxes[j, 2:]) / 2).tolist())
             try:
@@ -144,12 +115,8 @@ def write_report(
 ) -> str:
     """Writes ``report.json`` and ``report.html``; returns the path of the page.
 
-    Args:
-        folder: of the files.
-        about: figures of the run: ``dataset``, ``weights``, ``tta``, and ``settings`` as for
-            :func:`plots.speed`.
-        objects: of the dataset, with or without annotations.
-        scenes, names, records, model, mapper: see :func:`draw_pictures`.
+    ``about`` has ``dataset``, ``weights``, ``tta``, and ``settings`` with ``name``, ``AP`` and
+    ``seconds`` of each. For the rest see :func:`draw_pictures`.
 
     Raises:
         ModuleNotFoundError: if jinja2 is not installed.
@@ -167,19 +134,17 @@ def write_report(
         scores = found[found[:, 5] == i, 4]
         sure = int((scores >= 0.5).sum())
         report["detected"].append({"name": name, "all": len(scores), "sure": sure})
-    drawn = {"speed": plots.speed(about["settings"])}
+    drawn = {}
     if objects.are_known:
         figures, data, precision = summarize(objects, scenes, names)
         report.update(figures)
         worst = draw_pictures(scenes, data, records, names, model, mapper)
         report["pictures"], report["false_pictures"] = worst
         drawn["precision_recall"] = plots.precision_recall(precision[..., 0], names)
-        drawn["confusion"] = plots.confusion_matrix(figures["confusion"], names)
         drawn["reliability"] = plots.reliability(figures["calibration"])
     loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("template.html")
-    of_page = {"texts": _TEXTS, "texts_of_false": _TEXTS_OF_FALSE, "plots": drawn}
-    page, path = template.render(r=_clean(report), **of_page), os.path.join(folder, "report.html")
+    page, path = template.render(r=_clean(report), plots=drawn), os.path.join(folder, "report.html")
     for name, text in ((path, page), ("report.json", json.dumps(_clean(report, pictures=False)))):
         with atomic_file(os.path.join(folder, name)) as file:
             file.write(text)

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from ..visualization.sheet import BOX_COLOR, BR_COLOR, INK, PROBLEM_COLOR, TL_COLOR
 
 _CURVES = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}
-# Of more classes the confusion matrix has no numbers, which would be too small to read.
-_MAX_NUMBERED_CLASSES = 20
 _PICTURE_WIDTH = 480
 # Text of an SVG stays text, in the reader's font.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5}
@@ -22,22 +20,18 @@ _STYLE |= {"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.5, "t
 _STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
 
 
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _svg(figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
-    return _uri("svg+xml", file.getvalue())
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def jpeg(image: np.ndarray, width: int = _PICTURE_WIDTH) -> str:
     """An image (h, w, 3) RGB uint8, resized to this width."""
     scale = width / image.shape[1]
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 80]
-    return _uri("jpeg", cv2.imencode(".jpg", image[:, :, ::-1], quality)[1].tobytes())
+    content = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 @matplotlib.rc_context(_STYLE)
@@ -76,37 +70,6 @@ def reliability(bins: dict) -> str:
     panel.bar(middles, bins["precision"], 0.9 / count, color=TL_COLOR, label="this detector")
     panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of true detections")
     panel.legend(frameon=False, loc="upper left")
-    return _svg(figure)
-
-
-@matplotlib.rc_context({**_STYLE, "axes.grid": False})
-def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """Objects x detections, each C classes and the background."""
-    values, names = np.array(matrix), [*names, "background"]
-    is_small = len(names) <= _MAX_NUMBERED_CLASSES + 1
-    side, font = (1.6 + 0.5 * len(names), 8.5) if is_small else (1.6 + 0.12 * len(names), 5)
-    figure = Figure((side, side), layout="constrained")
-    panel = figure.subplots()
-    panel.imshow(values / np.maximum(values.sum(axis=1, keepdims=True), 1), cmap="Blues", vmax=1.4)
-    panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=font)
-    panel.set_yticks(range(len(names)), names, fontsize=font)
-    panel.set(xlabel="detection", ylabel="object")
-    for row, column in np.argwhere(values) if is_small else ():
-        panel.text(column, row, values[row, column], ha="center", va="center")
-    return _svg(figure)
-
-
-@matplotlib.rc_context(_STYLE)
-def speed(settings: Sequence[dict]) -> str:
-    """``AP`` over ``seconds`` per image of settings, each with its ``name``."""
-    figure = Figure((4.8, 3.2), layout="constrained")
-    panel = figure.subplots()
-    for x in settings:
-        place = x["seconds"], x["AP"]
-        panel.plot(*place, "o", color=BOX_COLOR)
-        panel.annotate(x["name"], place, xytext=(5, 5), textcoords="offset points")
-    panel.set(xlabel="seconds per image", ylabel="AP")
-    panel.margins(0.25)
     return _svg(figure)
 
 

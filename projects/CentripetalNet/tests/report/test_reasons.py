@@ -26,13 +26,13 @@ def reasons_of(model, objects):
     "reason, tl, br",
     [
         (None, [(*TL, *MIDDLE, 0, 0.8)], [(*BR, *MIDDLE, 0, 0.8)]),
-        (Miss.NO_CORNER, [(*FAR, 50.0, 70.0, 0, 0.8)], []),
-        (Miss.NO_TOP_LEFT, [(*FAR, 50.0, 70.0, 0, 0.8)], [(*BR, *MIDDLE, 0, 0.8)]),
-        (Miss.NO_BOTTOM_RIGHT, [(*TL, *MIDDLE, 0, 0.8)], []),
+        (Miss.NEITHER_CORNER_FIRED, [(*FAR, 50.0, 70.0, 0, 0.8)], []),
+        (Miss.TOP_LEFT_DID_NOT_FIRE, [(*FAR, 50.0, 70.0, 0, 0.8)], [(*BR, *MIDDLE, 0, 0.8)]),
+        (Miss.BOTTOM_RIGHT_DID_NOT_FIRE, [(*TL, *MIDDLE, 0, 0.8)], []),
         (Miss.OTHER_CLASS, [(*TL, *MIDDLE, 1, 0.8)], [(*BR, *MIDDLE, 1, 0.8)]),
-        (Miss.TL_OUTSIDE, [(*TL, 25.0, 25.0, 0, 0.8)], [(*BR, *MIDDLE, 0, 0.8)]),
-        (Miss.BR_OUTSIDE, [(*TL, *MIDDLE, 0, 0.8)], [(*BR, 75.0, 75.0, 0, 0.8)]),
-        (Miss.FAR_APART, [(*TL, 38.0, 38.0, 0, 0.8)], [(*BR, 62.0, 62.0, 0, 0.8)]),
+        (Miss.TOP_LEFT_CENTRE_OUTSIDE, [(*TL, 25.0, 25.0, 0, 0.8)], [(*BR, *MIDDLE, 0, 0.8)]),
+        (Miss.BOTTOM_RIGHT_CENTRE_OUTSIDE, [(*TL, *MIDDLE, 0, 0.8)], [(*BR, 75.0, 75.0, 0, 0.8)]),
+        (Miss.CENTRES_APART, [(*TL, 38.0, 38.0, 0, 0.8)], [(*BR, 62.0, 62.0, 0, 0.8)]),
     ],
 )
 def test_the_first_condition_that_fails_is_the_reason(reason, tl, br):
@@ -48,12 +48,15 @@ def test_corners_of_a_tiny_object_may_cross():
     model.heads[-1].tl.plant([(43.0, 43.0, 44.0, 44.0, 0, 0.8)])
     model.heads[-1].br.plant([(41.0, 41.0, 40.0, 40.0, 0, 0.8)])
 
-    assert reasons_of(model, objects_of([(40, 40, 43, 43, 0)]))[0] == [Miss.NO_EXTENT]
+    assert reasons_of(model, objects_of([(40, 40, 43, 43, 0)]))[0] == [Miss.CORNERS_CROSS]
 
 
 @pytest.mark.parametrize(
     "reason, limit",
-    [(Miss.SCORE_TOO_LOW, {"max_candidates": 1}), (Miss.SUPPRESSED, {"max_detections": 1})],
+    [
+        (Miss.BELOW_THE_CANDIDATES_LIMIT, {"max_candidates": 1}),
+        (Miss.REMOVED_BY_SOFT_NMS, {"max_detections": 1}),
+    ],
 )
 def test_a_good_pair_may_fail_because_others_are_better(reason, limit):
     model = planted_detector()
@@ -67,7 +70,7 @@ def test_an_accepted_pair_may_be_localised_worse_than_the_iou():
     model = planted_detector()
     plant(model, (25.0, 25.0, 85.0, 85.0, 0, 0.8))
 
-    assert reasons_of(model, objects_of([(*BOX, 0)])) == [[None], [Miss.ACCEPTED]]
+    assert reasons_of(model, objects_of([(*BOX, 0)])) == [[None], [Miss.BADLY_LOCALISED]]
 
 
 def test_the_detection_of_an_object_may_match_another_one():
@@ -76,7 +79,7 @@ def test_the_detection_of_an_object_may_match_another_one():
 
     reasons = reasons_of(model, objects_of([(*BOX, 0), (21, 21, 81, 81, 0)]))
 
-    assert reasons == [[None, Miss.OTHER_OBJECT]] * 2
+    assert reasons == [[None, Miss.DETECTION_MATCHED_ANOTHER_OBJECT]] * 2
 
 
 def test_an_object_with_a_low_score_is_not_missed():
@@ -100,10 +103,10 @@ RIGHT = (85.0, 20.0, 115.0, 80.0)
     "kind, box",
     [
         (FalseDetection.DUPLICATE, (29.0, 20.0, 80.0, 80.0, 0, 0.4)),
-        (FalseDetection.OTHER_CLASS, (24.0, 24.0, 80.0, 80.0, 1, 0.4)),
+        (FalseDetection.WRONG_CLASS, (24.0, 24.0, 80.0, 80.0, 1, 0.4)),
         (FalseDetection.WRONG_PAIR, (28.0, 28.0, 115.0, 75.0, 0, 0.4)),
         (FalseDetection.BADLY_LOCALISED, (20.0, 45.0, 80.0, 70.0, 0, 0.4)),
-        (FalseDetection.CLASS_AND_LOCATION, (20.0, 45.0, 80.0, 70.0, 1, 0.4)),
+        (FalseDetection.WRONG_CLASS_BADLY_LOCALISED, (20.0, 45.0, 80.0, 70.0, 1, 0.4)),
         (FalseDetection.BACKGROUND, (10.0, 90.0, 40.0, 120.0, 0, 0.4)),
     ],
 )
@@ -125,12 +128,12 @@ def tide(iou_of_class, iou_of_others, iou_of_found, background=0.1, threshold=0.
     if background <= iou_of_class <= threshold:
         return FalseDetection.BADLY_LOCALISED
     if iou_of_others >= threshold:
-        return FalseDetection.OTHER_CLASS
+        return FalseDetection.WRONG_CLASS
     if iou_of_found >= threshold:
         return FalseDetection.DUPLICATE
     if max(iou_of_class, iou_of_others) <= background:
         return FalseDetection.BACKGROUND
-    return FalseDetection.CLASS_AND_LOCATION
+    return FalseDetection.WRONG_CLASS_BADLY_LOCALISED
 
 
 def test_without_wrong_pairs_the_kinds_are_those_of_tide():

@@ -152,9 +152,7 @@ def test_images_of_several_sizes_in_a_batch_keep_their_corners():
     for one, other in zip(scenes([inputs]), scenes([[x] for x in inputs])):
         assert one.stages.tolist() == other.stages.tolist()
         for oracle in ORACLES:
-            np.testing.assert_allclose(
-                one.detections[oracle], other.detections[oracle], atol=1e-3
-            )
+            np.testing.assert_allclose(one.detections[oracle], other.detections[oracle], atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +212,9 @@ def test_a_browser_opens_the_page_without_errors(folder, tmp_path):
 @needs_chromium
 def test_the_browser_check_sees_an_error_of_a_script(folder, tmp_path):
     page = tmp_path / "broken.html"
-    page.write_text((folder / "report.html").read_text().replace("</script>", "nothing();</script>"))
+    page.write_text(
+        (folder / "report.html").read_text().replace("</script>", "nothing();</script>")
+    )
 
     assert "nothing is not defined" in in_browser(page, tmp_path, "--dump-dom").stderr
 
