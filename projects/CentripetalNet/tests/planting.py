@@ -92,7 +92,8 @@ def objects_of(*images, num_classes=2):
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    return Objects(coco, {i + 1: i for i in range(num_classes)})
+    names = [x["name"] for x in coco.dataset["categories"]]
+    return Objects(coco, {i + 1: i for i in range(num_classes)}, names)
 
 
 @torch.no_grad()

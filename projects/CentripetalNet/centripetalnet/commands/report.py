@@ -10,7 +10,6 @@ import argparse
 import logging
 import time
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,7 +25,7 @@ from centripetalnet.engine.launch import argument_parser, launch_processes
 from centripetalnet.engine.train_net import share_cores
 from centripetalnet.modeling import CentripetalNet, CentripetalNetWithTTA
 from centripetalnet.predictor import Predictor
-from centripetalnet.report import Objects, SceneEvaluator, write_report
+from centripetalnet.report import Objects, SceneEvaluator, page_template, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +45,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the report.
-
-    Args:
-        args: of :func:`get_parser`.
-    """
+    """Writes the report. Args: of :func:`get_parser`."""
+    page_template()
     opts = [*args.opts, "OUTPUT_DIR", args.output, "TEST.AUG.ENABLED", str(args.tta)]
     defaults = vars(argument_parser().parse_args([]))
     launch_processes(write, argparse.Namespace(**{**defaults, **vars(args), "opts": opts}))
@@ -70,47 +66,43 @@ def write(args: argparse.Namespace) -> None:
     detector = Predictor(cfg).model
     model = detector.model if args.tta else detector
     model.mask_head = None
-    loader = Trainer.build_test_loader(usable, name)
+    loader, metadata = Trainer.build_test_loader(usable, name), MetadataCatalog.get(name)
     # Writes the annotation file of a dataset without one.
     Trainer.build_evaluator(usable, name)
-    metadata = MetadataCatalog.get(name)
     names = metadata.thing_classes
     class_of = metadata.get("thing_dataset_id_to_contiguous_id", {i: i for i in range(len(names))})
-    objects = Objects(COCO(metadata.json_file), class_of)
-    about = {"dataset": cfg.DATASETS.TEST[0], "weights": cfg.MODEL.WEIGHTS, "tta": args.tta}
+    objects = Objects(COCO(metadata.json_file), class_of, names)
+    about = {"folder": args.output, "dataset": cfg.DATASETS.TEST[0], "weights": cfg.MODEL.WEIGHTS}
     # Before the model is observed, which takes time.
     about["settings"] = _measure_settings(cfg, usable, model) if args.speed else []
+    about["tta"] = args.tta
     scenes = inference_on_dataset(detector, loader, SceneEvaluator(detector, objects))
     if comm.is_main_process():
         records = {x["image_id"]: x for x in DatasetCatalog.get(name)}
         mapper = CentripetalNetDatasetMapper(cfg, is_train=False)
-        path = write_report(args.output, about, objects, scenes, names, records, model, mapper)
+        path = write_report(about, objects, scenes, model, lambda x: mapper(records[x]))
         logger.info("Report: %s", path)
 
 
 @torch.no_grad()
 def _measure_settings(cfg: CfgNode, usable: CfgNode, model: CentripetalNet) -> list[dict]:
     """AP and seconds per image with and without flips and scales."""
-    scales, name = list(cfg.TEST.AUG.SCALES), usable.DATASETS.TEST[0]
-    settings = {"none": None, "flips": (True, [1.0])}
+    scales, name, measured = list(cfg.TEST.AUG.SCALES), usable.DATASETS.TEST[0], []
+    settings = {"none": (False, []), "flips": (True, [1.0])}
     if scales != [1.0]:
         settings.update({"scales": (False, scales), "flips and scales": (True, scales)})
-    measured = []
-    for setting, options in settings.items():
-        detector, seconds = model, []
-        if options:
-            detector = CentripetalNetWithTTA(model, flip=options[0], scales=options[1])
-        evaluator = Trainer.build_evaluator(usable, name)
+    for setting, (flip, scales) in settings.items():
+        detector = CentripetalNetWithTTA(model, flip=flip, scales=scales) if scales else model
+        evaluator, seconds, images = Trainer.build_evaluator(usable, name), 0.0, 0
         evaluator.reset()
         for inputs in Trainer.build_test_loader(usable, name):
             start = time.perf_counter()
-            outputs = detector(inputs)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append((time.perf_counter() - start) / len(inputs))
+            # Copies to the CPU wait for the GPU.
+            outputs = [{"instances": x["instances"].to("cpu")} for x in detector(inputs)]
+            seconds, images = seconds + time.perf_counter() - start, images + len(inputs)
             evaluator.process(inputs, outputs)
-        ap = evaluator.evaluate().get("bbox", {}).get("AP", np.nan)
-        measured.append({"name": setting, "AP": ap, "seconds": float(np.mean(seconds))})
+        ap = evaluator.evaluate().get("bbox", {}).get("AP")
+        measured.append({"name": setting, "AP": ap, "seconds": seconds / max(images, 1)})
     return measured
 
 

@@ -3,6 +3,7 @@
 Shapes: G objects of an image, crowds left out, D detections of it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Union
 
 import numpy as np
@@ -36,10 +37,10 @@ class Scene(NamedTuple):
 
 
 class Objects:
-    """The annotations of a dataset; ``class_of`` gives the index in [0, C) of a category's id."""
+    """The annotations of a dataset, the class in [0, C) of each category, and the classes' names."""
 
-    def __init__(self, coco: COCO, class_of: dict[int, int]):
-        self.coco, self.class_of = coco, class_of
+    def __init__(self, coco: COCO, class_of: dict[int, int], names: Sequence[str]):
+        self.coco, self.class_of, self.names = coco, class_of, list(names)
         self.are_known = "annotations" in coco.dataset
 
     def of(self, image_id) -> list[dict]:
@@ -49,10 +50,10 @@ class Objects:
 
     def boxes_and_classes(self, image_id) -> tuple[Tensor, Tensor]:
         """(G, 4) x0, y0, x1, y1 in pixels of the file, and (G,)."""
-        found = self.of(image_id)
-        boxes = torch.tensor([x["bbox"] for x in found], dtype=torch.float64).view(-1, 4)
-        classes = torch.tensor([self.class_of[x["category_id"]] for x in found], dtype=torch.long)
-        return BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS).float(), classes
+        found = [(*x["bbox"], self.class_of[x["category_id"]]) for x in self.of(image_id)]
+        table = torch.tensor(found, dtype=torch.float64).view(-1, 5)
+        boxes = BoxMode.convert(table[:, :4], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        return boxes.float(), table[:, 4].long()
 
 
 class SceneEvaluator(DatasetEvaluator):
@@ -90,10 +91,11 @@ class SceneEvaluator(DatasetEvaluator):
     def _observed_find(self, images: list[Tensor]) -> list[Findings]:
         all_maps: list[tuple[Tensor, Tensor]] = []
         branches = self._model.heads[-1].tl, self._model.heads[-1].br
-        hooks = [
-            x.heatmap.register_forward_hook(lambda _, inputs, y: all_maps.append((inputs[0], y)))
-            for x in branches
-        ]
+
+        def note(module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
+            all_maps.append((inputs[0], heatmap))
+
+        hooks = [x.heatmap.register_forward_hook(note) for x in branches]
         found = self._find(images)
         for hook in hooks:
             hook.remove()
@@ -113,8 +115,7 @@ class SceneEvaluator(DatasetEvaluator):
     def _scene(self, x: dict, instances: Instances, seen: list) -> Scene:
         image_id, model, detections = x["image_id"], self._model, {NETWORK: _as_array(instances)}
         if not self._objects.are_known:
-            nothing = np.zeros(0, dtype=np.int8)
-            return Scene(image_id, nothing, nothing > 0, detections)
+            return Scene(image_id, np.zeros(0), np.zeros(0), detections)
         boxes, classes = (y.to(model.device) for y in self._objects.boxes_and_classes(image_id))
         size = tuple(x["image"].shape[-2:])
         scale = boxes.new_tensor((size[1] / x["width"], size[0] / x["height"]))

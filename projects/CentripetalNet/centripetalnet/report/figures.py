@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from .oracles import NETWORK, ORACLES
 from .reasons import FalseDetection, Miss, false_kinds
 
 IOUS = (0.5, 0.75)
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # COCO's
 UNMATCHED, IGNORED = -1, -2
 # pycocotools needs kilobytes for each while it evaluates them.
 _DETECTIONS_AT_ONCE = 170_000
@@ -77,7 +77,8 @@ def evaluate_boxes(
             matched = np.where(found["dtMatches"] > 0, found["dtMatches"], UNMATCHED)
             matched[found["dtIgnore"].astype(bool)] = IGNORED
             matches[:, np.array(found["dtIds"], dtype=int) - 1] = matched
-    return np.concatenate(precision, axis=2), matches
+    order = np.argsort([objects.class_of[x] for x in sorted(objects.class_of)])
+    return np.concatenate(precision, axis=2)[:, :, order], matches
 
 
 def _coco_eval(kind: type, objects: Objects, detections, image_ids, chosen) -> COCOeval:
@@ -125,26 +126,21 @@ def gather(objects: Objects, scenes: list[Scene]) -> tuple[Dataset, np.ndarray]:
     stages = np.concatenate([x.stages for x in scenes])
     low = np.where(stages == Miss.BADLY_LOCALISED, Miss.LOW_SCORE, stages)
     sure = [np.isin(np.arange(len(stages)), x[detections[:, 4] >= limit]) for x in match]
-    return Dataset(
-        image=np.repeat(np.arange(len(scenes)), [len(x.is_wrong_pair) for x in scenes]),
-        detections=detections,
-        kind=kind,
-        match=match,
-        object_image=np.repeat(np.arange(len(scenes)), [len(x.stages) for x in scenes]),
-        boxes=torch.cat([x for x, _ in truth]).numpy(),
-        classes=torch.cat([x for _, x in truth]).numpy(),
-        reason=reason,
-        low_score=np.where((reason < 0) & ~np.array(sure), low, -1),
-        score_limit=limit,
-    ), precision
+    low = np.where((reason < 0) & ~np.array(sure), low, -1)
+    image, object_image = (
+        np.repeat(np.arange(len(scenes)), [len(x[i]) for x in scenes]) for i in (2, 1)
+    )
+    boxes, classes = (torch.cat(x).numpy() for x in zip(*truth))
+    of_objects = object_image, boxes, classes, reason, low
+    return Dataset(image, detections, kind, match, *of_objects, limit), precision
 
 
-def average_precisions(precision: np.ndarray) -> dict[str, float]:
-    """The six numbers of ``COCOEvaluator`` from the precision of some classes; NaN: no objects."""
+def average_precisions(precision: np.ndarray) -> dict[str, Optional[float]]:
+    """The six numbers of ``COCOEvaluator``, from the precision of some classes; None: no objects."""
     chosen = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
     chosen.update({f"AP{name[0]}": precision[..., i] for i, name in enumerate(SIZES, 1)})
     known = {name: x[x > -1] for name, x in chosen.items()}
-    return {name: float(x.mean() * 100) if x.size else np.nan for name, x in known.items()}
+    return {name: float(x.mean() * 100) if x.size else None for name, x in known.items()}
 
 
 def _counts(values: np.ndarray, kinds: type, areas: np.ndarray, classes: np.ndarray, num: int):
@@ -158,50 +154,43 @@ def _counts(values: np.ndarray, kinds: type, areas: np.ndarray, classes: np.ndar
     return tables
 
 
-def summarize(
-    objects: Objects, scenes: list[Scene], names: Sequence[str]
-) -> tuple[dict, Dataset, np.ndarray]:
+def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.ndarray]:
     """The figures of a dataset with annotations, and what :func:`gather` returns."""
     data, precision = gather(objects, scenes)
     aps = {NETWORK: average_precisions(precision)}
     for name in list(ORACLES)[1:]:
         aps[name] = average_precisions(evaluate_boxes(objects, scenes, name)[0])
-    det, is_sure = data.detections, data.detections[:, 4] >= data.score_limit
-    det_sizes = (det[:, 2] - det[:, 0]) * (det[:, 3] - det[:, 1]), det[:, 5], len(names)
+    det, is_sure, num = (
+        data.detections,
+        data.detections[:, 4] >= data.score_limit,
+        precision.shape[2],
+    )
+    of_det = (det[:, 2] - det[:, 0]) * (det[:, 3] - det[:, 1]), det[:, 5], num
     areas = np.array([y["area"] for x in scenes for y in objects.of(x.image_id)])
-    missed, false = {}, {}
+    missed, false, curves = {}, {}, {}
     for i, iou in enumerate(map(str, IOUS)):
-        reasons = _counts(data.reason[i], Miss, areas, data.classes, len(names))
+        reasons = _counts(data.reason[i], Miss, areas, data.classes, num)
         for kind in Miss:
             reasons[kind.name.lower()]["low_score"] = int((data.low_score[i] == kind).sum())
         missed[iou] = {"sum": int((data.reason[i] >= 0).sum()), "reasons": reasons}
         sure = np.where(is_sure, data.kind[i], -1)
-        false[iou] = {"sum": int((sure >= 0).sum())}
-        false[iou]["reasons"] = _counts(sure, FalseDetection, *det_sizes)
-        false[iou]["of_any_score"] = _counts(data.kind[i], FalseDetection, *det_sizes)
-    return (
-        {
-            "ap": aps[NETWORK],
-            "objects": len(data.boxes),
-            "score_limit": data.score_limit,
-            "missed": missed,
-            "false_detections": false,
-            "oracles": aps,
-            "by_class": [
-                {"name": name, "objects": int((data.classes == i).sum())}
-                | average_precisions(precision[:, :, [i]])
-                for i, name in enumerate(names)
-            ],
-            "calibration": calibration(data),
-            "confusion": _confusion(objects, scenes, data, len(names)).tolist(),
-            # By class at recalls 0, 0.01, ..., 1; -1 without objects.
-            "precision": {
-                x: precision[y, :, :, 0].T.round(4).tolist() for x, y in zip(IOUS, (0, 5))
-            },
-        },
-        data,
-        precision,
-    )
+        false[iou] = {
+            "sum": int((sure >= 0).sum()),
+            "reasons": _counts(sure, FalseDetection, *of_det),
+        }
+        false[iou]["of_any_score"] = _counts(data.kind[i], FalseDetection, *of_det)
+        # By class at recalls 0, 0.01, ..., 1; -1 without objects.
+        curves[iou] = precision[5 * i, :, :, 0].T.round(4).tolist()
+    counts = np.bincount(data.classes, minlength=num).tolist()
+    figures = {"ap": aps[NETWORK], "objects": len(data.boxes), "score_limit": data.score_limit}
+    figures.update(missed=missed, false_detections=false, oracles=aps, precision=curves)
+    figures["by_class"] = [
+        {"name": name, "objects": counts[i], **average_precisions(precision[:, :, [i]])}
+        for i, name in enumerate(objects.names)
+    ]
+    figures["calibration"] = calibration(data)
+    figures["confusion"] = _confusion(objects, scenes, data, num).tolist()
+    return figures, data, precision
 
 
 def calibration(data: Dataset, bins: int = 10) -> dict:

@@ -1,7 +1,4 @@
-"""Matches the corners of a view, also with parts of the network replaced by the ground truth.
-
-Shapes: G objects, K corners kept of each kind, C classes, H x W the feature map, N = 1.
-"""
+"""Matches the K corners of a view, also with parts of the network replaced by the truth."""
 
 from typing import NamedTuple
 

@@ -1,9 +1,7 @@
 """The page and its pictures."""
 
 import json
-import math
 import os
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Callable
 
@@ -31,17 +29,12 @@ def label_of(kind: IntEnum) -> str:
 
 
 def draw_pictures(
-    scenes: list[Scene],
-    data: Dataset,
-    records: dict,
-    names: Sequence[str],
-    model: CentripetalNet,
-    mapper: Callable[[dict], dict],
+    scenes: list[Scene], data: Dataset, names: list[str], model: CentripetalNet, input_of: Callable
 ) -> tuple[list[dict], list[dict]]:
     """The images with most lost objects and sure false detections; the surest false detections.
 
-    ``records`` are Detectron2's, by image id; ``mapper`` makes the input of the model for the
-    sheets that explain. Values that begin with "data:" are pictures.
+    ``input_of`` gives the model's input of an image id, for the sheets that explain. Values that
+    begin with "data:" are pictures.
     """
     scores, is_false = data.detections[:, 4], data.kind[0] >= 0
     is_sure, lost = scores >= data.score_limit, np.maximum(data.reason[0], data.low_score[0])
@@ -55,9 +48,9 @@ def draw_pictures(
         return f"{text}: {label_of(FalseDetection(data.kind[0, j]))}" if is_false[j] else text
 
     def image_of(i: int) -> tuple[np.ndarray, dict, dict]:
-        record = records[scenes[i].image_id]
-        name = {"file_name": os.path.basename(record["file_name"])}
-        return read_image(record["file_name"], format="RGB"), record, name
+        inputs = input_of(scenes[i].image_id)
+        name = {"file_name": os.path.basename(inputs["file_name"])}
+        return read_image(inputs["file_name"], format="RGB"), inputs, name
 
     errors = np.bincount(data.object_image[lost >= 0], minlength=len(scenes))
     errors += np.bincount(data.image[is_false & is_sure], minlength=len(scenes))
@@ -65,7 +58,7 @@ def draw_pictures(
     for i in np.argsort(-errors, kind="stable")[:_NUM_PICTURES]:
         if not errors[i]:
             break
-        image, record, found = image_of(i)
+        image, inputs, found = image_of(i)
         mine = np.flatnonzero(data.object_image == i)
         shown = np.flatnonzero((data.image == i) & is_sure & (data.match[0] >= UNMATCHED))
         found["missed"] = int((data.reason[0, mine] >= 0).sum())
@@ -81,7 +74,7 @@ def draw_pictures(
             title = f"{of_objects[j]}, at {data.boxes[j].round().astype(int).tolist()}"
             if data.low_score[0, j] >= 0:
                 title += f"; its own corners: {label_of(Miss(lost[j]))}"
-            explanation = explain(model, mapper(record)["image"], image.shape[:2])
+            explanation = explain(model, inputs["image"], image.shape[:2])
             middle = tuple(((data.boxes[j, :2] + data.boxes[j, 2:]) / 2).tolist())
             try:
                 pair = choose_pair(explanation, middle, int(data.classes[j]))
@@ -104,19 +97,41 @@ def draw_pictures(
 
 
 def write_report(
-    folder: str,
-    about: dict,
-    objects: Objects,
-    scenes: list[Scene],
-    names: Sequence[str],
-    records: dict,
-    model: CentripetalNet,
-    mapper: Callable[[dict], dict],
+    about: dict, objects: Objects, scenes: list[Scene], model: CentripetalNet, input_of: Callable
 ) -> str:
-    """Writes ``report.json`` and ``report.html``; returns the path of the page.
+    """Writes ``report.json`` and ``report.html`` and returns the path of the page.
 
-    ``about`` has ``dataset``, ``weights``, ``tta``, and ``settings`` with ``name``, ``AP`` and
-    ``seconds`` of each. For the rest see :func:`draw_pictures`.
+    ``about`` has ``folder``, ``dataset``, ``weights``, ``tta``, and ``settings`` with ``name``,
+    ``AP`` and ``seconds`` of each; for the rest see :func:`draw_pictures`.
+    """
+    found = np.concatenate([x.detections[NETWORK] for x in scenes])
+    report = {**about, "ious": list(IOUS), "sizes": list(SIZES), "classes": objects.names}
+    scores = [found[found[:, 5] == i, 4] for i in range(len(objects.names))]
+    report["detected"] = [(len(x), int((x >= 0.5).sum())) for x in scores]
+    report.update(images=len(scenes), detections=len(found))
+    drawn = {}
+    if objects.are_known:
+        figures, data, precision = summarize(objects, scenes)
+        report.update(figures)
+        worst = draw_pictures(scenes, data, objects.names, model, input_of)
+        drawn["pictures"], drawn["false_pictures"] = worst
+        for key, items in drawn.items():
+            is_figure = [{k: v for k, v in x.items() if str(v)[:5] != "data:"} for x in items]
+            report[key] = is_figure
+        drawn["precision_recall"] = plots.precision_recall(precision[..., 0], objects.names)
+        drawn["reliability"] = plots.reliability(figures["calibration"])
+    path = os.path.join(about["folder"], "report.html")
+    for name, text in (
+        (path, page_template().render(r=report, drawn=drawn)),
+        ("report.json", json.dumps(report)),
+    ):
+        with atomic_file(os.path.join(about["folder"], name)) as file:
+            file.write(text)
+    return path
+
+
+def page_template():
+    """The template of the page.
 
     Raises:
         ModuleNotFoundError: if jinja2 is not installed.
@@ -124,38 +139,7 @@ def write_report(
     try:
         import jinja2
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the report needs jinja2 ({error}): python -m pip install jinja2", name=error.name
-        ) from error
-    found = np.concatenate([x.detections[NETWORK] for x in scenes])
-    report = {**about, "ious": list(IOUS), "sizes": list(SIZES), "classes": list(names)}
-    report.update(images=len(scenes), detections=len(found), detected=[])
-    for i, name in enumerate(names):
-        scores = found[found[:, 5] == i, 4]
-        sure = int((scores >= 0.5).sum())
-        report["detected"].append({"name": name, "all": len(scores), "sure": sure})
-    drawn = {}
-    if objects.are_known:
-        figures, data, precision = summarize(objects, scenes, names)
-        report.update(figures)
-        worst = draw_pictures(scenes, data, records, names, model, mapper)
-        report["pictures"], report["false_pictures"] = worst
-        drawn["precision_recall"] = plots.precision_recall(precision[..., 0], names)
-        drawn["reliability"] = plots.reliability(figures["calibration"])
+        message = f"the report needs jinja2 ({error}): python -m pip install jinja2"
+        raise ModuleNotFoundError(message, name=error.name) from error
     loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template("template.html")
-    page, path = template.render(r=_clean(report), plots=drawn), os.path.join(folder, "report.html")
-    for name, text in ((path, page), ("report.json", json.dumps(_clean(report, pictures=False)))):
-        with atomic_file(os.path.join(folder, name)) as file:
-            file.write(text)
-    return path
-
-
-def _clean(value, pictures: bool = True):
-    """With None for NaN, which JSON lacks, and perhaps without pictures."""
-    if isinstance(value, dict):
-        kept = {key: x for key, x in value.items() if pictures or not str(x)[:5] == "data:"}
-        return {key: _clean(x, pictures) for key, x in kept.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(x, pictures) for x in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return jinja2.Environment(loader=loader, autoescape=True).get_template("template.html")

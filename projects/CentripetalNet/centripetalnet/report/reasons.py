@@ -12,11 +12,8 @@ from torch import Tensor
 from ..modeling.corner_targets import gaussian_radii
 from ..structures import Corners
 
-# A box whose corners are within reach of an object's has at least this IoU with it.
-_IOU_IN_REACH = 0.5
-# What is less overlaps no object, as in TIDE.
-_BACKGROUND_IOU = 0.1
-
+# Of a box within reach of an object; and TIDE's, up to which a box overlaps no object.
+_IOU_IN_REACH, _BACKGROUND_IOU = 0.5, 0.1
 # The first condition that failed for an object, for the pair of its corners that came furthest.
 # From CORNERS_CROSS to BADLY_LOCALISED the values are those of structures.PairOutcome plus 3.
 # LOW_SCORE is not missed: its own corners make a detection, with a low score.
@@ -55,13 +52,9 @@ def near_corners(position: Tensor, truth: Tensor, reach: Tensor) -> Tensor:
 def miss_stages(
     near: tuple[Tensor, Tensor], corners: tuple[Corners, Corners], classes: Tensor, outcome: Tensor
 ) -> Tensor:
-    """How far each object came, whether it was found in the end or not: (G,) :data:`Miss`.
+    """How far objects of ``classes`` (G,) came, found in the end or not: (G,) :data:`Miss`.
 
-    Args:
-        near: (G, K) for both kinds, see :func:`near_corners`.
-        corners: of both kinds, with N = 1.
-        classes: (G,) of the objects.
-        outcome: (K, K) ``structures.PairOutcome`` of each pair.
+    ``near`` (G, K) and the corners (N = 1) are of both kinds, ``outcome`` (K, K) of each pair.
     """
     has_tl, has_br = (x.any(dim=1) for x in near)
     tl, br = (x & (found.cls == classes[:, None]) for x, found in zip(near, corners))
@@ -89,13 +82,8 @@ def false_kinds(
 
     The order of the tests is that of TIDE's code: what is near an object of its class is badly
     localised even if it covers one of another class. Wrong pairs are taken out of what TIDE calls
-    badly localised, both, and background.
-
-    Args:
-        iou, same: (D, G) of detections and objects, and whether they have the same class.
-        is_found: (G,) bool, whether another detection matched the object.
-        is_wrong_pair: (D,) see :func:`wrong_pairs`.
-        threshold: IoU of a match.
+    badly localised, both, and background. ``same`` (D, G) says whether the classes agree,
+    ``is_found`` (G,) whether another detection matched, with an IoU of ``threshold`` or more.
     """
     # A column of zeros, so that an image without objects is not a case of its own.
     iou, same, is_found = (F.pad(x, (0, 1)) for x in (iou, same, is_found))

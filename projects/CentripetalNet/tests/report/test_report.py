@@ -29,7 +29,7 @@ NAMES = [f"class {i}" for i in range(4)]
 @pytest.fixture(scope="module")
 def made():
     objects, scenes = made_up(40)
-    return objects, scenes, summarize(objects, scenes, NAMES)
+    return objects, scenes, summarize(objects, scenes)
 
 
 def test_every_ap_is_that_of_the_evaluator(made, tmp_path):
@@ -53,6 +53,7 @@ def test_every_ap_is_that_of_the_evaluator(made, tmp_path):
     assert 5 < expected["AP"] < 95
     found = {**figures["ap"], **{f"AP-{x['name']}": x["AP"] for x in figures["by_class"]}}
     assert found == pytest.approx(expected, abs=1e-6)
+    assert None not in found.values()
     assert figures["oracles"]["all"] == figures["ap"]
 
 
@@ -102,7 +103,7 @@ def test_a_score_is_calibrated_if_it_is_the_share_of_true_detections():
         x._replace(**none, detections=dict.fromkeys(ORACLES, y)) for x, y in zip(scenes, found)
     ]
 
-    calibration = summarize(objects, scenes, NAMES[:2])[0]["calibration"]
+    calibration = summarize(objects, scenes)[0]["calibration"]
 
     assert calibration["precision"][7] == pytest.approx(0.7)
     assert calibration["expected_calibration_error"] == pytest.approx(0.05)
@@ -248,16 +249,16 @@ def test_two_processes_write_the_report_of_one(folder, arguments, tmp_path):
 def test_a_dataset_without_annotations_gets_a_report_that_says_so(tmp_path):
     objects, scenes = made_up(3)
     del objects.coco.dataset["annotations"]
-    objects = command.Objects(objects.coco, objects.class_of)
+    objects = command.Objects(objects.coco, objects.class_of, objects.names)
     scenes = [x._replace(detections={NETWORK: x.detections[NETWORK]}) for x in scenes]
-    about = {"dataset": "unknown", "weights": "model.pth", "tta": False, "settings": []}
+    about = {"folder": str(tmp_path), "dataset": "", "weights": "", "tta": False, "settings": []}
 
-    page = write_report(str(tmp_path), about, objects, scenes, NAMES, {}, None, None)
+    page = write_report(about, objects, scenes, None, None)
 
     text = open(page).read()
     assert "The dataset has no annotations" in text and "cannot say what was missed" in text
     report = json.loads((tmp_path / "report.json").read_text())
-    assert sum(x["all"] for x in report["detected"]) == report["detections"] == 300
+    assert sum(all_ for all_, _ in report["detected"]) == report["detections"] == 300
     assert "ap" not in report
 
 
@@ -265,7 +266,7 @@ def test_a_scene_of_a_dataset_without_annotations_has_its_detections():
     model = finding_detector("hourglass")
     objects = objects_of([])
     del objects.coco.dataset["annotations"]
-    objects = command.Objects(objects.coco, objects.class_of)
+    objects = command.Objects(objects.coco, objects.class_of, objects.names)
 
     (scene,) = scenes_of(model, objects)
 
@@ -289,7 +290,7 @@ from planting import made_up
 from centripetalnet.report import summarize
 objects, scenes = made_up(5000, num_classes=80)
 start = time.perf_counter()
-figures, *_ = summarize(objects, scenes, [str(i) for i in range(80)])
+figures, *_ = summarize(objects, scenes)
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 print(figures["objects"], sum(len(x.is_wrong_pair) for x in scenes), file=sys.stderr)
 """
