@@ -2,8 +2,7 @@
 
     %(prog)s --config-file FILE MODEL.WEIGHTS model.pth --output FOLDER
 
-It detects in the dataset of DATASETS.TEST and writes FOLDER/report.html and report.json. Masks are
-not evaluated.
+It writes FOLDER/report.html and report.json of the dataset of DATASETS.TEST, without masks.
 """
 
 import argparse
@@ -31,9 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="path or name of a config file")
     add("--output", required=True, metavar="FOLDER", help="folder of the report")
@@ -57,10 +55,7 @@ def write(args: argparse.Namespace) -> None:
     cfg = setup(args)
     share_cores(cfg, args.num_gpus)
     if len(cfg.DATASETS.TEST) != 1:
-        raise ValueError(
-            f"DATASETS.TEST is {cfg.DATASETS.TEST}; expected one dataset. Add DATASETS.TEST "
-            "\"('name',)\""
-        )
+        raise ValueError(f"DATASETS.TEST is {cfg.DATASETS.TEST}; expected one, as ('name',)")
     usable = with_usable_tests(cfg)
     name = usable.DATASETS.TEST[0]
     detector = Predictor(cfg).model

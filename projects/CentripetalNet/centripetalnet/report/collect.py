@@ -1,7 +1,4 @@
-"""One pass over a dataset: what the detector found, and how far each object came.
-
-Shapes: G objects of an image, crowds left out, D detections of it.
-"""
+"""One pass over images with G objects each: D detections, and how far each object came."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Union
@@ -37,7 +34,7 @@ class Scene(NamedTuple):
 
 
 class Objects:
-    """The annotations of a dataset, the class in [0, C) of each category, and the classes' names."""
+    """The annotations of a dataset, the class in [0, C) of each category, and names of classes."""
 
     def __init__(self, coco: COCO, class_of: dict[int, int], names: Sequence[str]):
         self.coco, self.class_of, self.names = coco, class_of, list(names)
@@ -57,10 +54,7 @@ class Objects:
 
 
 class SceneEvaluator(DatasetEvaluator):
-    """Makes a :class:`Scene` of each image from what the detector computes anyway.
-
-    For that it replaces ``find`` of the model and ``views`` of the test-time augmentation.
-    """
+    """Makes a :class:`Scene` of each image from what the detector computes, by observing it."""
 
     def __init__(self, detector: Union[CentripetalNet, CentripetalNetWithTTA], objects: Objects):
         self._tta = detector if isinstance(detector, CentripetalNetWithTTA) else None
@@ -119,17 +113,15 @@ class SceneEvaluator(DatasetEvaluator):
         boxes, classes = (y.to(model.device) for y in self._objects.boxes_and_classes(image_id))
         size = tuple(x["image"].shape[-2:])
         scale = boxes.new_tensor((size[1] / x["width"], size[0] / x["height"]))
-        views, matched = [view for view, _, _ in seen], []
+        views, matched, merged = [view for view, _, _ in seen], [], {}
         for view, findings, maps in seen:
             in_view = CentripetalNetWithTTA.in_view(boxes * scale.repeat(2), view)
             matched.append(match_view(model, findings, maps, in_view, classes))
-        merged = {
-            name: CentripetalNetWithTTA.merged([y.candidates[name] for y in matched], views)
-            for name in ORACLES
-        }
-        for name in list(ORACLES)[1:]:
+        for name in ORACLES:
+            of_views = [y.candidates[name] for y in matched]
+            merged[name] = CentripetalNetWithTTA.merged(of_views, views)
             found = scaled_to_output(detections_of([merged[name]], [size], model.selection), [x])
-            detections[name] = _as_array(found[0]["instances"])
+            detections.setdefault(name, _as_array(found[0]["instances"]))
         selected, stages, start = select_candidates(merged[NETWORK], model.selection), [], 0
         for view in matched:
             conditions = PairConditions(*(y[0] for y in view.conditions))

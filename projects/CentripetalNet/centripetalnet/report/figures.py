@@ -1,7 +1,4 @@
-"""Figures of a dataset from the scenes of its images; matches and AP are pycocotools'.
-
-Shapes: n detections and m objects of the dataset, C classes.
-"""
+"""Figures of a dataset from the scenes of its images; matches and AP are pycocotools'."""
 
 import contextlib
 import io
@@ -28,26 +25,18 @@ _DETECTIONS_AT_ONCE = 170_000
 
 
 class Dataset(NamedTuple):
-    """All scenes as arrays. Where there are two rows, they are for the two ``IOUS``.
+    """All scenes as arrays of n detections and m objects; two rows are for the two ``IOUS``."""
 
-    ``image`` (n,) is the index of the scene, ``detections`` (n, 6) are the network's, ``kind``
-    (2, n) is :data:`FalseDetection` or -1, ``match`` (2, n) the index of the object, or UNMATCHED,
-    or IGNORED for a crowd. Of the objects there are scene, boxes (m, 4), classes, and ``reason``
-    (2, m) :data:`Miss`, -1 for those found. ``low_score`` (2, m) is how far the own corners of an
-    object came that only detections below ``score_limit`` found, -1 for the others. That limit is
-    where the detections have the highest F1 at the first of ``IOUS``.
-    """
-
-    image: np.ndarray
-    detections: np.ndarray
-    kind: np.ndarray
-    match: np.ndarray
-    object_image: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
-    reason: np.ndarray
-    low_score: np.ndarray
-    score_limit: float
+    image: np.ndarray  # (n,) index of the scene
+    detections: np.ndarray  # (n, 6) the network's, see Scene
+    kind: np.ndarray  # (2, n) FalseDetection, -1 for others
+    match: np.ndarray  # (2, n) index of the object, or UNMATCHED, or IGNORED for a crowd
+    object_image: np.ndarray  # (m,) index of the scene
+    boxes: np.ndarray  # (m, 4) x0, y0, x1, y1
+    classes: np.ndarray  # (m,)
+    reason: np.ndarray  # (2, m) Miss, -1 for objects that were found
+    low_score: np.ndarray  # (2, m) Miss of those that only scores below the limit found, or -1
+    score_limit: float  # where the detections have the highest F1 at the first of IOUS
 
 
 def evaluate_boxes(
@@ -136,7 +125,7 @@ def gather(objects: Objects, scenes: list[Scene]) -> tuple[Dataset, np.ndarray]:
 
 
 def average_precisions(precision: np.ndarray) -> dict[str, Optional[float]]:
-    """The six numbers of ``COCOEvaluator``, from the precision of some classes; None: no objects."""
+    """The six numbers of ``COCOEvaluator`` from the precision of classes; None for no objects."""
     chosen = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
     chosen.update({f"AP{name[0]}": precision[..., i] for i, name in enumerate(SIZES, 1)})
     known = {name: x[x > -1] for name, x in chosen.items()}
@@ -200,9 +189,9 @@ def calibration(data: Dataset, bins: int = 10) -> dict:
     index = np.minimum((scores * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
     sums = [np.bincount(index, weights=x, minlength=bins) for x in (scores, hits)]
-    score, precision = (x / np.maximum(count, 1) for x in sums)
     error = float(np.abs(sums[0] - sums[1]).sum() / max(len(scores), 1))
-    of_bins = {"count": count.tolist(), "score": score.tolist(), "precision": precision.tolist()}
+    score, precision = ((x / np.maximum(count, 1)).tolist() for x in sums)
+    of_bins = {"count": count.tolist(), "score": score, "precision": precision}
     return {"expected_calibration_error": error, **of_bins}
 
 
@@ -217,12 +206,12 @@ def _confusion(objects: Objects, scenes: list[Scene], data: Dataset, num: int) -
         coco.evaluate()
     matrix = np.zeros((num + 1, num + 1), dtype=int)
     matrix[:-1, -1] = np.bincount(data.classes, minlength=num)
-    class_of = objects.class_of
     for image in filter(None, coco.evalImgs):
-        for i, annotation, ignored in zip(image["dtIds"], *image["dtMatches"], *image["dtIgnore"]):
-            if not ignored:
-                known = objects.coco.anns.get(int(annotation))
-                row = class_of[known["category_id"]] if known else num
-                matrix[row, int(data.detections[i - 1, 5])] += 1
-                matrix[row, -1] -= row < num
+        is_counted = ~image["dtIgnore"][0].astype(bool)
+        for i, match in zip(
+            np.array(image["dtIds"])[is_counted], image["dtMatches"][0, is_counted]
+        ):
+            row = objects.class_of[objects.coco.anns[int(match)]["category_id"]] if match else num
+            matrix[row, int(data.detections[i - 1, 5])] += 1
+            matrix[row, -1] -= row < num
     return matrix

@@ -15,16 +15,12 @@ from .reasons import corner_reach, near_corners
 
 
 class Oracle(NamedTuple):
-    """Which parts are perfect; the others are the network's, the shifts always.
+    """Which parts are perfect; the others are the network's, the shifts always."""
 
-    Heatmaps are the targets'. A corner near an object's is moved onto it, and gets its class.
-    Corners of one object are a pair, those of two objects are not.
-    """
-
-    heatmaps: bool = False
-    positions: bool = False
-    matching: bool = False
-    classes: bool = False
+    heatmaps: bool = False  # the targets'
+    positions: bool = False  # a corner near an object's is moved onto it
+    matching: bool = False  # corners of one object are a pair, those of two objects are not
+    classes: bool = False  # a corner near an object's gets its class
 
 
 NETWORK = "nothing"

@@ -18,9 +18,8 @@ from .figures import IOUS, SIZES, UNMATCHED, Dataset, summarize
 from .oracles import NETWORK
 from .reasons import FalseDetection, Miss
 
-# Of each kind on the page.
-_NUM_PICTURES = 20
-_SHEET_WIDTH = 1300
+# Of each kind on the page; and pixels.
+_NUM_PICTURES, _SHEET_WIDTH = 20, 1300
 
 
 def label_of(kind: IntEnum) -> str:
@@ -116,8 +115,7 @@ def write_report(
         worst = draw_pictures(scenes, data, objects.names, model, input_of)
         drawn["pictures"], drawn["false_pictures"] = worst
         for key, items in drawn.items():
-            is_figure = [{k: v for k, v in x.items() if str(v)[:5] != "data:"} for x in items]
-            report[key] = is_figure
+            report[key] = [{k: v for k, v in x.items() if str(v)[:5] != "data:"} for x in items]
         drawn["precision_recall"] = plots.precision_recall(precision[..., 0], objects.names)
         drawn["reliability"] = plots.reliability(figures["calibration"])
     path = os.path.join(about["folder"], "report.html")

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from ..visualization.sheet import BOX_COLOR, BR_COLOR, INK, PROBLEM_COLOR, TL_COLOR
 
-_CURVES = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}
-_PICTURE_WIDTH = 480
+_CURVES, _PICTURE_WIDTH = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}, 480
 # Text of an SVG stays text, in the reader's font.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5}
 _STYLE |= {"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.5, "text.color": INK}
@@ -49,8 +48,7 @@ def precision_recall(precision: np.ndarray, names: Sequence[str]) -> str:
         for iou, color in _CURVES.items():
             curve = values[round((iou - 0.5) / 0.05)]
             panel.plot(np.linspace(0, 1, 101), curve, color=color, label=f"IoU {iou}")
-        ticks = {"xticks": (0, 0.5, 1), "yticks": (0, 0.5, 1)}
-        panel.set(title=name, xlim=(0, 1), ylim=(0, 1.02), **ticks)
+        panel.set(title=name, xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
     figure.supxlabel("recall")

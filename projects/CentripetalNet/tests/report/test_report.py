@@ -279,7 +279,7 @@ def test_several_test_datasets_are_refused(untrained, tmp_path, capsys):
 
     assert command.main([str(x) for x in args]) == 1
 
-    assert "DATASETS.TEST is ('a', 'b'); expected one dataset" in capsys.readouterr().err
+    assert "DATASETS.TEST is ('a', 'b'); expected one" in capsys.readouterr().err
 
 
 @pytest.mark.slow
