@@ -21,15 +21,12 @@ from .reasons import corner_reach, miss_stages, wrong_pairs
 
 
 class Scene(NamedTuple):
-    """What one image adds to the report, in pixels of its file.
-
-    (G,) int8 :func:`miss_stages`, (D,) bool :func:`wrong_pairs`, and for each of ``ORACLES``
-    detections (D, 6) float32 x0, y0, x1, y1, score, class; without annotations the network's only.
-    """
+    """What one image adds to the report, in pixels of its file."""
 
     image_id: Union[int, str]
-    stages: np.ndarray
-    is_wrong_pair: np.ndarray
+    stages: np.ndarray  # (G,) int8 Miss, see miss_stages
+    is_wrong_pair: np.ndarray  # (D,) bool, see wrong_pairs
+    # For each of ORACLES (D, 6) float32 x0, y0, x1, y1, score, class; without annotations one.
     detections: dict[str, np.ndarray]
 
 

@@ -116,9 +116,8 @@ def gather(objects: Objects, scenes: list[Scene]) -> tuple[Dataset, np.ndarray]:
     low = np.where(stages == Miss.BADLY_LOCALISED, Miss.LOW_SCORE, stages)
     sure = [np.isin(np.arange(len(stages)), x[detections[:, 4] >= limit]) for x in match]
     low = np.where((reason < 0) & ~np.array(sure), low, -1)
-    image, object_image = (
-        np.repeat(np.arange(len(scenes)), [len(x[i]) for x in scenes]) for i in (2, 1)
-    )
+    numbers = np.arange(len(scenes))
+    object_image, image = (np.repeat(numbers, [len(x[i]) for x in scenes]) for i in (1, 2))
     boxes, classes = (torch.cat(x).numpy() for x in zip(*truth))
     of_objects = object_image, boxes, classes, reason, low
     return Dataset(image, detections, kind, match, *of_objects, limit), precision

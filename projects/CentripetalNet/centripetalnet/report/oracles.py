@@ -13,19 +13,11 @@ from ..modeling.corner_targets import corner_targets
 from ..structures import Candidates, Corners, Findings, PairConditions
 from .reasons import corner_reach, near_corners
 
-
-class Oracle(NamedTuple):
-    """Which parts are perfect; the others are the network's, the shifts always."""
-
-    heatmaps: bool = False  # the targets'
-    positions: bool = False  # a corner near an object's is moved onto it
-    matching: bool = False  # corners of one object are a pair, those of two objects are not
-    classes: bool = False  # a corner near an object's gets its class
-
-
-NETWORK = "nothing"
-ORACLES = {NETWORK: Oracle(), **{x: Oracle(**{x: True}) for x in Oracle._fields}}
-ORACLES["all"] = Oracle(True, True, True, True)
+# Of each the parts that are perfect; the others are the network's, the shifts always. Heatmaps are
+# those of the targets. A corner near an object's is moved to its position, and gets its class.
+# Corners of one object match, those of two objects do not.
+NETWORK, _PARTS = "nothing", ("heatmaps", "positions", "matching", "classes")
+ORACLES = {NETWORK: (), **{x: (x,) for x in _PARTS}, "all": _PARTS}
 
 
 class MatchedView(NamedTuple):
@@ -68,12 +60,12 @@ def match_view(
             found[is_perfect].append((corners, near, truth))
     candidates, conditions = {}, {}
     for name, oracle in ORACLES.items():
-        known = [_with_truth(*x, classes, oracle) for x in found[oracle.heatmaps]]
+        known = [_with_truth(*x, classes, oracle) for x in found["heatmaps" in oracle]]
         (tl, tl_owner), (br, br_owner) = known
         pairs = matching.corner_pairs(tl, br, border, model.matching)
         conditions[name] = matching.pair_conditions(tl.cls, br.cls, pairs, model.matching)
         is_box = torch.stack(conditions[name]).all(dim=0)
-        if oracle.matching:
+        if "matching" in oracle:
             is_pair = (tl_owner[:, None] == br_owner) & pairs.has_extent
             is_box = torch.where((tl_owner[:, None] >= 0) & (br_owner >= 0), is_pair, is_box)
         scores = matching.pair_scores(tl.score, br.score, pairs.spread, model.matching)
@@ -83,20 +75,20 @@ def match_view(
 
 
 def _with_truth(
-    corners: Corners, near: Tensor, truth: Tensor, classes: Tensor, oracle: Oracle
+    corners: Corners, near: Tensor, truth: Tensor, classes: Tensor, oracle: tuple[str, ...]
 ) -> tuple[Corners, Tensor]:
     """Corners of one kind with what an oracle knows, and (K,) their objects, -1 for none."""
     if not len(classes):
         return corners, torch.full_like(corners.cls[0], -1)
     # The peaks of a perfect heatmap have the right class.
-    if oracle.heatmaps or not oracle.classes:
+    if "heatmaps" in oracle or "classes" not in oracle:
         near = near & (classes[:, None] == corners.cls)
     distance = (truth[:, None] - corners.position[0]).abs().amax(dim=-1)
     distance, owner = distance.masked_fill(~near, torch.inf).min(dim=0)
     is_near = distance.isfinite()
-    if oracle.classes:
+    if "classes" in oracle:
         corners = corners._replace(cls=torch.where(is_near, classes[owner], corners.cls))
-    if oracle.positions:
+    if "positions" in oracle:
         move = torch.where(is_near[:, None], truth[owner] - corners.position, 0)
         corners = corners._replace(position=corners.position + move, center=corners.center + move)
     return corners, owner.masked_fill(~is_near, -1)

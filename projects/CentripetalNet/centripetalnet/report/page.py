@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from enum import IntEnum
 from typing import Callable
 
@@ -63,10 +64,10 @@ def draw_pictures(
         found["missed"] = int((data.reason[0, mine] >= 0).sum())
         found["low_score"] = int((data.low_score[0, mine] >= 0).sum())
         found["false"] = int(is_false[shown].sum())
-        labels = [of_objects[j] for j in mine], [label(j) for j in shown]
-        boxes = data.boxes[mine], data.detections[shown, :4]
-        found["objects"] = plots.draw_boxes(image, boxes[0], labels[0], lost[mine] < 0)
-        found["detected"] = plots.draw_boxes(image, boxes[1], labels[1], ~is_false[shown])
+        args = data.boxes[mine], [of_objects[j] for j in mine], lost[mine] < 0
+        found["objects"] = plots.draw_boxes(image, *args)
+        args = data.detections[shown, :4], [label(j) for j in shown], ~is_false[shown]
+        found["detected"] = plots.draw_boxes(image, *args)
         if found["missed"] or found["low_score"]:
             # Missed ones before those that were found with a low score.
             j = min(mine[lost[mine] >= 0], key=lambda j: (data.reason[0, j] < 0, lost[j]))
@@ -75,11 +76,10 @@ def draw_pictures(
                 title += f"; its own corners: {label_of(Miss(lost[j]))}"
             explanation = explain(model, inputs["image"], image.shape[:2])
             middle = tuple(((data.boxes[j, :2] + data.boxes[j, 2:]) / 2).tolist())
-            try:
+            pair = choose_pair(explanation)
+            # Perhaps no pair could be a box of this class.
+            with suppress(ValueError):
                 pair = choose_pair(explanation, middle, int(data.classes[j]))
-            except ValueError:
-                # No pair could be a box of this class.
-                pair = choose_pair(explanation)
             sheet = explanation_figure(image, explanation, pair, names, title)
             found["sheet"] = plots.jpeg(rendered(sheet), _SHEET_WIDTH)
         worst.append(found)
@@ -117,23 +117,16 @@ def write_report(
         for key, items in drawn.items():
             report[key] = [{k: v for k, v in x.items() if str(v)[:5] != "data:"} for x in items]
         drawn["precision_recall"] = plots.precision_recall(precision[..., 0], objects.names)
-        drawn["reliability"] = plots.reliability(figures["calibration"])
-    path = os.path.join(about["folder"], "report.html")
-    for name, text in (
-        (path, page_template().render(r=report, drawn=drawn)),
-        ("report.json", json.dumps(report)),
-    ):
-        with atomic_file(os.path.join(about["folder"], name)) as file:
+    texts = {"report.json": json.dumps(report)}
+    texts["report.html"] = page_template().render(r=report, drawn=drawn)
+    for name, text in texts.items():
+        with atomic_file(path := os.path.join(about["folder"], name)) as file:
             file.write(text)
     return path
 
 
 def page_template():
-    """The template of the page.
-
-    Raises:
-        ModuleNotFoundError: if jinja2 is not installed.
-    """
+    """The template of the page, or a ModuleNotFoundError that says how to install jinja2."""
     try:
         import jinja2
     except ModuleNotFoundError as error:

@@ -10,19 +10,12 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from ..visualization.sheet import BOX_COLOR, BR_COLOR, INK, PROBLEM_COLOR, TL_COLOR
+from ..visualization.sheet import BOX_COLOR, BR_COLOR, PROBLEM_COLOR, TL_COLOR
 
 _CURVES, _PICTURE_WIDTH = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}, 480
 # Text of an SVG stays text, in the reader's font.
-_STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5}
-_STYLE |= {"axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.5, "text.color": INK}
-_STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-
-
-def _svg(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+_STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5, "axes.grid": True}
+_STYLE |= {"grid.color": "#dddddd", "axes.spines.top": False, "axes.spines.right": False}
 
 
 def jpeg(image: np.ndarray, width: int = _PICTURE_WIDTH) -> str:
@@ -55,20 +48,9 @@ def precision_recall(precision: np.ndarray, names: Sequence[str]) -> str:
     figure.supylabel("precision")
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside upper center", ncol=3, frameon=False)
-    return _svg(figure)
-
-
-@matplotlib.rc_context(_STYLE)
-def reliability(bins: dict) -> str:
-    """Share of true detections over the score. Args: of :func:`calibration`."""
-    figure, count = Figure((4.4, 3.6), layout="constrained"), len(bins["count"])
-    panel = figure.subplots()
-    panel.plot((0, 1), (0, 1), color=INK, linewidth=0.8, linestyle="--", label="calibrated")
-    middles = (np.arange(count) + 0.5) / count
-    panel.bar(middles, bins["precision"], 0.9 / count, color=TL_COLOR, label="this detector")
-    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of true detections")
-    panel.legend(frameon=False, loc="upper left")
-    return _svg(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def draw_boxes(image: np.ndarray, boxes, labels: Sequence[str], are_good: Sequence[bool]) -> str:

@@ -34,10 +34,9 @@ FalseDetection = IntEnum(
 
 
 def corner_reach(boxes: Tensor, cell: Tensor) -> Tensor:
-    """How far a corner may be from an object's to count as its: (G, 2) pixels in x and y.
+    """(G, 2) how far a corner may be from an object's, in x and y, to count as its.
 
-    That is the distance at which a box still has IoU 0.5 with the object (G, 4), but at least a
-    cell of the heatmap, of (2,) width and height in the same pixels.
+    A box of such corners has IoU 0.5 with the object (G, 4). At least a cell (2,) of the heatmap.
     """
     width, height = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).unbind(dim=1)
     radius = gaussian_radii(height, width, _IOU_IN_REACH).amin(dim=0).to(boxes)
@@ -67,8 +66,7 @@ def miss_stages(
 def wrong_pairs(detections: Tensor, same: Tensor, boxes: Tensor, reach: Tensor) -> Tensor:
     """(D,) bool: top-left corner of one object, bottom-right one of another, not both of one.
 
-    Detections are (D, 4) boxes, ``same`` (D, G) bool says which objects have their class; others do
-    not count. For objects (G, 4) and reach (G, 2) see :func:`corner_reach`.
+    Of the objects (G, 4) only those of the ``same`` class (D, G) as the detection (D, 4) count.
     """
     halves = slice(0, 2), slice(2, 4)
     tl, br = (near_corners(detections[:, x], boxes[:, x], reach).T & same for x in halves)
