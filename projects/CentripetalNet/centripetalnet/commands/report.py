@@ -6,7 +6,6 @@ It writes FOLDER/report.html and report.json of the dataset of DATASETS.TEST, wi
 """
 
 import argparse
-import logging
 import time
 
 import torch
@@ -25,8 +24,6 @@ from centripetalnet.engine.train_net import share_cores
 from centripetalnet.modeling import CentripetalNet, CentripetalNetWithTTA
 from centripetalnet.predictor import Predictor
 from centripetalnet.report import Objects, SceneEvaluator, page_template, write_report
-
-logger = logging.getLogger(__name__)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -75,8 +72,7 @@ def write(args: argparse.Namespace) -> None:
     if comm.is_main_process():
         records = {x["image_id"]: x for x in DatasetCatalog.get(name)}
         mapper = CentripetalNetDatasetMapper(cfg, is_train=False)
-        path = write_report(about, objects, scenes, model, lambda x: mapper(records[x]))
-        logger.info("Report: %s", path)
+        print(write_report(about, objects, scenes, model, lambda x: mapper(records[x])))
 
 
 @torch.no_grad()
