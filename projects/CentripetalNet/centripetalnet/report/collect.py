@@ -26,8 +26,7 @@ class Scene(NamedTuple):
     image_id: Union[int, str]
     stages: np.ndarray  # (G,) int8 Miss, see miss_stages
     is_wrong_pair: np.ndarray  # (D,) bool, see wrong_pairs
-    # For each of ORACLES (D, 6) float32 x0, y0, x1, y1, score, class; without annotations one.
-    detections: dict[str, np.ndarray]
+    detections: dict[str, np.ndarray]  # of ORACLES: (D, 6) float32 x0, y0, x1, y1, score, class
 
 
 class Objects:
@@ -63,7 +62,7 @@ class SceneEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._scenes: list[Scene] = []
-        # Of each image since the last call of process, for each view: view, findings, maps.
+        # The views of each image since the last call of process, with findings and maps.
         self._seen: list[list[tuple[View, Findings, list]]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -80,13 +79,12 @@ class SceneEvaluator(DatasetEvaluator):
         return self._last_views
 
     def _observed_find(self, images: list[Tensor]) -> list[Findings]:
-        all_maps: list[tuple[Tensor, Tensor]] = []
-        branches = self._model.heads[-1].tl, self._model.heads[-1].br
+        head, all_maps = self._model.heads[-1], []
 
         def note(module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
             all_maps.append((inputs[0], heatmap))
 
-        hooks = [x.heatmap.register_forward_hook(note) for x in branches]
+        hooks = [x.heatmap.register_forward_hook(note) for x in (head.tl, head.br)]
         found = self._find(images)
         for hook in hooks:
             hook.remove()

@@ -20,8 +20,7 @@ from .reasons import FalseDetection, Miss, false_kinds
 IOUS = (0.5, 0.75)
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # COCO's
 UNMATCHED, IGNORED = -1, -2
-# pycocotools needs kilobytes for each while it evaluates them.
-_DETECTIONS_AT_ONCE = 170_000
+_DETECTIONS_AT_ONCE = 170_000  # pycocotools needs kilobytes for each
 
 
 class Dataset(NamedTuple):
@@ -42,10 +41,7 @@ class Dataset(NamedTuple):
 def evaluate_boxes(
     objects: Objects, scenes: list[Scene], oracle: str = NETWORK, ious: Sequence[float] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``COCOeval.eval["precision"]`` at 100 detections (10, 101, C, 4), as in ``COCOEvaluator``.
-
-    And for each of ``ious`` (n,) the ids of the annotations that match, or UNMATCHED, or IGNORED.
-    """
+    """``COCOeval.eval["precision"]`` (10, 101, C, 4); ids that match (n,) for each of ``ious``."""
     # It logs each of many calls.
     logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
     detections = np.concatenate([x.detections[oracle] for x in scenes])
@@ -136,9 +132,9 @@ def _counts(values: np.ndarray, kinds: type, areas: np.ndarray, classes: np.ndar
     tables = {}
     for kind in kinds:
         area, cls = areas[values == kind], classes[values == kind].astype(int)
-        sizes = {x: int(((area >= a) & (area < b)).sum()) for x, (a, b) in SIZES.items()}
-        by_class = np.bincount(cls, minlength=num).tolist()
-        tables[kind.name.lower()] = {"all": len(area), **sizes, "classes": by_class}
+        table = {x: int(((area >= a) & (area < b)).sum()) for x, (a, b) in SIZES.items()}
+        table.update(all=len(area), classes=np.bincount(cls, minlength=num).tolist())
+        tables[kind.name.lower()] = table
     return tables
 
 

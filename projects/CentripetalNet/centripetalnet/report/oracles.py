@@ -13,9 +13,8 @@ from ..modeling.corner_targets import corner_targets
 from ..structures import Candidates, Corners, Findings, PairConditions
 from .reasons import corner_reach, near_corners
 
-# Of each the parts that are perfect; the others are the network's, the shifts always. Heatmaps are
-# those of the targets. A corner near an object's is moved to its position, and gets its class.
-# Corners of one object match, those of two objects do not.
+# The perfect parts; others are the network's, the shifts always. Heatmaps are the targets'. Corners
+# near an object's get its position and class. Those of one object match, those of two do not.
 NETWORK, _PARTS = "nothing", ("heatmaps", "positions", "matching", "classes")
 ORACLES = {NETWORK: (), **{x: (x,) for x in _PARTS}, "all": _PARTS}
 
@@ -34,8 +33,8 @@ def match_view(
 ) -> MatchedView:
     """Matches the corners of one view once for each of ``ORACLES``.
 
-    ``maps`` are output of ``branch.pooling`` (1, channels, H, W) and heatmap (1, C, H, W) of both
-    kinds; boxes (G, 4), in pixels of the view, and classes (G,) are the objects'.
+    ``maps`` are pooled features (1, channels, H, W) and heatmaps (1, C, H, W) of both kinds; boxes
+    (G, 4) in pixels of the view.
     """
     canvas, shape = findings.canvas_size, maps[0][1].shape
     border = boxes.new_tensor([findings.border])

@@ -19,8 +19,7 @@ from .figures import IOUS, SIZES, UNMATCHED, Dataset, summarize
 from .oracles import NETWORK
 from .reasons import FalseDetection, Miss
 
-# Of each kind on the page; and pixels.
-_NUM_PICTURES, _SHEET_WIDTH = 20, 1300
+_NUM_PICTURES, _SHEET_WIDTH = 20, 1300  # of each kind; pixels
 
 
 def label_of(kind: IntEnum) -> str:
@@ -33,15 +32,14 @@ def draw_pictures(
 ) -> tuple[list[dict], list[dict]]:
     """The images with most lost objects and sure false detections; the surest false detections.
 
-    ``input_of`` gives the model's input of an image id, for the sheets that explain. Values that
-    begin with "data:" are pictures.
+    ``input_of`` gives the model's input of an image id. Values that begin "data:" are pictures.
     """
     scores, is_false = data.detections[:, 4], data.kind[0] >= 0
     is_sure, lost = scores >= data.score_limit, np.maximum(data.reason[0], data.low_score[0])
     of_objects = [names[x] for x in data.classes]
     for j in np.flatnonzero(lost >= 0):
-        text = ": low score" if data.low_score[0, j] >= 0 else f": {label_of(Miss(lost[j]))}"
-        of_objects[j] += text
+        kind = Miss.LOW_SCORE if data.low_score[0, j] >= 0 else Miss(lost[j])
+        of_objects[j] += f": {label_of(kind)}"
 
     def label(j: int) -> str:
         text = f"{names[int(data.detections[j, 5])]} {scores[j]:.2f}"

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from ..visualization.sheet import BOX_COLOR, BR_COLOR, PROBLEM_COLOR, TL_COLOR
 
 _CURVES, _PICTURE_WIDTH = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}, 480
-# Text of an SVG stays text, in the reader's font.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5, "axes.grid": True}
 _STYLE |= {"grid.color": "#dddddd", "axes.spines.top": False, "axes.spines.right": False}
 

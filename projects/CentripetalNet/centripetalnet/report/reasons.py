@@ -1,7 +1,4 @@
-"""Why an object was missed and what a false detection is (pure functions).
-
-Shapes: G objects of an image, crowds left out, D detections of it, K corners kept of each kind.
-"""
+"""Why objects (G) were missed, what false detections (D) are; K corners of each kind."""
 
 from enum import IntEnum
 
@@ -12,11 +9,9 @@ from torch import Tensor
 from ..modeling.corner_targets import gaussian_radii
 from ..structures import Corners
 
-# Of a box within reach of an object; and TIDE's, up to which a box overlaps no object.
-_IOU_IN_REACH, _BACKGROUND_IOU = 0.5, 0.1
+_IOU_IN_REACH, _BACKGROUND_IOU = 0.5, 0.1  # the second is TIDE's
 # The first condition that failed for an object, for the pair of its corners that came furthest.
-# From CORNERS_CROSS to BADLY_LOCALISED the values are those of structures.PairOutcome plus 3.
-# LOW_SCORE is not missed: its own corners make a detection, with a low score.
+# From CORNERS_CROSS on the values are PairOutcome's plus 3. LOW_SCORE: accepted, not missed.
 Miss = IntEnum(
     "Miss",
     "NEITHER_CORNER_FIRED TOP_LEFT_DID_NOT_FIRE BOTTOM_RIGHT_DID_NOT_FIRE OTHER_CLASS "
@@ -51,10 +46,7 @@ def near_corners(position: Tensor, truth: Tensor, reach: Tensor) -> Tensor:
 def miss_stages(
     near: tuple[Tensor, Tensor], corners: tuple[Corners, Corners], classes: Tensor, outcome: Tensor
 ) -> Tensor:
-    """How far objects of ``classes`` (G,) came, found in the end or not: (G,) :data:`Miss`.
-
-    ``near`` (G, K) and the corners (N = 1) are of both kinds, ``outcome`` (K, K) of each pair.
-    """
+    """(G,) :data:`Miss`, how far objects came: ``near`` (G, K), outcome of each pair (K, K)."""
     has_tl, has_br = (x.any(dim=1) for x in near)
     tl, br = (x & (found.cls == classes[:, None]) for x, found in zip(near, corners))
     # Pairs of one class have an outcome of at least 1.
@@ -78,10 +70,9 @@ def false_kinds(
 ) -> Tensor:
     """The kinds of detections that match no object: (D,) :data:`FalseDetection`.
 
-    The order of the tests is that of TIDE's code: what is near an object of its class is badly
-    localised even if it covers one of another class. Wrong pairs are taken out of what TIDE calls
-    badly localised, both, and background. ``same`` (D, G) says whether the classes agree,
-    ``is_found`` (G,) whether another detection matched, with an IoU of ``threshold`` or more.
+    The order is that of TIDE's code: near an object of its class is badly localised, even on one of
+    another class. Wrong pairs are taken out of TIDE's badly localised, both, and background.
+    ``same`` (D, G): of equal class; ``is_found`` (G,): matched with an IoU of ``threshold``.
     """
     # A column of zeros, so that an image without objects is not a case of its own.
     iou, same, is_found = (F.pad(x, (0, 1)) for x in (iou, same, is_found))
