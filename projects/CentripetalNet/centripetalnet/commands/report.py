@@ -87,8 +87,7 @@ def _measure_settings(cfg: CfgNode, usable: CfgNode, model: CentripetalNet) -> l
         evaluator, seconds, images = Trainer.build_evaluator(usable, name), 0.0, 0
         evaluator.reset()
         for inputs in Trainer.build_test_loader(usable, name):
-            start = time.perf_counter()
-            # Copies to the CPU wait for the GPU.
+            start = time.perf_counter()  # and copies to the CPU wait for the GPU
             outputs = [{"instances": x["instances"].to("cpu")} for x in detector(inputs)]
             seconds, images = seconds + time.perf_counter() - start, images + len(inputs)
             evaluator.process(inputs, outputs)

@@ -62,7 +62,6 @@ class SceneEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._scenes: list[Scene] = []
-        # The views of each image since the last call of process, with findings and maps.
         self._seen: list[list[tuple[View, Findings, list]]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:

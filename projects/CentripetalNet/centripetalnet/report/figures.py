@@ -1,6 +1,7 @@
 """Figures of a dataset from the scenes of its images; matches and AP are pycocotools'."""
 
 import contextlib
+import gc
 import io
 import logging
 from collections.abc import Sequence
@@ -140,6 +141,7 @@ def _counts(values: np.ndarray, kinds: type, areas: np.ndarray, classes: np.ndar
 
 def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.ndarray]:
     """The figures of a dataset with annotations, and what :func:`gather` returns."""
+    gc.disable()  # it would look through millions of dicts again and again
     data, precision = gather(objects, scenes)
     aps = {NETWORK: average_precisions(precision)}
     for name in list(ORACLES)[1:]:
@@ -163,7 +165,6 @@ def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.
             "reasons": _counts(sure, FalseDetection, *of_det),
         }
         false[iou]["of_any_score"] = _counts(data.kind[i], FalseDetection, *of_det)
-        # By class at recalls 0, 0.01, ..., 1; -1 without objects.
         curves[iou] = precision[5 * i, :, :, 0].T.round(4).tolist()
     counts = np.bincount(data.classes, minlength=num).tolist()
     figures = {"ap": aps[NETWORK], "objects": len(data.boxes), "score_limit": data.score_limit}
@@ -174,6 +175,7 @@ def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.
     ]
     figures["calibration"] = calibration(data)
     figures["confusion"] = _confusion(objects, scenes, data, num).tolist()
+    gc.enable()
     return figures, data, precision
 
 
