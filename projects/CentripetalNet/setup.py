@@ -150,6 +150,7 @@ setup(
     install_requires=[
         "torch>=2.3",
         "fvcore",
+        "jinja2",
         "pycocotools",
         "numpy",
         "Pillow",
@@ -157,7 +158,7 @@ setup(
         "safetensors",
         "tqdm",
     ],
-    extras_require={"timm": ["timm"], "report": ["jinja2", "matplotlib"]},
+    extras_require={"timm": ["timm"]},
     ext_modules=[get_extension()],
     # Uses ninja if it is installed.
     cmdclass={"build_ext": BuildKernels},

@@ -8,7 +8,6 @@ It writes FOLDER/report.html and report.json of the dataset of DATASETS.TEST, wi
 import argparse
 import time
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
@@ -23,7 +22,7 @@ from centripetalnet.engine.launch import argument_parser, launch_processes
 from centripetalnet.engine.train_net import share_cores
 from centripetalnet.modeling import CentripetalNet, CentripetalNetWithTTA
 from centripetalnet.predictor import Predictor
-from centripetalnet.report import Objects, SceneEvaluator, page_template, write_report
+from centripetalnet.report import Objects, SceneEvaluator, write_report
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -41,7 +40,6 @@ def get_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the report. Args: of :func:`get_parser`."""
-    page_template()
     opts = [*args.opts, "OUTPUT_DIR", args.output, "TEST.AUG.ENABLED", str(args.tta)]
     defaults = vars(argument_parser().parse_args([]))
     launch_processes(write, argparse.Namespace(**{**defaults, **vars(args), "opts": opts}))
@@ -75,24 +73,19 @@ def write(args: argparse.Namespace) -> None:
         print(write_report(about, objects, scenes, model, lambda x: mapper(records[x])))
 
 
-@torch.no_grad()
 def _measure_settings(cfg: CfgNode, usable: CfgNode, model: CentripetalNet) -> list[dict]:
-    """AP and seconds per image with and without flips and scales."""
+    """AP and seconds per image, the evaluation included, with and without flips and scales."""
     scales, name, measured = list(cfg.TEST.AUG.SCALES), usable.DATASETS.TEST[0], []
     settings = {"none": (False, []), "flips": (True, [1.0])}
     if scales != [1.0]:
         settings.update({"scales": (False, scales), "flips and scales": (True, scales)})
     for setting, (flip, scales) in settings.items():
         detector = CentripetalNetWithTTA(model, flip=flip, scales=scales) if scales else model
-        evaluator, seconds, images = Trainer.build_evaluator(usable, name), 0.0, 0
-        evaluator.reset()
-        for inputs in Trainer.build_test_loader(usable, name):
-            start = time.perf_counter()  # and copies to the CPU wait for the GPU
-            outputs = [{"instances": x["instances"].to("cpu")} for x in detector(inputs)]
-            seconds, images = seconds + time.perf_counter() - start, images + len(inputs)
-            evaluator.process(inputs, outputs)
-        ap = evaluator.evaluate().get("bbox", {}).get("AP")
-        measured.append({"name": setting, "AP": ap, "seconds": seconds / max(images, 1)})
+        loader, start = Trainer.build_test_loader(usable, name), time.perf_counter()
+        found = inference_on_dataset(detector, loader, Trainer.build_evaluator(usable, name))
+        seconds = (time.perf_counter() - start) / max(len(loader.dataset), 1)
+        ap = found.get("bbox", {}).get("AP")
+        measured.append({"name": setting, "AP": ap, "seconds": seconds})
     return measured
 
 

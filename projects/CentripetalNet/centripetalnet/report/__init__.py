@@ -1,5 +1,5 @@
 from .collect import Objects, Scene, SceneEvaluator
 from .figures import summarize
-from .page import page_template, write_report
+from .page import write_report
 
-__all__ = ["Objects", "Scene", "SceneEvaluator", "page_template", "summarize", "write_report"]
+__all__ = ["Objects", "Scene", "SceneEvaluator", "summarize", "write_report"]

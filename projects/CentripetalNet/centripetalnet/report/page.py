@@ -6,6 +6,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Callable
 
+import jinja2
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
@@ -116,19 +117,9 @@ def write_report(
             report[key] = [{k: v for k, v in x.items() if str(v)[:5] != "data:"} for x in items]
         drawn["precision_recall"] = plots.precision_recall(precision[..., 0], objects.names)
     texts = {"report.json": json.dumps(report)}
-    texts["report.html"] = page_template().render(r=report, drawn=drawn)
+    pages = jinja2.Environment(loader=jinja2.PackageLoader(__package__, "."), autoescape=True)
+    texts["report.html"] = pages.get_template("template.html").render(r=report, drawn=drawn)
     for name, text in texts.items():
         with atomic_file(path := os.path.join(about["folder"], name)) as file:
             file.write(text)
     return path
-
-
-def page_template():
-    """The template of the page, or a ModuleNotFoundError that says how to install jinja2."""
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        message = f"the report needs jinja2 ({error}): python -m pip install jinja2"
-        raise ModuleNotFoundError(message, name=error.name) from error
-    loader = jinja2.FileSystemLoader(os.path.dirname(__file__))
-    return jinja2.Environment(loader=loader, autoescape=True).get_template("template.html")

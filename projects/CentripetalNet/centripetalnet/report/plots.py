@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import matplotlib
 import numpy as np
+from detectron2.utils.visualizer import Visualizer
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -54,18 +55,7 @@ def precision_recall(precision: np.ndarray, names: Sequence[str]) -> str:
 
 def draw_boxes(image: np.ndarray, boxes, labels: Sequence[str], are_good: Sequence[bool]) -> str:
     """An image (h, w, 3) RGB with boxes (M, 4) and labels, green if they are good, red if not."""
-    scale = _PICTURE_WIDTH / image.shape[1]
-    picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    height, width = picture.shape[:2]
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    # Red ones last, so that none is hidden.
-    for i in np.argsort(~np.asarray(are_good, dtype=bool), kind="stable"):
-        color = [round(255 * x) for x in to_rgb(BOX_COLOR if are_good[i] else PROBLEM_COLOR)]
-        x0, y0, x1, y1 = (boxes[i] * scale).round().astype(int).tolist()
-        cv2.rectangle(picture, (x0, y0), (x1, y1), color, 2)
-        (wide, high), _ = cv2.getTextSize(labels[i], font, size, 1)
-        x0, y0 = max(0, min(x0, width - wide - 6)), max(0, min(y0, height - high - 6))
-        cv2.rectangle(picture, (x0, y0), (x0 + wide + 6, y0 + high + 6), color, cv2.FILLED)
-        place = (x0 + 3, y0 + high + 2)
-        cv2.putText(picture, labels[i], place, font, size, (255, 255, 255), 1, cv2.LINE_AA)
-    return jpeg(picture)
+    colors = [to_rgb(BOX_COLOR if x else PROBLEM_COLOR) for x in are_good]
+    drawer = Visualizer(image, scale=_PICTURE_WIDTH / image.shape[1])
+    drawn = drawer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
+    return jpeg(drawn.get_image())

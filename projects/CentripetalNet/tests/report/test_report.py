@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -272,16 +271,6 @@ def test_a_scene_of_a_dataset_without_annotations_has_its_detections():
     (scene,) = scenes_of(model, objects)
 
     assert list(scene.detections) == [NETWORK] and len(scene.detections[NETWORK]) > 0
-
-
-def test_without_jinja2_the_command_says_how_to_install_it(
-    arguments, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-
-    assert command.main([*arguments, "--output", str(tmp_path)]) == 1
-
-    assert "python -m pip install jinja2" in capsys.readouterr().err
 
 
 def test_several_test_datasets_are_refused(untrained, tmp_path, capsys):
