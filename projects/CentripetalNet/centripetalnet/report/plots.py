@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..visualization.sheet import BOX_COLOR, BR_COLOR, PROBLEM_COLOR, TL_COLOR
 
-_CURVES, _PICTURE_WIDTH = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}, 480
+_CURVES, _PICTURE_WIDTH = {0.5: BOX_COLOR, 0.75: TL_COLOR, 0.9: BR_COLOR}, 640
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5, "axes.grid": True}
 _STYLE |= {"grid.color": "#dddddd", "axes.spines.top": False, "axes.spines.right": False}
 
@@ -56,6 +56,8 @@ def precision_recall(precision: np.ndarray, names: Sequence[str]) -> str:
 def draw_boxes(image: np.ndarray, boxes, labels: Sequence[str], are_good: Sequence[bool]) -> str:
     """An image (h, w, 3) RGB with boxes (M, 4) and labels, green if they are good, red if not."""
     colors = [to_rgb(BOX_COLOR if x else PROBLEM_COLOR) for x in are_good]
+    # Room for labels, which the Visualizer does not keep inside.
+    image = np.pad(image, ((0, 0), (0, image.shape[1] // 3), (0, 0)), constant_values=255)
     drawer = Visualizer(image, scale=_PICTURE_WIDTH / image.shape[1])
-    drawn = drawer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors)
+    drawn = drawer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colors, alpha=0.9)
     return jpeg(drawn.get_image())
