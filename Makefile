@@ -39,7 +39,7 @@ help: ## list the targets
 	@sed -n '/^#   /s/^# //p' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## train a small detector on images from installed packages and draw its detections, in output/demo
+demo: ## train a small detector on images from installed packages, draw its detections and report its errors, in output/demo
 	@dev/setup.sh demo
 	$(IN_ENV) $(PYTHON_OF_ENV) $(PROJECT)/tools/run_demo.py --output output/demo
 

@@ -124,7 +124,10 @@ setup(
     ],
     # In the repository the configs are next to the package, as in Detectron2's other projects.
     package_dir={"centripetalnet.configs": "configs"},
-    package_data={"centripetalnet.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "centripetalnet.configs": ["*.yaml", "*/*.yaml"],
+        "centripetalnet.report": ["template.html"],
+    },
     entry_points={
         "console_scripts": [
             "centripetalnet-analyze = centripetalnet.commands.analyze:main",
@@ -136,6 +139,7 @@ setup(
             "centripetalnet-explain = centripetalnet.commands.explain:main",
             "centripetalnet-export = centripetalnet.commands.export:main",
             "centripetalnet-plot = centripetalnet.commands.plot:main",
+            "centripetalnet-report = centripetalnet.commands.report:main",
             "centripetalnet-run-onnx = centripetalnet.commands.run_onnx:main",
             "centripetalnet-train = centripetalnet.commands.train:main",
             "centripetalnet-visualize-data = centripetalnet.commands.visualize_data:main",
@@ -153,7 +157,7 @@ setup(
         "safetensors",
         "tqdm",
     ],
-    extras_require={"timm": ["timm"]},
+    extras_require={"timm": ["timm"], "report": ["jinja2", "matplotlib"]},
     ext_modules=[get_extension()],
     # Uses ninja if it is installed.
     cmdclass={"build_ext": BuildKernels},

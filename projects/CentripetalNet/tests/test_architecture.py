@@ -14,7 +14,7 @@ ROOMS = [
     {"data", "visualization"},
     {"modeling"},
     {"checkpoint", "explain", "export"},
-    {"predictor", "engine"},
+    {"predictor", "engine", "report"},
     {"commands", "__init__"},
 ]
 

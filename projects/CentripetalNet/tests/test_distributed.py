@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 from contextlib import suppress
 
@@ -16,6 +15,7 @@ from training import (
     TINY,
     TINY_MASK,
     arguments,
+    free_port,
     kill,
     run,
     start,
@@ -245,9 +245,7 @@ def test_if_one_process_is_killed_the_others_end_with_an_error(datasets, tmp_pat
 
 
 def test_if_another_machine_is_lost_the_training_ends_with_an_error(datasets, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     machines = [
         start_endless(
             datasets, tmp_path, "--num-machines", "2", "--machine-rank", i, "--dist-url", address

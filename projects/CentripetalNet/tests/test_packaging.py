@@ -14,7 +14,7 @@ import torch
 from conftest import CONFIGS, PROJECT
 
 COMMANDS = ["analyze", "benchmark", "check", "compare", "convert", "demo", "explain", "export"]
-COMMANDS += ["plot", "run-onnx", "train", "visualize-data"]
+COMMANDS += ["plot", "report", "run-onnx", "train", "visualize-data"]
 # Build results, caches and downloads next to the sources.
 LEFTOVERS = ("*.so", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 LEFTOVER_FOLDERS = {"build", "dist", "datasets", "output"}
@@ -33,6 +33,8 @@ from centripetalnet.layers import corner_pool
 from centripetalnet.layers.extension import PROBLEM
 
 library = importlib.import_module("centripetalnet._C").__file__
+template = os.path.join(os.path.dirname(centripetalnet.__file__), "report", "template.html")
+assert os.path.isfile(template)
 for file in (centripetalnet.__file__, library, *packaged_configs().values()):
     assert os.path.realpath(file).startswith(os.path.realpath(sys.prefix)), file
 assert PROBLEM is None, PROBLEM

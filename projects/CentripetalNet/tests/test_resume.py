@@ -1,12 +1,13 @@
 """Resumed trainings: after a kill they end with the weights of an uninterrupted one."""
 
 import json
+import re
 import time
 
 import numpy as np
 import pytest
 import torch
-from training import arguments, kill, run, start, train_few, wait_for
+from training import arguments, free_port, kill, run, start, train_few, wait_for
 
 from centripetalnet.engine import main
 
@@ -124,6 +125,27 @@ def test_a_killed_training_in_two_processes_ends_with_the_same_bits(datasets, tm
 
     killed, whole = (finish(datasets, tmp_path / x, opts, two) for x in ("killed", "whole"))
 
+    assert differences(whole, killed) == []
+
+
+def test_after_a_restart_by_torchrun_a_training_ends_with_the_same_bits(datasets, tmp_path):
+    opts = [*OPTIONS, "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    for folder in ("killed", "whole"):
+        (tmp_path / folder).mkdir()
+    whole = finish(datasets, tmp_path / "whole", opts, ["--num-gpus", "2"])
+
+    result = run(
+        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"),
+        *("--master-port", free_port(), *train_few(tmp_path / "killed", *opts)),
+        DATASET=datasets / "silhouettes",
+        DISTURB="kill 1 5",
+    )
+
+    assert result.returncode == 0, result.stderr[-3000:]
+    for file in ("log.txt", "log.txt.rank1"):
+        log = (tmp_path / "killed" / file).read_text()
+        assert re.findall(r"Starting training from iteration (\d+)", log) == ["0", "4"]
+    killed = torch.load(tmp_path / "killed" / "model_final.pth", weights_only=True)
     assert differences(whole, killed) == []
 
 

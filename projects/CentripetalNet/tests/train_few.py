@@ -3,15 +3,16 @@
     DATASET=folder train_few.py [options of train_net.py]
 
 The environment variable DISTURB injects a fault: "stall_while_saving NAME" stops in the middle of
-writing a checkpoint, "hang RANK ITERATION" stops one process. Each process writes its weights
-before and after the training, and its last gradients, to OUTPUT_DIR/rankN.pth, its id to rankN.pid,
-and whether its process group is initialised at exit to rankN.end. OUTPUT_DIR/results.json contains
-the return value of main().
+writing a checkpoint, "hang RANK ITERATION" stops one process, "kill RANK ITERATION" kills it unless
+torchrun has restarted it. Each process writes its weights before and after the training, and its
+last gradients, to OUTPUT_DIR/rankN.pth, its id to rankN.pid, and whether its process group is
+initialised at exit to rankN.end. OUTPUT_DIR/results.json contains the return value of main().
 """
 
 import atexit
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -44,16 +45,19 @@ def disturb(output: Path, what: str, *details: str) -> None:
                 wait_to_be_killed(output)
 
         checkpointer.torch.save = save_half
-    elif what == "hang":
+    elif what in ("hang", "kill"):
         rank, iteration = map(int, details)
         run_step = engine.Trainer.run_step
 
-        def hang(self):
+        def run_until_then(self):
             if (comm.get_rank(), self.iter) == (rank, iteration):
-                wait_to_be_killed(output)
+                if what == "hang":
+                    wait_to_be_killed(output)
+                elif os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                    os.kill(os.getpid(), signal.SIGKILL)
             run_step(self)
 
-        engine.Trainer.run_step = hang
+        engine.Trainer.run_step = run_until_then
     else:
         raise ValueError(f"DISTURB: unknown {what!r}")
 
@@ -89,6 +93,6 @@ def work(args) -> None:
 
 if __name__ == "__main__":
     args = argument_parser().parse_args()
-    if args.num_machines == 1:
+    if args.num_gpus and not args.num_machines:
         args.dist_url = "auto"
     launch_processes(work, args)

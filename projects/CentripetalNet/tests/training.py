@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,6 +47,13 @@ def run(*args, **environment):
 def train_few(output, *opts, flags=(), config_file=TINY):
     """Arguments of :func:`run` and :func:`start` for train_few.py."""
     return [TRAIN_FEW, "--config-file", config_file, *flags, "OUTPUT_DIR", output, *opts]
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def start(*args, **environment):

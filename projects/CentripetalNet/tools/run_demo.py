@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains and evaluates a small detector on the CPU and draws its detections, for `make demo`."""
+"""Trains, evaluates and explains a small detector on the CPU, for `make demo`."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
+from centripetalnet.commands import report
 from centripetalnet.data import load_config
 from centripetalnet.engine import main as train_net_main
 from centripetalnet.predictor import Predictor
@@ -95,6 +96,12 @@ def main() -> None:
     start = time.perf_counter()
     draw_sheet(sheet, weights, args.num_images, 3, args.opts)
     draw_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    report_dir = os.path.join(output, "report")
+    report_args = ["--config-file", CONFIG_FILE, *args.opts, "MODEL.WEIGHTS", weights]
+    if report.main([*report_args, "--output", report_dir]):
+        sys.exit(1)
+    report_seconds = time.perf_counter() - start
 
     metrics = {task: {name: result[name] for name in METRICS} for task, result in results.items()}
     metrics["iterations"] = load_config(CONFIG_FILE, args.opts).SOLVER.MAX_ITER
@@ -125,6 +132,7 @@ def main() -> None:
                 ["training", train_seconds],
                 ["both evaluations", eval_seconds],
                 ["images", draw_seconds],
+                ["report", report_seconds],
             ],
             headers=["phase", "seconds"],
             floatfmt=".0f",
@@ -132,6 +140,7 @@ def main() -> None:
         )
     )
     print(f"\nimages      {sheet}\ncheckpoint  {weights}\nmetrics     {metrics_file}")
+    print(f"report      {os.path.join(report_dir, 'report.html')}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,12 @@ def setup(args) -> CfgNode:
     return cfg
 
 
+def share_cores(cfg: CfgNode, num_processes: int) -> None:
+    """Divides the cores among processes on the CPU; each would use all otherwise."""
+    if cfg.MODEL.DEVICE == "cpu" and num_processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+
+
 def main(args) -> Optional[OrderedDict]:
     """Trains, or with ``--eval-only`` evaluates; what ``train_net.py`` runs in each process.
 
@@ -45,9 +51,7 @@ def main(args) -> Optional[OrderedDict]:
         of a training what ``DefaultTrainer.train`` returns.
     """
     cfg = setup(args)
-    if cfg.MODEL.DEVICE == "cpu" and args.num_gpus > 1:
-        # Each process would use all cores otherwise.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.num_gpus))
+    share_cores(cfg, args.num_gpus)
     if args.eval_only and not (cfg.MODEL.WEIGHTS or args.resume):
         raise ValueError("--eval-only needs a checkpoint: add MODEL.WEIGHTS path/to/model.pth")
     if args.eval_only:

@@ -1,5 +1,5 @@
 from .pair_sheet import explanation_figure
-from .pairs import choose_pair, explain, pair_outcomes
+from .pairs import choose_pair, explain, pair_outcomes, select_candidates
 from .target_sheet import targets_figure
 from .training_picture import draw_training_sample, overlay_heatmap, training_picture
 
@@ -10,6 +10,7 @@ __all__ = [
     "explanation_figure",
     "overlay_heatmap",
     "pair_outcomes",
+    "select_candidates",
     "targets_figure",
     "training_picture",
 ]

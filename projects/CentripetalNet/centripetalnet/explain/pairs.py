@@ -5,7 +5,7 @@ corners kept of each kind, H x W the feature map, h x w the canvas.
 """
 
 import math
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from ..modeling.corner_matching import (
     pairs_to_candidates,
 )
 from ..modeling.corner_search import find_corners
-from ..modeling.selection import select_indices
+from ..modeling.selection import SelectionOptions, select_indices
 from ..structures import (
+    Candidates,
     Corners,
     Explanation,
     PairConditions,
@@ -42,6 +43,37 @@ def pair_outcomes(conditions: PairConditions, entered: Tensor, taken: Tensor) ->
     """
     fulfilled = torch.stack((*conditions, entered, taken)).long()
     return fulfilled.cumprod(dim=0).sum(dim=0)
+
+
+class SelectedCandidates(NamedTuple):
+    """What soft-NMS does with the P candidates of one image, of which D become detections."""
+
+    entered: Tensor
+    """(P,) bool: is a box and enters soft-NMS."""
+    taken: Tensor
+    """(P,) bool: becomes a detection."""
+    order: Tensor
+    """(D,) indices of these, in the order of soft-NMS."""
+    scores: Tensor
+    """(D,) their scores after soft-NMS."""
+
+
+def select_candidates(candidates: Candidates, options: SelectionOptions) -> SelectedCandidates:
+    """Says of each candidate whether it enters soft-NMS and whether it becomes a detection.
+
+    Args:
+        candidates: with N = 1.
+        options: see :class:`SelectionOptions`.
+    """
+    entered, taken, scores = (x[0] for x in select_indices(candidates, options))
+    is_box = candidates.scores[0] >= 0
+    order, none = taken[scores >= 0], torch.zeros_like(is_box)
+    return SelectedCandidates(
+        none.index_fill(0, entered, True) & is_box,
+        none.index_fill(0, order, True),
+        order,
+        scores[scores >= 0],
+    )
 
 
 def choose_pair(
@@ -122,14 +154,12 @@ def explain(
     conditions = pair_conditions(tl.cls, br.cls, pairs, model.matching)
     scores = pair_scores(tl.score, br.score, pairs.spread, model.matching)
     candidates = pairs_to_candidates(pairs, scores, tl.cls, conditions)
-    entered, taken, taken_scores = select_indices(candidates, model.selection)
-    is_box = candidates.scores >= 0
-    kept = taken_scores[0] >= 0
-    shape = scores.shape[1:]
+    selected = select_candidates(candidates, model.selection)
+    taken, shape = selected.order, scores.shape[1:]
     outcome = pair_outcomes(
         PairConditions(*(x[0] for x in conditions)),
-        (_marked(entered[0], is_box) & is_box).view(shape),
-        _marked(taken[0][kept], is_box).view(shape),
+        selected.entered.view(shape),
+        selected.taken.view(shape),
     )
     explanation = Explanation(
         tl=seen_tl,
@@ -142,12 +172,12 @@ def explain(
         outcome=outcome,
         detections=torch.stack(
             (
-                torch.div(taken[0][kept], shape[1], rounding_mode="floor"),
-                taken[0][kept] % shape[1],
+                torch.div(taken, shape[1], rounding_mode="floor"),
+                taken % shape[1],
             ),
             dim=1,
         ),
-        detection_scores=taken_scores[0][kept],
+        detection_scores=selected.scores,
     )
     if output_size is not None:
         scale = output_size[1] / image.shape[-1], output_size[0] / image.shape[-2]
@@ -173,11 +203,6 @@ def _scaled(explanation: Explanation, scale: tuple[float, float]) -> Explanation
         boxes=explanation.boxes * factor.repeat(2),
         regions=explanation.regions * factor.repeat(2),
     )
-
-
-def _marked(index: Tensor, like: Tensor) -> Tensor:
-    """(P,) bool, True at the indices; ``like`` is (1, P)."""
-    return torch.zeros_like(like[0]).index_fill_(0, index, True)
 
 
 def _see(

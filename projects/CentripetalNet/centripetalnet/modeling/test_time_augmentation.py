@@ -103,7 +103,7 @@ class CentripetalNetWithTTA(nn.Module):
         """
         views = self.views(image)
         found = self.model.find([view.image for view in views])
-        merged = self._merged([x.candidates for x in found], views)
+        merged = self.merged([x.candidates for x in found], views)
         size = tuple(image.shape[-2:])
         (result,) = detections_of([merged], [size], self.model.selection)
         if self.model.mask_head is not None:
@@ -111,15 +111,21 @@ class CentripetalNetWithTTA(nn.Module):
             result.pred_boxes.clip(size)
             masks = []
             for view, findings in zip(views, found):
-                boxes = self._in_view(result.pred_boxes.tensor, view)
+                boxes = self.in_view(result.pred_boxes.tensor, view)
                 mask = self.model.mask_head.probabilities_in(findings, boxes, result.pred_classes)
                 masks.append(mask.flip(-1) if view.mirrored else mask)
             result.pred_masks = torch.stack(masks).mean(dim=0)
         return result
 
-    def _merged(self, found: list[Candidates], views: list[View]) -> Candidates:
-        """Candidates of all views of an image as one row, in pixels of the image."""
-        boxes = [self._in_image(candidates.boxes, view) for candidates, view in zip(found, views)]
+    @classmethod
+    def merged(cls, found: list[Candidates], views: list[View]) -> Candidates:
+        """Candidates of all views of an image as one row, in pixels of the image.
+
+        Args:
+            found: of each view, (1, P, ...) in its pixels.
+            views: of one image.
+        """
+        boxes = [cls._in_image(candidates.boxes, view) for candidates, view in zip(found, views)]
         return Candidates(
             torch.cat(boxes, dim=1),
             torch.cat([x.scores for x in found], dim=1),
@@ -156,7 +162,7 @@ class CentripetalNetWithTTA(nn.Module):
         )
 
     @staticmethod
-    def _in_view(boxes: Tensor, view: View) -> Tensor:
+    def in_view(boxes: Tensor, view: View) -> Tensor:
         """(..., 4) boxes in pixels of the image to pixels of a view."""
         x0, y0, x1, y1 = boxes.unbind(dim=-1)
         x0, x1 = x0 * view.scale_x, x1 * view.scale_x

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from conftest import PROJECT
+from detectron2.utils import comm
 from training import run
 
 from centripetalnet.commands import train
@@ -53,8 +54,79 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
-    with pytest.raises(ValueError, match="--num-gpus 8: this machine has 4 GPUs"):
+    with pytest.raises(ValueError, match="--nproc-per-node 8: this machine has 4 GPUs"):
         launch("--config-file", "centripetal_hg104", "--num-gpus", "8")
+
+
+def torchrun(monkeypatch, nproc=1, nnodes=1, restarts=0, max_restarts=0):
+    """The environment that torchrun gives to its first process."""
+    environment = {
+        **{"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": nproc},
+        **{"GROUP_WORLD_SIZE": nnodes, "WORLD_SIZE": nproc * nnodes},
+        **{"MASTER_ADDR": "localhost", "MASTER_PORT": 29500, "TORCHELASTIC_RUN_ID": "none"},
+        **{"TORCHELASTIC_RESTART_COUNT": restarts, "TORCHELASTIC_MAX_RESTARTS": max_restarts},
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    "option, given, is_",
+    [
+        ("--num-gpus", "1", "2"),
+        ("--num-machines", "1", "3"),
+        ("--machine-rank", "1", "0"),
+        ("--dist-url", "tcp://10.0.0.1:29500", "tcp://localhost:29500"),
+    ],
+)
+def test_options_that_contradict_torchrun_are_refused(option, given, is_, monkeypatch):
+    torchrun(monkeypatch, nproc=2, nnodes=3)
+
+    with pytest.raises(ValueError, match=f"{option} {given}: under torchrun it is {is_}"):
+        launch("--config-file", "centripetal_tiny", option, given)
+
+
+def test_restarts_on_several_machines_that_could_not_connect_are_refused(monkeypatch):
+    torchrun(monkeypatch, nnodes=2, max_restarts=3)
+
+    with pytest.raises(ValueError, match="--max-restarts 3 .* TORCH_DISABLE_SHARE_RDZV_TCP_STORE"):
+        launch("--config-file", "centripetal_tiny")
+
+
+@pytest.mark.parametrize(
+    "restarts, elsewhere, max_restarts, flags, resumes, is_kept",
+    [
+        (0, 0, 0, [], False, True),
+        # A restart would resume an earlier training in this folder.
+        (0, 0, 1, [], False, False),
+        (0, 0, 1, ["--resume"], True, True),
+        (1, 0, 1, [], True, True),
+        # Another machine counted the restart.
+        (0, 1, 1, [], True, True),
+        # It would evaluate the last checkpoint instead of MODEL.WEIGHTS.
+        (1, 0, 1, ["--eval-only"], False, True),
+    ],
+)
+def test_a_training_resumes_after_a_restart_by_torchrun(
+    restarts, elsewhere, max_restarts, flags, resumes, is_kept, monkeypatch, tmp_path
+):
+    torchrun(monkeypatch, restarts=restarts, max_restarts=max_restarts)
+    monkeypatch.setattr(comm, "all_gather", lambda x: [x, elsewhere])
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    seen = []
+
+    launch_processes(
+        seen.append,
+        argument_parser().parse_args(
+            # The same as torchrun's.
+            ["--config-file", "centripetal_tiny", "--num-gpus", "1", "--num-machines", "1"]
+            + [*flags, "OUTPUT_DIR", str(tmp_path)]
+        ),
+    )
+
+    assert [x.resume for x in seen] == [resumes]
+    assert (tmp_path / "last_checkpoint").exists() == is_kept
 
 
 def test_two_processes_train_on_the_cpu_of_a_machine_with_gpus(datasets, tmp_path):

@@ -1,0 +1,137 @@
+"""One pass over images with G objects each: D detections, and how far each object came."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Union
+
+import numpy as np
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from ..explain import pair_outcomes, select_candidates
+from ..modeling import CentripetalNet, CentripetalNetWithTTA
+from ..modeling.selection import detections_of, scaled_to_output
+from ..modeling.test_time_augmentation import View
+from ..structures import Findings, PairConditions
+from .oracles import NETWORK, ORACLES, match_view
+from .reasons import corner_reach, miss_stages, wrong_pairs
+
+
+class Scene(NamedTuple):
+    """What one image adds to the report, in pixels of its file."""
+
+    image_id: Union[int, str]
+    stages: np.ndarray  # (G,) int8 Miss, see miss_stages
+    is_wrong_pair: np.ndarray  # (D,) bool, see wrong_pairs
+    detections: dict[str, np.ndarray]  # of ORACLES: (D, 6) float32 x0, y0, x1, y1, score, class
+
+
+class Objects:
+    """The annotations of a dataset, the class in [0, C) of each category, and names of classes."""
+
+    def __init__(self, coco: COCO, class_of: dict[int, int], names: Sequence[str]):
+        self.coco, self.class_of, self.names = coco, class_of, list(names)
+        self.are_known = "annotations" in coco.dataset
+
+    def of(self, image_id) -> list[dict]:
+        """The annotations of one image but crowds."""
+        found = self.coco.imgToAnns.get(image_id, ())
+        return [x for x in found if not x.get("iscrowd") and x["category_id"] in self.class_of]
+
+    def boxes_and_classes(self, image_id) -> tuple[Tensor, Tensor]:
+        """(G, 4) x0, y0, x1, y1 in pixels of the file, and (G,)."""
+        found = [(*x["bbox"], self.class_of[x["category_id"]]) for x in self.of(image_id)]
+        table = torch.tensor(found, dtype=torch.float64).view(-1, 5)
+        boxes = BoxMode.convert(table[:, :4], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        return boxes.float(), table[:, 4].long()
+
+
+class SceneEvaluator(DatasetEvaluator):
+    """Makes a :class:`Scene` of each image from what the detector computes, by observing it."""
+
+    def __init__(self, detector: Union[CentripetalNet, CentripetalNetWithTTA], objects: Objects):
+        self._tta = detector if isinstance(detector, CentripetalNetWithTTA) else None
+        self._model, self._objects = detector.model if self._tta else detector, objects
+        self._find, self._model.find = self._model.find, self._observed_find
+        if self._tta:
+            self._views, self._tta.views = self._tta.views, self._observed_views
+        self.reset()
+
+    def reset(self) -> None:
+        self._scenes: list[Scene] = []
+        self._seen: list[list[tuple[View, Findings, list]]] = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for x, output, seen in zip(inputs, outputs, self._seen):
+            self._scenes.append(self._scene(x, output["instances"], seen))
+        self._seen = []
+
+    def evaluate(self) -> list[Scene]:
+        """All scenes in the main process, none in the others."""
+        return [x for scenes in comm.gather(self._scenes, dst=0) for x in scenes]
+
+    def _observed_views(self, image: Tensor) -> list[View]:
+        self._last_views = self._views(image)
+        return self._last_views
+
+    def _observed_find(self, images: list[Tensor]) -> list[Findings]:
+        head, all_maps = self._model.heads[-1], []
+
+        def note(module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
+            all_maps.append((inputs[0], heatmap))
+
+        hooks = [x.heatmap.register_forward_hook(note) for x in (head.tl, head.br)]
+        found = self._find(images)
+        for hook in hooks:
+            hook.remove()
+        views = self._last_views if self._tta else [View(x, 1.0, 1.0, False) for x in images]
+        # The heatmaps were computed for each canvas size in this order, top-left ones first.
+        sizes = list(dict.fromkeys(x.canvas_size for x in found))
+        rows, seen = [0] * len(sizes), []
+        for view, findings in zip(views, found):
+            group = sizes.index(findings.canvas_size)
+            row = slice(rows[group], rows[group] + 1)
+            rows[group] += 1
+            maps = [(pooled[row], heat[row]) for pooled, heat in all_maps[2 * group :][:2]]
+            seen.append((view, findings, maps))
+        self._seen += [seen] if self._tta else [[x] for x in seen]
+        return found
+
+    def _scene(self, x: dict, instances: Instances, seen: list) -> Scene:
+        image_id, model, detections = x["image_id"], self._model, {NETWORK: _as_array(instances)}
+        if not self._objects.are_known:
+            return Scene(image_id, np.zeros(0), np.zeros(0), detections)
+        boxes, classes = (y.to(model.device) for y in self._objects.boxes_and_classes(image_id))
+        size = tuple(x["image"].shape[-2:])
+        scale = boxes.new_tensor((size[1] / x["width"], size[0] / x["height"]))
+        views, matched, merged = [view for view, _, _ in seen], [], {}
+        for view, findings, maps in seen:
+            in_view = CentripetalNetWithTTA.in_view(boxes * scale.repeat(2), view)
+            matched.append(match_view(model, findings, maps, in_view, classes))
+        for name in ORACLES:
+            of_views = [y.candidates[name] for y in matched]
+            merged[name] = CentripetalNetWithTTA.merged(of_views, views)
+            found = scaled_to_output(detections_of([merged[name]], [size], model.selection), [x])
+            detections.setdefault(name, _as_array(found[0]["instances"]))
+        selected, stages, start = select_candidates(merged[NETWORK], model.selection), [], 0
+        for view in matched:
+            conditions = PairConditions(*(y[0] for y in view.conditions))
+            shape = conditions.same_class.shape
+            mine = slice(start, start := start + shape.numel())
+            flags = (y[mine].view(shape) for y in (selected.entered, selected.taken))
+            outcome = pair_outcomes(conditions, *flags)
+            stages.append(miss_stages(view.near, view.corners, classes, outcome))
+        found, cls = instances.pred_boxes.tensor.to(boxes), instances.pred_classes.to(classes)
+        reach = corner_reach(boxes, model.stride / scale)
+        is_wrong = wrong_pairs(found, cls[:, None] == classes, boxes, reach)
+        # An object came as far as in its best view.
+        stages = torch.stack(stages).amax(dim=0).cpu().numpy().astype(np.int8)
+        return Scene(image_id, stages, is_wrong.cpu().numpy(), detections)
+
+
+def _as_array(instances: Instances) -> np.ndarray:
+    columns = instances.scores[:, None], instances.pred_classes[:, None]
+    return torch.cat((instances.pred_boxes.tensor, *columns), dim=1).float().cpu().numpy()
