@@ -3,6 +3,7 @@
 #   ENV=current                  use the active Python (or PYTHON) as it is: no .venv, no downloads
 #   PYTEST_ARGS="-k corner"      more arguments for pytest
 #   BENCH_ARGS="--only pooling"  more arguments for the benchmark
+#   GPU_ARGS="--only kernels"    more arguments for gpu-check; --dry-run where there is no GPU
 #   LOCK_ARGS=--upgrade          let `make lock` choose newer versions
 
 SHELL := /bin/bash
@@ -65,6 +66,11 @@ bench: $(DEMO_MODEL) ## measure time and memory of the parts against their goals
 # The benchmark measures the AP in lower precision, which needs a trained model.
 $(DEMO_MODEL):
 	@$(MAKE) demo
+
+.PHONY: gpu-check
+gpu-check: ## build, check and measure on this machine's GPUs, with a report in output/gpu
+	@dev/setup.sh test
+	$(IN_ENV) $(PYTHON_OF_ENV) $(PROJECT)/tools/gpu_check.py --output output/gpu $(GPU_ARGS)
 
 .PHONY: docs
 docs: ## generate docs/config.md, the list of config keys, from config.py

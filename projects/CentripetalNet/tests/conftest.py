@@ -28,6 +28,9 @@ except ImportError:  # torch < 2.4
     # The import disables setting flags such as cudnn.benchmark in the process, as trainers do.
     torch.backends.__allow_nonbracketed_mutation_flag = True
 
+# On GPUs PyTorch convolves float32 in TF32 by default, with three decimal digits.
+torch.backends.cudnn.allow_tf32 = False
+
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs"
 
@@ -116,6 +119,7 @@ NARROW_104 = {
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 _OTHERS = ["resnet", pytest.param("timm", marks=needs_timm)]
 each_backbone = pytest.mark.parametrize("backbone", ["hourglass", *_OTHERS])
 other_backbones = pytest.mark.parametrize("backbone", _OTHERS)
@@ -175,15 +179,7 @@ def _logs_reach_caplog():
 
 @pytest.fixture(
     scope="session",
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available(), reason="no GPU on this machine"
-            ),
-        ),
-    ],
+    params=["cpu", pytest.param("cuda", marks=needs_gpu)],
 )
 def device(request):
     """Every available device."""

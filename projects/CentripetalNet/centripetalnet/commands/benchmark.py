@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import BoxMode
 from fvcore.nn import FlopCountAnalysis
-from tabulate import tabulate
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
 from centripetalnet.commands.benchmark_layers import (
@@ -41,9 +40,11 @@ from centripetalnet.commands.measuring import (
     DTYPES,
     Row,
     detection,
+    judged,
     median_seconds,
     peak_megabytes,
-    picture,
+    table,
+    training_batch,
 )
 from centripetalnet.data import CentripetalNetDatasetMapper, load_config
 from centripetalnet.engine import Trainer
@@ -61,14 +62,8 @@ def hourglass_104(**options) -> CentripetalNet:
     return build_model(load_config(HG104, opts))
 
 
-def training_batch() -> list[dict]:
-    boxes = torch.tensor([[50.0, 60, 200, 220], [10, 10, 400, 500], [300, 200, 340, 260]])
-    instances = Instances(IMAGE_SIZE, gt_boxes=Boxes(boxes), gt_classes=torch.tensor([1, 2, 3]))
-    return [{"image": picture(*IMAGE_SIZE), "instances": instances}]
-
-
 def training_step(model: CentripetalNet, precision: str = "float32") -> Callable:
-    batch = training_batch()
+    batch = training_batch(*IMAGE_SIZE)
     for p in model.train().parameters():
         p.grad = torch.zeros_like(p)
 
@@ -117,13 +112,13 @@ def whole_model() -> Iterator[Row]:
         part = f"inference {precision}, 511 x 511"
         yield Row(part, seconds["detect"], "s")
         share = flops / CONVOLUTION_FLOPS * seconds["conv"] / seconds["detect"] * 100
-        yield Row(part, share, "% of a plain convolution's rate", ">= 80", share >= 80)
+        yield judged(part, share, "% of a plain convolution's rate", ">= 80")
         seconds = median_seconds(3, step=training_step(trained, precision), **convolutions)
         step = seconds.pop("step")
         part = f"training step {precision}"
         yield Row(part, step, "s")
         share = forward_flops / CONVOLUTION_FLOPS * sum(seconds.values()) / step * 100
-        yield Row(part, share, "% of plain convolutions' rate", ">= 80", share >= 80)
+        yield judged(part, share, "% of plain convolutions' rate", ">= 80")
 
 
 def checkpointing() -> Iterator[Row]:
@@ -132,7 +127,7 @@ def checkpointing() -> Iterator[Row]:
     yield Row("memory of a training step", plain, "MB")
     yield Row("memory of a training step, checkpointing", checkpointed, "MB")
     share = checkpointed / plain * 100
-    yield Row("checkpointing", share, "% of the memory without", "<= 45", share <= 45)
+    yield judged("checkpointing", share, "% of the memory without", "<= 45")
 
 
 def average_precision(weights: str) -> Iterator[Row]:
@@ -153,7 +148,7 @@ def average_precision(weights: str) -> Iterator[Row]:
             yield Row(f"demo model, {precision}", ap[precision], "box AP")
     difference = abs(ap["bfloat16"] - ap["float32"])
     part = "demo model, bfloat16 and float32 differ by"
-    yield Row(part, difference, "box AP", "<= 0.3", difference <= 0.3)
+    yield judged(part, difference, "box AP", "<= 0.3")
 
 
 def write_jpeg(folder: str, width: int, height: int) -> dict:
@@ -199,10 +194,10 @@ def mapper() -> Iterator[Row]:
     torch.set_num_threads(threads[0])
     cv2.setNumThreads(threads[1])
     rate = len(many) / seconds["small"]
-    yield Row("mapper, 640 x 480 JPEG, one core", rate, "images/s", ">= 60", rate >= 60)
+    yield judged("mapper, 640 x 480 JPEG, one core", rate, "images/s", ">= 60")
     ratio = seconds["large"] / seconds["decode"]
     part = "mapper, 4000 x 3000 JPEG resized to 640 x 480"
-    yield Row(part, ratio, "x a full decode", "<= 0.7", ratio <= 0.7)
+    yield judged(part, ratio, "x a full decode", "<= 0.7")
 
 
 def growth() -> Iterator[Row]:
@@ -276,17 +271,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 file,
                 indent=2,
             )
-    verdict = {None: "", True: "met", False: "missed"}
-    print()
-    print(
-        tabulate(
-            [(x.part, f"{x.value:.4g}", x.unit, x.goal, verdict[x.met]) for x in rows],
-            headers=["part", "measured", "unit", "goal", ""],
-            tablefmt="github",
-            disable_numparse=True,
-        )
-    )
-    print(f"\nresults  {output}")
+    print(f"\n{table(rows)}\n\nresults  {output}")
 
 
 if __name__ == "__main__":

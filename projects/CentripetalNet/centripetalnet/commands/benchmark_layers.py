@@ -6,7 +6,14 @@ from typing import Callable
 import torch
 import torch.nn.functional as F
 
-from centripetalnet.commands.measuring import DTYPES, FORMATS, Row, in_own_process, median_seconds
+from centripetalnet.commands.measuring import (
+    DTYPES,
+    FORMATS,
+    Row,
+    in_own_process,
+    judged,
+    median_seconds,
+)
 from centripetalnet.layers import corner_pool, gaussian_focal_loss, render_bumps
 from centripetalnet.modeling.corner_matching import (
     MatchingOptions,
@@ -96,28 +103,32 @@ def pooling() -> Iterator[Row]:
                     to_copy = seconds[step] / seconds["copy"]
                     part = f"corner pooling {step}, {direction}, {name}, {layout}"
                     unit = f"x clone ({to_copy:.1f} x copy)"
-                    yield Row(part, ratio, unit, f"<= {limit}", ratio <= limit)
+                    yield judged(part, ratio, unit, f"<= {limit}")
 
 
 class HeatmapLossCase:
     """Targets and heatmap losses of two stacks, with this project's operator and dense maps."""
 
-    def __init__(self, boxes_per_image: int = 8):
+    def __init__(self, boxes_per_image: int = 8, num_images: int = NUM_IMAGES, device: str = "cpu"):
         generator = torch.Generator().manual_seed(0)
-        count = NUM_IMAGES * boxes_per_image
+        self.num_images = num_images
+        count = num_images * boxes_per_image
         corner = torch.rand(count, 2, generator=generator) * 300
         size = torch.rand(count, 2, generator=generator) * 200 + 8
-        self.boxes = torch.cat((corner, corner + size), dim=1)
-        self.classes = torch.randint(0, NUM_CLASSES, (count,), generator=generator)
-        self.image_index = torch.arange(NUM_IMAGES).repeat_interleave(boxes_per_image)
-        shape = (NUM_IMAGES, NUM_CLASSES, *MAP_SIZE)
+        self.boxes = torch.cat((corner, corner + size), dim=1).to(device)
+        self.classes = torch.randint(0, NUM_CLASSES, (count,), generator=generator).to(device)
+        self.image_index = torch.arange(num_images, device=device).repeat_interleave(
+            boxes_per_image
+        )
+        shape = (num_images, NUM_CLASSES, *MAP_SIZE)
         # Two corners times two stacks.
         self.logits = [
-            (torch.randn(shape, generator=generator) - 2.19).requires_grad_() for _ in range(4)
+            (torch.randn(shape, generator=generator) - 2.19).to(device).requires_grad_()
+            for _ in range(4)
         ]
 
     def targets(self):
-        numbers = (NUM_IMAGES, NUM_CLASSES, IMAGE_SIZE, MAP_SIZE)
+        numbers = (self.num_images, NUM_CLASSES, IMAGE_SIZE, MAP_SIZE)
         targets = corner_targets(self.boxes, self.classes, self.image_index, *numbers)
         return [targets.tl.heatmap, targets.br.heatmap] * 2
 
@@ -154,23 +165,31 @@ def heatmap_loss() -> Iterator[Row]:
     part = "targets and heatmap loss, forward and backward"
     yield Row(part, seconds["ours"] * 1e3, "ms")
     ratio = seconds["plain"] / seconds["ours"]
-    yield Row(part, ratio, "x as fast as dense targets", ">= 10", ratio >= 10)
+    yield judged(part, ratio, "x as fast as dense targets", ">= 10")
     ratio = memory_of("heatmap_loss") / case.megabytes()
-    yield Row(f"{part}, memory", ratio, "x the logits", "<= 1.5", ratio <= 1.5)
+    yield judged(f"{part}, memory", ratio, "x the logits", "<= 1.5")
 
 
-@torch.no_grad()
-def decoding() -> Iterator[Row]:
-    """Decoding the heatmaps and shifts of one image, with 1,000 candidates for soft-NMS."""
+def decoding_case(device: str = "cpu") -> Callable:
+    """A call that decodes the maps of one image, with 1,000 candidates for soft-NMS.
+
+    Args:
+        device: of the maps.
+
+    Returns:
+        A function that returns the candidates and the detections.
+    """
     matching, selection = MatchingOptions(), SelectionOptions()
     center, corners = 60, {"tl": (20, +1), "br": (80, -1)}
     logits = torch.randn(2, 1, NUM_CLASSES, *MAP_SIZE, generator=torch.Generator().manual_seed(0))
     # The memory format of the inference model.
-    logits = [(x - 12).contiguous(memory_format=torch.channels_last) for x in logits]
+    logits = [(x - 12).to(device, memory_format=torch.channels_last) for x in logits]
+    border = torch.zeros(1, 2, device=device)
     for heatmap, (first, _) in zip(logits, corners.values()):
         # A hundred corners of one class that point to one centre.
         heatmap[0, 0, first : first + 20 : 2, first : first + 20 : 2] += 12
 
+    @torch.no_grad()
     def decode():
         found = []
         for heatmap, (_, inwards) in zip(logits, corners.values()):
@@ -178,7 +197,7 @@ def decoding() -> Iterator[Row]:
             cell = torch.stack((peaks.cell % MAP_SIZE[1], peaks.cell // MAP_SIZE[1]), dim=-1)
             shift = (inwards * (center - cell)).clamp(min=1).float().log()
             found.append(locate_corners(peaks, shift * 0, shift, inwards, MAP_SIZE, IMAGE_SIZE))
-        candidates = match_corners(*found, torch.zeros(1, 2), matching)
+        candidates = match_corners(*found, border, matching)
         candidates = best_candidates(candidates, selection.max_candidates)
         return candidates, select_detections(candidates, selection)
 
@@ -186,6 +205,13 @@ def decoding() -> Iterator[Row]:
     count = int((candidates.scores >= 0).sum())
     if count != selection.max_candidates:
         raise RuntimeError(f"the case has {count} candidates, not {selection.max_candidates}")
-    milliseconds = median_seconds(21, decode=decode)["decode"] * 1e3
-    part = "decoding and soft-NMS, 80 classes, 1,000 candidates"
-    yield Row(part, milliseconds, "ms", "<= 8", milliseconds <= 8)
+    return decode
+
+
+DECODING = "decoding and soft-NMS, 80 classes, 1,000 candidates"
+
+
+def decoding() -> Iterator[Row]:
+    """Decoding the heatmaps and shifts of one image."""
+    milliseconds = median_seconds(21, decode=decoding_case())["decode"] * 1e3
+    yield judged(DECODING, milliseconds, "ms", "<= 8")

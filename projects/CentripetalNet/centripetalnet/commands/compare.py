@@ -13,7 +13,6 @@ from typing import Callable, Optional
 
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from tabulate import tabulate
 
 from centripetalnet import export
@@ -24,6 +23,7 @@ from centripetalnet.commands.measuring import (
     median_seconds,
     peak_megabytes,
     picture,
+    training_batch,
 )
 from centripetalnet.data import load_config
 from centripetalnet.engine.solver import build_optimizer
@@ -47,14 +47,8 @@ def training_megabytes(config: str) -> float:
     def train() -> None:
         model = build_model(cfg).train()
         optimizer = build_optimizer(cfg, model)
-        boxes = torch.tensor([[0.1, 0.1, 0.5, 0.4], [0.2, 0.3, 0.9, 0.9]])
-        instances = Instances(
-            (height, width),
-            gt_boxes=Boxes(boxes * torch.tensor([width, height, width, height])),
-            gt_classes=torch.zeros(2, dtype=torch.int64),
-        )
-        batch = [{"image": picture(height, width), "instances": instances}]
-        sum(model(batch * images_per_process(cfg)).values()).backward()
+        batch = training_batch(height, width, images_per_process(cfg))
+        sum(model(batch).values()).backward()
         optimizer.step()
 
     return peak_megabytes(train)

@@ -27,13 +27,16 @@ def random_boxes(count, seed):
 
 
 @pytest.mark.parametrize("method", ["gaussian", "linear"])
-def test_the_operator_takes_the_boxes_that_the_reference_takes(method):
+def test_the_operator_takes_the_boxes_that_the_reference_takes(method, device):
     boxes, scores, classes = (torch.cat(x) for x in zip(*(random_boxes(300, s) for s in (3, 4))))
     scores[1, 250:] = -1
     boxes[0, 7] = boxes[0, 8, [0, 1, 0, 1]]
     options = (200, method, 0.4, 0.3, 0.01)
 
-    keep, lowered = batched_soft_nms(boxes, scores, classes, *options)
+    keep, lowered = (
+        x.cpu()
+        for x in batched_soft_nms(*(x.to(device) for x in (boxes, scores, classes)), *options)
+    )
 
     expected_keep, expected = soft_nms_reference(boxes, scores, classes, *options)
     torch.testing.assert_close(lowered, expected)
@@ -99,8 +102,8 @@ def test_half_precision_is_float32_with_rounded_results(dtype, method):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_operator_passes_opcheck(dtype, opcheck):
-    boxes, scores, classes = random_boxes(12, seed=0)
+def test_operator_passes_opcheck(dtype, opcheck, device):
+    boxes, scores, classes = (x.to(device) for x in random_boxes(12, seed=0))
 
     for limit in (0, 5, 100):
         arguments = (boxes.to(dtype), scores.to(dtype), classes, limit, True, 0.5, 0.5, 0.001)

@@ -26,7 +26,14 @@ LOSSES = {
 }
 
 
+@pytest.fixture
+def golden_model(golden_model, device):
+    model, numbers = golden_model
+    return model.to(device), numbers
+
+
 def assert_close_to_largest(actual, expected, tolerance, scale=None):
+    actual = actual.cpu()
     largest = expected.abs().max() if scale is None else scale
     # Another order of summation changes values near 1 by some units in the last place.
     noise = 8 * torch.finfo(torch.float32).eps * expected.abs().max()
@@ -45,12 +52,14 @@ def assert_head_matches(output, expected, spread, stride):
             assert_close_to_largest(actual, target, 1e-4, scale)
 
 
-def instances_of(numbers):
+def losses_of(model, numbers):
+    """The losses of the reference's images and boxes."""
     size = tuple(numbers["image"].shape[-2:])
-    return [
-        Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+    instances = [
+        Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes).to(model.device)
         for boxes, classes in zip(numbers["gt_boxes"], numbers["gt_classes"])
     ]
+    return model.losses(numbers["image"].to(model.device), instances)
 
 
 @torch.no_grad()
@@ -59,7 +68,7 @@ def test_inference_gives_the_reference_features_and_maps(golden_model):
     model.eval()
     expected, stride = numbers["eval"], numbers["map_stride"]
 
-    features = list(model.backbone(numbers["image"]).values())
+    features = list(model.backbone(numbers["image"].to(model.device)).values())
     outputs = [head(feature) for head, feature in zip(model.heads, features)]
 
     for stack in range(2):
@@ -75,23 +84,22 @@ def test_inference_gives_the_reference_boxes(golden_model):
     model, numbers = golden_model
     model.eval()
     size = tuple(numbers["image"].shape[-2:])
-    feature = model.backbone(numbers["image"])["stack2"]
+    feature = model.backbone(numbers["image"].to(model.device))["stack2"]
 
     corners = []
     for branch in (model.heads[-1].tl, model.heads[-1].br):
         corners.append(find_corners(branch, feature, size, model.matching).corners)
-    candidates = match_corners(*corners, torch.zeros(2, 2), model.matching)
+    candidates = match_corners(*corners, torch.zeros(2, 2, device=model.device), model.matching)
     raw = best_candidates(candidates, model.selection.max_candidates)
     final = select_detections(candidates, model.selection)
 
     for found, truth in ((raw, "detections_raw"), (final, "detections_nms")):
         for image, boxes in enumerate(numbers["eval"][truth]):
             valid = found.scores[image] >= 0
-            torch.testing.assert_close(found.boxes[image][valid], boxes["boxes"], atol=1e-3, rtol=0)
-            torch.testing.assert_close(
-                found.scores[image][valid], boxes["scores"], atol=1e-5, rtol=0
-            )
-            assert torch.equal(found.classes[image][valid], boxes["classes"])
+            ours = [x[image][valid].cpu() for x in (found.boxes, found.scores, found.classes)]
+            torch.testing.assert_close(ours[0], boxes["boxes"], atol=1e-3, rtol=0)
+            torch.testing.assert_close(ours[1], boxes["scores"], atol=1e-5, rtol=0)
+            assert torch.equal(ours[2], boxes["classes"])
 
 
 @torch.no_grad()
@@ -99,7 +107,7 @@ def test_training_mode_gives_the_reference_maps(golden_model):
     model, numbers = golden_model
     model.train()
 
-    features = model.backbone(numbers["image"]).values()
+    features = model.backbone(numbers["image"].to(model.device)).values()
 
     for head, feature, expected in zip(model.heads, features, numbers["train"]["head"]):
         assert_head_matches(head(feature), expected, None, numbers["map_stride"])
@@ -110,7 +118,7 @@ def test_training_gives_the_reference_losses_and_gradients(golden_model):
     model.train()
     expected = numbers["train"]
 
-    losses = model.losses(numbers["image"], instances_of(numbers))
+    losses = losses_of(model, numbers)
     sum(losses.values()).backward()
 
     for ours, theirs in LOSSES.items():
@@ -132,7 +140,7 @@ def test_each_stack_has_the_reference_losses(golden_model, stack):
     # With one head, the sum over stacks is that stack's loss.
     model.heads, model.feature_names = model.heads[stack : stack + 1], [f"stack{stack + 1}"]
 
-    losses = model.losses(numbers["image"], instances_of(numbers))
+    losses = losses_of(model, numbers)
 
     for ours, theirs in LOSSES.items():
         assert losses[f"loss_{ours}"].item() == pytest.approx(
