@@ -98,6 +98,21 @@ int wrong_in_all_layouts(bool reverse) {
          wrong_elements<T, false>(1, 300, 35, reverse);
 }
 
+// Every GPU takes 2^31 - 1 blocks and 1,024 threads per block. Each line has one thread per segment.
+bool grids_are_within_limits() {
+  static_assert(kThreads <= 1024, "too many threads per block");
+  bool right = true;
+  for (const ScanLayout& layout : {
+           ScanLayout{1, 1, 1, false}, ScanLayout{2 * 128, 128, 128, false},
+           ScanLayout{2 * 128 * 128, 128, 1, true}, ScanLayout{int64_t{1} << 35, 4, 1, false}}) {
+    const int64_t lines = layout.outer * layout.inner, blocks = block_count(layout);
+    right = right && blocks <= INT32_MAX && blocks * kLines >= lines &&
+        (blocks - 1) * kLines < lines && tile_count(layout) * kTileLength >= layout.length &&
+        mark_count(layout) * kRows >= lines * layout.length;
+  }
+  return right;
+}
+
 // With an argument: only what finds a missing barrier.
 int main(int count, char**) {
   if (count > 1) {
@@ -107,5 +122,5 @@ int main(int count, char**) {
   int wrong = wrong_in_all_layouts<float>(false) + wrong_in_all_layouts<float>(true);
   wrong += wrong_in_all_layouts<BFloat16>(false) + wrong_in_all_layouts<_Float16>(true);
   wrong += wrong_in_all_layouts<double>(false);
-  return wrong > 0;
+  return wrong > 0 || !grids_are_within_limits();
 }

@@ -87,12 +87,30 @@ bool is_right(bool channels_last, unsigned blocks, double alpha, double beta) {
   return right;
 }
 
+// Every GPU takes 2^31 - 1 blocks, 65,535 rows of them, and 1,024 threads per block.
+bool grids_are_within_limits() {
+  static_assert(kLossThreads <= 1024, "too many threads per block");
+  constexpr int64_t kLargest = INT32_MAX;
+  bool right = true;
+  for (const int64_t count : {int64_t{1}, int64_t{6}, int64_t{480}, int64_t{1203 * 64}, kLargest}) {
+    for (const int64_t cells : {int64_t{1}, int64_t{257}, int64_t{128 * 128}, kLargest}) {
+      const LossGrid grid(count, cells);
+      const bool is_used = grid.rows <= count && (grid.blocks - 1) * kLossThreads < cells;
+      right = right && grid.blocks >= 1 && grid.rows >= 1 && grid.rows <= 65535 && is_used &&
+          grid.blocks * grid.rows <= kMaxBlocks;
+      // The index of a thread beyond the last cell is a uint32.
+      right = right && cells + grid.blocks * kLossThreads <= int64_t{UINT32_MAX};
+    }
+  }
+  return right;
+}
+
 // With an argument: only what finds a missing barrier.
 int main(int count, char**) {
   if (count > 1) {
     return is_right(false, 1, 2, 4) ? 0 : 1;
   }
-  bool right = true;
+  bool right = grids_are_within_limits();
   for (const bool channels_last : {false, true}) {
     // 1 block: threads stride over several cells. 4 blocks: some threads are idle.
     for (const unsigned blocks : {1u, 4u}) {

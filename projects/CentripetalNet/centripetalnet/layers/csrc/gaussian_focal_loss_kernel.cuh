@@ -14,6 +14,8 @@
 namespace centripetalnet::gpu {
 
 constexpr int kLossThreads = 256;
+// Enough blocks for any GPU, few enough for a fast sum of their partial sums.
+constexpr int64_t kMaxBlocks = 1024;
 
 // Bumps plane_start[i] to plane_start[i + 1] - 1 are those of plane i.
 struct Heatmaps {
@@ -23,6 +25,16 @@ struct Heatmaps {
   const Bump* bumps;
   int64_t bump_count;
   const int32_t* plane_start;
+};
+
+// Blocks for `count` maps of `cells` each, and the rows of them.
+struct LossGrid {
+  LossGrid(int64_t count, int64_t cells) {
+    const int64_t wanted = (cells + kLossThreads - 1) / kLossThreads;
+    blocks = wanted < kMaxBlocks ? wanted : kMaxBlocks;
+    rows = kMaxBlocks / blocks < count ? kMaxBlocks / blocks : count;
+  }
+  int64_t blocks, rows;
 };
 
 // Calls visit(index of a logit, weight) for this thread's cells.

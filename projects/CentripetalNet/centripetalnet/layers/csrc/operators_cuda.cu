@@ -79,9 +79,6 @@ Tensor corner_pool_backward_cuda(
 
 // ---- Gaussian focal loss
 
-// Enough blocks for any GPU, few enough for a fast sum of their partial sums.
-constexpr int64_t kMaxBlocks = 1024;
-
 // Contiguous tensors and the kernels' arguments.
 struct Launch {
   Launch(const Tensor& logits, const Tensor& bumps, const Tensor& plane_start)
@@ -100,9 +97,8 @@ struct Launch {
         static_cast<uint32_t>(cells),
         reinterpret_cast<const Bump*>(bump_rows.const_data_ptr<int32_t>()), bumps.size(0),
         starts.const_data_ptr<int32_t>()};
-    const int64_t across = std::min((cells + kLossThreads - 1) / kLossThreads, kMaxBlocks);
-    const int64_t down = std::min(count, std::max<int64_t>(1, kMaxBlocks / across));
-    grid = dim3(static_cast<unsigned>(across), static_cast<unsigned>(down));
+    const LossGrid of_maps(count, cells);
+    grid = dim3(static_cast<unsigned>(of_maps.blocks), static_cast<unsigned>(of_maps.rows));
   }
 
   Tensor logits, bump_rows, starts;
