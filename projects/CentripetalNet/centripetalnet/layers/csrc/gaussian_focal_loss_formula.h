@@ -51,11 +51,11 @@ CENTRIPETALNET_INLINE float exp_of_minus(float a) {
   power = power * rest + 1.0f;
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits + 127) << 23;
+  // Exactly 0 for a > 87, as it may be multiplied by a logit of 1e38.
+  bits = (bits + 127) << 23 & -static_cast<uint32_t>(!(a > 87.0f));
   float two_to_whole;
   std::memcpy(&two_to_whole, &bits, sizeof(bits));
-  // Exactly 0, as it may be multiplied by a logit of 1e38.
-  return a > 87.0f ? 0.0f : power * two_to_whole;
+  return power * two_to_whole;
 }
 
 // For e in [0, 1], relative error 2e-7: a Chebyshev fit of log(1 + e) / e.
@@ -83,8 +83,8 @@ struct FocalCell {
     const Value larger = 1 / (1 + e), smaller = e * larger;
     p = z < 0 ? smaller : larger;
     q = z < 0 ? larger : smaller;
-    minus_log_q = small_part + (z < 0 ? 0 : magnitude);
-    const Value minus_log_p = small_part + (z < 0 ? magnitude : 0);
+    minus_log_q = small_part + (z > 0 ? z : 0);
+    const Value minus_log_p = small_part + (z < 0 ? -z : 0);
     focus = alpha == 2 ? p * p : exp_of_minus(alpha * minus_log_p);
   }
 
