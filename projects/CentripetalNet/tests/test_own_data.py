@@ -97,7 +97,7 @@ def test_every_command_of_the_guide_works_as_printed(tmp_path, monkeypatch):
         result = run(*shlex.split(command.replace("my/val/*.jpg", pictures)))
         assert result.returncode == 0, (command, result.stderr[-3000:])
 
-    assert len(commands) == 8
+    assert len(commands) == 9
     output = tmp_path / "output"
     assert {x.name for x in (output / "detected").iterdir()} == {f"{i}.jpg" for i in range(4)}
     assert len(list((output / "explained").iterdir())) == 4

@@ -235,6 +235,15 @@ def test_a_click_sorts_a_table(folder, tmp_path):
     assert len(values) == 5 and values == sorted(values, reverse=True)
 
 
+def is_close(a, b):
+    """For JSON; scores depend on the number of threads in their last digits."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_close(a[x], b[x]) for x in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(is_close, a, b))
+    return a == (pytest.approx(b, rel=1e-5, abs=1e-6) if isinstance(a, float) else b)
+
+
 def test_two_processes_write_the_report_of_one(folder, arguments, tmp_path):
     options = ["--output", tmp_path, "--num-gpus", "2"]
 
@@ -243,7 +252,7 @@ def test_two_processes_write_the_report_of_one(folder, arguments, tmp_path):
     assert result.returncode == 0, result.stderr
     one, two = (json.loads((x / "report.json").read_text()) for x in (folder, tmp_path))
     for key in ("ap", "missed", "false_detections", "oracles", "calibration", "pictures"):
-        assert one[key] == two[key], key
+        assert is_close(one[key], two[key]), key
 
 
 def test_a_dataset_without_annotations_gets_a_report_that_says_so(tmp_path):
