@@ -242,3 +242,12 @@ def test_many_images_without_boxes_take_no_time():
     )
 
     assert keep.shape == lowered.shape == (2**40, 0)
+
+
+def test_a_heatmap_beyond_memory_is_a_clear_error():
+    arguments = (torch.zeros(0, 4, dtype=torch.int32), torch.zeros(3, dtype=torch.int32), 2.0, 4.0)
+    logits = torch.zeros(()).expand(1, 2, 2**40, 2**18)
+
+    for call in (gaussian_focal_loss, OPERATORS.gaussian_focal_loss):
+        with pytest.raises(RuntimeError, match="can't allocate"):
+            call(logits, *arguments)

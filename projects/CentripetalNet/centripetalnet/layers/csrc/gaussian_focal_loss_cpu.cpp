@@ -114,16 +114,17 @@ Tensor loss_cpu(
   if (logits.numel() == 0) {
     return loss.zero_();
   }
-  // Of all rows, added in one order, whatever the number of threads.
-  std::vector<double> sums(logits.numel() / logits.size(3));
+  // Of all rows, added in one order, whatever the number of threads. Channels-last has fewer.
+  const Tensor sums = logits.new_zeros({logits.numel() / logits.size(3)}, at::kDouble);
+  auto* const sum_of_row = sums.mutable_data_ptr<double>();
   CENTRIPETALNET_DISPATCH_DTYPE(logits, "gaussian_focal_loss_cpu", [&] {
     const auto power = static_cast<ValueOf<scalar_t>>(alpha);
     const auto sum = [&](int64_t row, const auto* x, const auto* weights, int64_t count) {
-      sums[row] = CENTRIPETALNET_DISPATCH(focal_loss::sum_of, x, weights, count, power);
+      sum_of_row[row] = CENTRIPETALNET_DISPATCH(focal_loss::sum_of, x, weights, count, power);
     };
     for_each_row<scalar_t>(logits, bumps, plane_start, beta, sum);
   });
-  return loss.fill_(std::accumulate(sums.begin(), sums.end(), 0.0));
+  return loss.fill_(std::accumulate(sum_of_row, sum_of_row + sums.numel(), 0.0));
 }
 
 Tensor loss_backward_cpu(
