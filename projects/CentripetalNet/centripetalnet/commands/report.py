@@ -79,13 +79,12 @@ def _measure_settings(cfg: CfgNode, usable: CfgNode, model: CentripetalNet) -> l
     settings = {"none": (False, []), "flips": (True, [1.0])}
     if scales != [1.0]:
         settings.update({"scales": (False, scales), "flips and scales": (True, scales)})
-    for setting, (flip, scales) in settings.items():
+    for key, (flip, scales) in settings.items():
         detector = CentripetalNetWithTTA(model, flip=flip, scales=scales) if scales else model
         loader, start = Trainer.build_test_loader(usable, name), time.perf_counter()
         found = inference_on_dataset(detector, loader, Trainer.build_evaluator(usable, name))
         seconds = (time.perf_counter() - start) / max(len(loader.dataset), 1)
-        ap = found.get("bbox", {}).get("AP")
-        measured.append({"name": setting, "AP": ap, "seconds": seconds})
+        measured.append({"name": key, "AP": found.get("bbox", {}).get("AP"), "seconds": seconds})
     return measured
 
 

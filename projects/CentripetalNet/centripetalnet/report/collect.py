@@ -114,8 +114,9 @@ class SceneEvaluator(DatasetEvaluator):
         for name in ORACLES:
             of_views = [y.candidates[name] for y in matched]
             merged[name] = CentripetalNetWithTTA.merged(of_views, views)
-            found = scaled_to_output(detections_of([merged[name]], [size], model.selection), [x])
-            detections.setdefault(name, _as_array(found[0]["instances"]))
+            if name not in detections:
+                found = detections_of([merged[name]], [size], model.selection)
+                detections[name] = _as_array(scaled_to_output(found, [x])[0]["instances"])
         selected, stages, start = select_candidates(merged[NETWORK], model.selection), [], 0
         for view in matched:
             conditions = PairConditions(*(y[0] for y in view.conditions))

@@ -139,18 +139,25 @@ def _counts(values: np.ndarray, kinds: type, areas: np.ndarray, classes: np.ndar
     return tables
 
 
+@contextlib.contextmanager
+def _without_gc():
+    """The collector would look through millions of dicts again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_without_gc()
 def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.ndarray]:
     """The figures of a dataset with annotations, and what :func:`gather` returns."""
-    gc.disable()  # it would look through millions of dicts again and again
     data, precision = gather(objects, scenes)
     aps = {NETWORK: average_precisions(precision)}
     for name in list(ORACLES)[1:]:
         aps[name] = average_precisions(evaluate_boxes(objects, scenes, name)[0])
-    det, is_sure, num = (
-        data.detections,
-        data.detections[:, 4] >= data.score_limit,
-        precision.shape[2],
-    )
+    det, num = data.detections, precision.shape[2]
+    is_sure = det[:, 4] >= data.score_limit
     of_det = (det[:, 2] - det[:, 0]) * (det[:, 3] - det[:, 1]), det[:, 5], num
     areas = np.array([y["area"] for x in scenes for y in objects.of(x.image_id)])
     missed, false, curves = {}, {}, {}
@@ -160,10 +167,8 @@ def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.
             reasons[kind.name.lower()]["low_score"] = int((data.low_score[i] == kind).sum())
         missed[iou] = {"sum": int((data.reason[i] >= 0).sum()), "reasons": reasons}
         sure = np.where(is_sure, data.kind[i], -1)
-        false[iou] = {
-            "sum": int((sure >= 0).sum()),
-            "reasons": _counts(sure, FalseDetection, *of_det),
-        }
+        false[iou] = {"sum": int((sure >= 0).sum())}
+        false[iou]["reasons"] = _counts(sure, FalseDetection, *of_det)
         false[iou]["of_any_score"] = _counts(data.kind[i], FalseDetection, *of_det)
         curves[iou] = precision[5 * i, :, :, 0].T.round(4).tolist()
     counts = np.bincount(data.classes, minlength=num).tolist()
@@ -173,9 +178,7 @@ def summarize(objects: Objects, scenes: list[Scene]) -> tuple[dict, Dataset, np.
         {"name": name, "objects": counts[i], **average_precisions(precision[:, :, [i]])}
         for i, name in enumerate(objects.names)
     ]
-    figures["calibration"] = calibration(data)
-    figures["confusion"] = _confusion(objects, scenes, data, num).tolist()
-    gc.enable()
+    figures.update(calibration=calibration(data), confusion=_confusion(objects, scenes, data, num))
     return figures, data, precision
 
 
@@ -192,7 +195,7 @@ def calibration(data: Dataset, bins: int = 10) -> dict:
     return {"expected_calibration_error": error, **of_bins}
 
 
-def _confusion(objects: Objects, scenes: list[Scene], data: Dataset, num: int) -> np.ndarray:
+def _confusion(objects: Objects, scenes: list[Scene], data: Dataset, num: int) -> list:
     """(C + 1, C + 1) objects x sure detections, matched whatever the class; last the background."""
     sure = np.flatnonzero(data.detections[:, 4] >= data.score_limit)
     image_ids = [scenes[i].image_id for i in data.image]
@@ -205,10 +208,9 @@ def _confusion(objects: Objects, scenes: list[Scene], data: Dataset, num: int) -
     matrix[:-1, -1] = np.bincount(data.classes, minlength=num)
     for image in filter(None, coco.evalImgs):
         is_counted = ~image["dtIgnore"][0].astype(bool)
-        for i, match in zip(
-            np.array(image["dtIds"])[is_counted], image["dtMatches"][0, is_counted]
-        ):
+        ids = np.array(image["dtIds"])[is_counted]
+        for i, match in zip(ids, image["dtMatches"][0, is_counted]):
             row = objects.class_of[objects.coco.anns[int(match)]["category_id"]] if match else num
             matrix[row, int(data.detections[i - 1, 5])] += 1
             matrix[row, -1] -= row < num
-    return matrix
+    return matrix.tolist()

@@ -54,9 +54,8 @@ def draw_pictures(
     errors = np.bincount(data.object_image[lost >= 0], minlength=len(scenes))
     errors += np.bincount(data.image[is_false & is_sure], minlength=len(scenes))
     worst, false = [], []
-    for i in np.argsort(-errors, kind="stable")[:_NUM_PICTURES]:
-        if not errors[i]:
-            break
+    order = np.argsort(-errors, kind="stable")[:_NUM_PICTURES]
+    for i in order[errors[order] > 0]:
         image, inputs, found = image_of(i)
         mine = np.flatnonzero(data.object_image == i)
         shown = np.flatnonzero((data.image == i) & is_sure & (data.match[0] >= UNMATCHED))
@@ -82,15 +81,15 @@ def draw_pictures(
             sheet = explanation_figure(image, explanation, pair, names, title)
             found["sheet"] = plots.jpeg(rendered(sheet), _SHEET_WIDTH)
         worst.append(found)
-    for j in np.argsort(np.where(is_false, -scores, 1), kind="stable")[:_NUM_PICTURES]:
-        if is_false[j]:
-            image, _, found = image_of(data.image[j])
-            near = np.flatnonzero(data.object_image == data.image[j])
-            boxes = np.concatenate((data.boxes[near], data.detections[[j], :4]))
-            labels = [names[k] for k in data.classes[near]] + [label(j)]
-            are_good = [True] * len(near) + [False]
-            found["picture"] = plots.draw_boxes(image, boxes, labels, are_good)
-            false.append({**found, "label": label(j), "box": data.detections[j, :4].tolist()})
+    order = np.argsort(np.where(is_false, -scores, 1), kind="stable")[:_NUM_PICTURES]
+    for j in order[is_false[order]]:
+        image, _, found = image_of(data.image[j])
+        near = np.flatnonzero(data.object_image == data.image[j])
+        boxes = np.concatenate((data.boxes[near], data.detections[[j], :4]))
+        labels = [names[k] for k in data.classes[near]] + [label(j)]
+        are_good = [True] * len(near) + [False]
+        found["picture"] = plots.draw_boxes(image, boxes, labels, are_good)
+        false.append({**found, "label": label(j), "box": data.detections[j, :4].tolist()})
     return worst, false
 
 
