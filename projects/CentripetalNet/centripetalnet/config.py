@@ -68,6 +68,15 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     net.HEAD_CHANNELS = 256
     # Norm of the corner pooling module.
     net.NORM = "BN"
+    # How corners are paired. "CentripetalShiftMatching": by the centres that they point to, as in
+    # CentripetalNet. "EmbeddingMatching": by associative embeddings, as in CornerNet. Keys that
+    # only the other follows must keep their defaults.
+    net.MATCHING = "CentripetalShiftMatching"
+    # Whether guiding shifts are predicted, and the convolution before the centripetal shift:
+    # "cross_star" (deformable, steered by the guiding shift), "deformable" (with freely learnt
+    # offsets) or "plain".
+    net.GUIDING_SHIFT = True
+    net.SHIFT_CONV = "cross_star"
     # Initial logit of every heatmap cell; -2.19 is a probability of 0.1.
     net.HEATMAP_BIAS = -2.19
 
@@ -84,6 +93,9 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     net.OFFSET_WEIGHT = 1.0
     net.GUIDING_SHIFT_WEIGHT = 0.05
     net.CENTRIPETAL_SHIFT_WEIGHT = 1.0
+    # Of matching by embeddings. These are sums over the images of a process, the others means.
+    net.PULL_WEIGHT = 0.1
+    net.PUSH_WEIGHT = 0.1
 
     # ---------------------------------------------------------------- corner matching
     # Corners of each kind that are kept per image, over all classes and cells.
@@ -99,6 +111,8 @@ def add_centripetalnet_config(cfg: CfgNode) -> None:
     net.MAX_CENTER_AREA = 0.5
     # True: multiply scores by exp(-relative area), as in the paper. The released model does not.
     net.WEIGHT_SCORES = False
+    # Largest difference of two corners' embeddings, in matching by embeddings.
+    net.MAX_EMBEDDING_DISTANCE = 0.5
 
     # True: a corner's position is the mean of the 3x3 cells around the peak of the heatmap, with
     # their squared probability as weight. False: the peak's cell plus the predicted offset, as in

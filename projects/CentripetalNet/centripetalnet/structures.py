@@ -11,35 +11,11 @@ from typing import NamedTuple, Optional
 from torch import Tensor
 
 
-class CornerMaps(NamedTuple):
-    """Predicted maps of one corner."""
-
-    heatmap: Tensor
-    """(N, C, H, W) logits."""
-    offset: Tensor
-    """(N, 2, H, W) cells, x then y: corner minus its cell."""
-    guiding_shift: Tensor
-    """(N, 2, H, W) cells, x then y, from the corner cell inwards to the box's centre."""
-    centripetal_shift: Tensor
-    """(N, 2, H, W) natural logarithm of cells, x then y, from the corner to the box's centre."""
-
-
 class HeadOutput(NamedTuple):
-    """Maps of the two corners of one stack."""
+    """Maps of the two corners of one stack, named tuples of the way of matching."""
 
-    tl: CornerMaps
-    br: CornerMaps
-
-
-class CornerShifts(NamedTuple):
-    """Predicted shifts of one corner at M cells."""
-
-    offset: Optional[Tensor]
-    """(M, 2) cells, see :class:`CornerMaps`; None if it is not needed."""
-    guiding_shift: Tensor
-    """(M, 2) cells."""
-    centripetal_shift: Tensor
-    """(M, 2) natural logarithm of cells."""
+    tl: tuple[Tensor, ...]
+    br: tuple[Tensor, ...]
 
 
 class HeatmapBumps(NamedTuple):
@@ -77,6 +53,10 @@ class BoxTargets(NamedTuple):
 
     tl: CornerTargets
     br: CornerTargets
+    image_index: Tensor
+    """(M,) integers in [0, N), the image of each box."""
+    usable: Tensor
+    """(M,) bool: the box has positive width and height. Others have no target."""
 
 
 class CornerCounts(NamedTuple):
@@ -117,8 +97,45 @@ class Corners(NamedTuple):
     """(N, K) integers in [0, C)."""
     position: Tensor
     """(N, K, 2) pixels of the canvas, x then y."""
-    center: Tensor
-    """(N, K, 2) pixels of the canvas, x then y: the centre that the corner points to."""
+    key: Tensor
+    """(N, K, D) what the way of matching compares: with centripetal shifts the centre that the
+    corner points to, in pixels of the canvas, x then y; with embeddings the embedding, D = 1."""
+
+
+class PairOutcome(IntEnum):
+    """Outcome of a pair of corners: the first condition that fails, or ACCEPTED.
+
+    Each way of matching has its own, from :func:`pair_outcome`. The value is the number of
+    conditions before it, all of which hold.
+    """
+
+    label: str
+    sentence: str
+
+    def __new__(cls, label: str, sentence: str):
+        value = len(cls.__members__)
+        member = int.__new__(cls, value)
+        member._value_, member.label, member.sentence = value, label, sentence
+        return member
+
+
+def pair_outcome(name: str, **reasons: tuple[str, str]) -> type[PairOutcome]:
+    """The outcomes of a way of matching: the common ones, and its own in between.
+
+    Args:
+        name: of the class.
+        reasons: for each condition of its own, in the order of evaluation, the label, and the
+            sentence for a pair that it rejects, with ``{distance}`` for its distance.
+    """
+    members = {
+        "OTHER_CLASS": ("other class", "Rejected: the corners are of different classes"),
+        "NO_EXTENT": ("no extent", "Rejected: bottom-right is not below and right of top-left"),
+        **reasons,
+        "SCORE_TOO_LOW": ("score too low", "Rejected: too many boxes have higher scores"),
+        "SUPPRESSED": ("removed by soft-NMS", "Removed by soft-NMS, overlaps better boxes"),
+        "ACCEPTED": ("accepted", "Accepted, score {score:.2f} after soft-NMS"),
+    }
+    return PairOutcome(name, members)
 
 
 class CornerPairs(NamedTuple):
@@ -131,52 +148,16 @@ class CornerPairs(NamedTuple):
     """(N, K, 1, 2) x0, y0, not negative."""
     bottom_right: Tensor
     """(N, 1, K, 2) x1, y1, not negative."""
-    tl_center: Tensor
-    """(N, K, 1, 2) the centre that the top-left corner points to, not negative."""
-    br_center: Tensor
-    """(N, 1, K, 2) the centre that the bottom-right corner points to, not negative."""
-    region_low: Tensor
-    """(N, K, K, 2) top-left corner of the box's central region."""
-    region_high: Tensor
-    """(N, K, K, 2) bottom-right corner of the region."""
-    has_extent: Tensor
-    """(N, K, K) bool, whether the box has positive width and height."""
-    spread: Tensor
-    """(N, K, K) area spanned by the two centres over area of the region; 1 without extent."""
-
-
-class PairConditions(NamedTuple):
-    """Conditions for a pair to be a box, in the order of evaluation.
-
-    (N, K, K) bool each, top-left x bottom-right corners.
-    """
-
-    same_class: Tensor
-    """Both corners have the same class."""
-    has_extent: Tensor
-    """The box has positive width and height."""
-    tl_points_inside: Tensor
-    """The top-left corner points into the box's central region."""
-    br_points_inside: Tensor
-    """The bottom-right corner points into the box's central region."""
-    centers_are_close: Tensor
-    """The spread is at most ``MatchingOptions.max_center_area``."""
-
-
-class PairOutcome(IntEnum):
-    """Outcome of a pair of corners: the first condition that fails, or ACCEPTED.
-
-    The value is the number of conditions before it, all of which hold.
-    """
-
-    OTHER_CLASS = 0
-    NO_EXTENT = 1
-    TL_OUTSIDE = 2
-    BR_OUTSIDE = 3
-    FAR_APART = 4
-    SCORE_TOO_LOW = 5
-    SUPPRESSED = 6
-    ACCEPTED = 7
+    scores: Tensor
+    """(N, K, K) in (0, 1), of boxes and of pairs that are none."""
+    conditions: tuple[Tensor, ...]
+    """(N, K, K) bool each, in the order of the way's :class:`PairOutcome`. A pair is a box if all
+    hold."""
+    distance: Tensor
+    """(N, K, K) what the way of matching limits: with centripetal shifts the area spanned by both
+    centres over that of the central region, 1 without extent; with embeddings their difference."""
+    region: Optional[tuple[Tensor, Tensor]]
+    """(N, K, K, 2) low and high corner of the central region, if the way of matching has one."""
 
 
 class Candidates(NamedTuple):
@@ -214,10 +195,10 @@ class SeenCorners(NamedTuple):
     """(K,) integers in [0, C)."""
     position: Tensor
     """(K, 2) x, y."""
-    center: Tensor
-    """(K, 2) x, y of the centre that the corner points to."""
-    sampling_points: Tensor
-    """(K, 9, 2) x, y of the cross-star deformable convolution's sampling points."""
+    key: Tensor
+    """(K, D) see :class:`Corners`; the centre that a corner points to is in pixels of the image."""
+    sampling_points: Optional[Tensor]
+    """(K, 9, 2) x, y of the sampling points of the deformable convolution; None without one."""
 
 
 class Explanation(NamedTuple):
@@ -232,14 +213,16 @@ class Explanation(NamedTuple):
     """x0, y0, x1, y1 of the canvas, which the heatmaps cover; it is larger than the image."""
     boxes: Tensor
     """(K, K, 4) x0, y0, x1, y1."""
-    regions: Tensor
-    """(K, K, 4) x0, y0, x1, y1 of the central regions."""
+    regions: Optional[Tensor]
+    """(K, K, 4) x0, y0, x1, y1 of the central regions, if the way of matching has them."""
     scores: Tensor
     """(K, K) scores of all pairs before soft-NMS, boxes or not."""
-    spread: Tensor
+    distance: Tensor
     """(K, K) see :class:`CornerPairs`."""
+    outcomes: type[PairOutcome]
+    """Of the way of matching."""
     outcome: Tensor
-    """(K, K) int64, see :class:`PairOutcome`."""
+    """(K, K) int64 of ``outcomes``."""
     detections: Tensor
     """(D, 2) indices (tl, br) of the accepted pairs, in the order of soft-NMS."""
     detection_scores: Tensor
@@ -251,5 +234,5 @@ class Explanation(NamedTuple):
         Args:
             min_score: pairs with a lower score, before soft-NMS, are not counted.
         """
-        counts = self.outcome[self.scores >= min_score].bincount(minlength=len(PairOutcome))
-        return dict(zip(PairOutcome, counts.tolist()))
+        counts = self.outcome[self.scores >= min_score].bincount(minlength=len(self.outcomes))
+        return dict(zip(self.outcomes, counts.tolist()))

@@ -45,6 +45,8 @@ GOLDEN_MODEL = {
     "MODEL.HOURGLASS.OUT_CHANNELS": 16,
     "MODEL.CENTRIPETALNET.NUM_CLASSES": 5,
 }
+# Those of data/cornernet_model.pt are the same, with embeddings.
+EMBEDDINGS = {"MODEL.CENTRIPETALNET.MATCHING": "EmbeddingMatching"}
 # Options of commands for its config.
 GOLDEN_OPTIONS = ["--config-file", "centripetal_hg104", "--opts"]
 GOLDEN_OPTIONS += [str(x) for item in GOLDEN_MODEL.items() for x in item]
@@ -64,8 +66,9 @@ def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def golden_config() -> CfgNode:
-    return config(**{key.replace(".", "__"): value for key, value in GOLDEN_MODEL.items()})
+def golden_config(**changes) -> CfgNode:
+    changes = {**GOLDEN_MODEL, **changes}
+    return config(**{key.replace(".", "__"): value for key, value in changes.items()})
 
 
 def rounding(operations: float, dtype: torch.dtype = torch.float32) -> float:
@@ -270,11 +273,10 @@ def weight_from_name(name: str, shape, seed: int) -> torch.Tensor:
     return weight
 
 
-@pytest.fixture
-def golden_model(golden):
+def read_golden_model(golden, file: str, **changes) -> tuple[torch.nn.Module, dict]:
     """The narrow model with the reference's weights, and the reference's results for it."""
-    numbers = golden("model_tiny.pt")
-    model = build_model(golden_config())
+    numbers = golden(file)
+    model = build_model(golden_config(**changes))
     ours = translation(model.state_dict(), mmdet_name)
     weights = {
         ours[name]: weight_from_name(name, tuple(shape), numbers["weight_seed"])
@@ -282,6 +284,12 @@ def golden_model(golden):
     }
     model.load_state_dict(weights, strict=True)
     return model, numbers
+
+
+@pytest.fixture
+def golden_model(golden):
+    """See :func:`read_golden_model`."""
+    return read_golden_model(golden, "model_tiny.pt")
 
 
 @pytest.fixture

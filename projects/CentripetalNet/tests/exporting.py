@@ -5,14 +5,16 @@ import importlib.util
 import pytest
 
 from centripetalnet.commands import export as command
-from centripetalnet.modeling.corner_matching import MatchingOptions
+from centripetalnet.modeling import CentripetalShiftMatching
 
 needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(x) for x in ("onnx", "onnxruntime")),
     reason="onnx and onnxruntime are not installed",
 )
 # Thresholds with which an untrained model finds boxes.
-ANYWHERE = MatchingOptions(central_region_large=9.0, central_region_small=9.0, max_center_area=9.0)
+ANYWHERE = CentripetalShiftMatching(
+    central_region_large=9.0, central_region_small=9.0, max_center_area=9.0
+)
 
 
 def run_export(arguments):

@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 from torch import nn
 
+from centripetalnet.modeling.centripetal_shift import CornerShifts
 from centripetalnet.report import Objects, Scene, SceneEvaluator
 from centripetalnet.report.oracles import ORACLES
-from centripetalnet.structures import CornerShifts
 
 # Pixels of the images; their canvas has the same size.
 SIDE = 127
@@ -45,7 +45,7 @@ class PlantedBranch(nn.Module):
             self.shifts[1, row * 32 + column] = to_center.log()
         self.heatmap.logits = logits
 
-    def shifts_at(self, pooled, cells, needs_offset=True):
+    def at_cells(self, pooled, cells, needs_offset=True):
         offset, centripetal = self.shifts[:, cells]
         return CornerShifts(offset, centripetal, centripetal)
 

@@ -1,4 +1,4 @@
-"""Converts weights of other CentripetalNet implementations to ours and back, bit for bit."""
+"""Converts weights of other implementations of the detectors to ours and back, bit for bit."""
 
 import re
 from collections.abc import Mapping
@@ -10,17 +10,22 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from .names import mmdet_name, paper_name, translation
+from .names import cornernet_name, mmdet_name, paper_name, translation
 from .safe_load import load_tensors
 
 # Names by which an implementation is recognised; the group is the prefix.
 _SIGNS = {
     "mmdet": re.compile(r"^(.*?)(?:backbone\.)?hourglass_modules\.0\."),
     "paper": re.compile(r"^(.*?)(?:backbone\.)?hg_modules\.0\."),
+    "cornernet": re.compile(r"^(.*?)kps\.0\."),
     # Of any backbone.
     "centripetalnet": re.compile(r"^(.*?)heads\.0\.tl\.heatmap\."),
 }
-_NAMES: dict[str, Callable[[str, int], str]] = {"mmdet": mmdet_name, "paper": paper_name}
+_NAMES: dict[str, Callable[[str, int], str]] = {
+    "mmdet": mmdet_name,
+    "paper": paper_name,
+    "cornernet": cornernet_name,
+}
 # Bias of the last heatmap convolution, one value per class.
 _HEATMAP_BIAS = re.compile(r"^heads\.\d+\.tl\.heatmap\.1\.bias$")
 # Copies that MMCV 1.x saves in addition; the weights themselves are the averaged ones.
@@ -53,7 +58,9 @@ class InputConvention:
 # Those of the released configs, for files without their own.
 _RGB = InputConvention("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _BGR = InputConvention("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
-DEFAULT_INPUT = {"mmdet": _RGB, "paper": _BGR}
+# Of CornerNet's code, in units of 255 there.
+_CORNERNET = InputConvention("BGR", (104.014, 114.034, 119.917), (73.603, 69.891, 70.915))
+DEFAULT_INPUT = {"mmdet": _RGB, "paper": _BGR, "cornernet": _CORNERNET}
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Converted:
 
     weights: dict[str, Tensor]
     origin: str
-    """Implementation that trained the weights: "mmdet", "paper" or "centripetalnet"."""
+    """Implementation that trained the weights: a key of ``DEFAULT_INPUT`` or "centripetalnet"."""
     has_our_names: bool
     """Whether the file already has this project's names."""
     classes: Optional[list[str]]
@@ -86,7 +93,7 @@ class Converted:
 
 
 def origin_of(names) -> tuple[Optional[str], str]:
-    """Implementation with these names ("mmdet", "paper", "centripetalnet", None), and prefix."""
+    """Implementation with these names, see :class:`Converted`, or None; and their prefix."""
     for name in names:
         for origin, sign in _SIGNS.items():
             match = sign.match(name)
@@ -149,7 +156,7 @@ def model_shapes(cfg: CfgNode) -> dict[str, torch.Size]:
 
 
 def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Converted:
-    """Converts a checkpoint of MMDetection or of the paper's authors.
+    """Converts a checkpoint of MMDetection, of the paper's authors or of CornerNet's.
 
     Of a checkpoint with this project's names the weights and "about" are kept.
 
@@ -175,7 +182,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
         return ours
     if origin is None:
         raise ValueError(
-            f"{path} holds no CentripetalNet of this project, MMDetection or the paper's authors: "
+            f"{path} holds no detector of this project, MMDetection or the papers' authors: "
             f"none of its {len(found)} tensors is an hourglass's or a corner's (first names: "
             f"{', '.join(list(found)[:3])})"
         )
@@ -184,7 +191,7 @@ def convert_to_ours(path: str, cfg: CfgNode, drop: Optional[str] = None) -> Conv
     for name in found:
         if name in left_out:
             continue
-        full_name = _full_name(name, prefix)
+        full_name = _full_name(name, prefix, origin)
         if full_name in weights:
             raise ValueError(f"{path} holds the weights of {full_name} twice, once as {name}")
         weights[full_name] = found[name]
@@ -232,7 +239,7 @@ def convert_to_theirs(
     Args:
         path: the file.
         cfg: describes the network; the number of classes is taken from the file.
-        target: "mmdet" or "paper".
+        target: "mmdet", "paper" or "cornernet".
         drop: a regular expression; tensors whose name in the file matches are left out.
 
     Returns:
@@ -253,6 +260,9 @@ def convert_to_theirs(
     ours = _read_ours(path, content, found, cfg, drop)
     names = translation(ours.weights, _NAMES[target])
     weights = {theirs: ours.weights[name] for theirs, name in names.items()}
+    if target == "cornernet":
+        # Its code loads a file of weights alone.
+        return weights, ours
     meta = {"CLASSES": ours.classes} if ours.classes else {}
     return {"meta": meta, "state_dict": weights}, ours
 
@@ -331,9 +341,11 @@ def _num_classes(name: str, bias: Tensor, path: str) -> int:
     return len(bias)
 
 
-def _full_name(name: str, prefix: str) -> str:
+def _full_name(name: str, prefix: str, origin: str) -> str:
     """The name without the prefix, and with the parent that the paper's parts may lack."""
     name = name[len(prefix) :] if name.startswith(prefix) else name
+    if origin == "cornernet":
+        return f"module.{name}"
     if name.startswith(("backbone.", "bbox_head.")):
         return name
     return ("bbox_head." if re.match(r"(mid_)?(tl|br)_", name) else "backbone.") + name

@@ -1,4 +1,4 @@
-"""Names of this project's weights in other implementations of CentripetalNet.
+"""Names of this project's weights in other implementations of CentripetalNet and CornerNet.
 
 Each weight has exactly one name in each implementation. Rules turn ours into theirs; the inverse is
 a lookup.
@@ -48,6 +48,7 @@ _MMDET_BRANCH: Rules = [
     (r"^heatmap\.([01])\.", r"{c}_heat.{s}.\1.conv."),
     (r"^offset\.([01])\.", r"{c}_off.{s}.\1.conv."),
     (r"^(guiding_shift|centripetal_shift)\.([01])\.", r"{c}_\1.{s}.\2.conv."),
+    (r"^embedding\.([01])\.", r"{c}_emb.{s}.\1.conv."),
 ]
 
 _PAPER_BACKBONE: Rules = [
@@ -89,6 +90,22 @@ _PAPER_BRANCH: Rules = [
     (r"^centripetal_shift\.1\.", "{m}{c}_off_c_2.1."),
 ]
 
+# CornerNet's own code, on which the paper's is based.
+_CORNERNET_BACKBONE: Rules = [
+    *((pattern, name.replace("hg_modules.", "kps.")) for pattern, name in _PAPER_BACKBONE),
+]
+_CORNERNET_BRANCH: Rules = [
+    *(
+        (pattern, re.sub(r"^{m}{c}_(pool|heat|off)\.", r"{c}_\1s.{s}.", name))
+        for pattern, name in _PAPER_BRANCH
+        if not re.search("shift|star", pattern)
+    ),
+    (r"^embedding\.0\.", "{c}_tags.{s}.0.conv."),
+    (r"^embedding\.1\.", "{c}_tags.{s}.1."),
+    (r"_pools\.", "_cnvs."),
+    (r"_offs\.", "_regrs."),
+]
+
 
 def _apply(rules: Rules, name: str) -> str:
     for pattern, replacement in rules:
@@ -100,6 +117,11 @@ def _renamed(name: str, backbone: Rules, branch: Rules, num_stacks: int) -> str:
     if name.startswith("backbone."):
         return "backbone." + _apply(backbone, name[len("backbone.") :])
     _, stack, corner, rest = name.split(".", 3)
+    if _apply(branch, rest) == rest:
+        raise ValueError(
+            f"the other implementation has no part like {name}, so the config describes another "
+            "detector: centripetal_hg104 is the released CentripetalNet, cornernet_hg104 CornerNet"
+        )
     middle = "" if int(stack) == num_stacks - 1 else "mid_"
     place = {"{c}": corner, "{s}": stack, "{m}": middle}
     renamed = _apply(branch, rest)
@@ -118,12 +140,21 @@ def paper_name(name: str, num_stacks: int) -> str:
     return _renamed(name, _PAPER_BACKBONE, _PAPER_BRANCH, num_stacks)
 
 
+def cornernet_name(name: str, num_stacks: int) -> str:
+    """CornerNet's authors' name of one of our weights."""
+    renamed = _renamed(name, _CORNERNET_BACKBONE, _CORNERNET_BRANCH, num_stacks)
+    return "module." + renamed.split(".", 1)[1]
+
+
 def translation(names: Iterable[str], theirs: Callable[[str, int], str]) -> dict[str, str]:
     """A dict from their names to ours.
 
     Args:
         names: our names of the whole model.
-        theirs: :func:`mmdet_name` or :func:`paper_name`.
+        theirs: :func:`mmdet_name`, :func:`paper_name` or :func:`cornernet_name`.
+
+    Raises:
+        ValueError: if the other implementation has no such part.
     """
     names = list(names)
     stacks = {name.split(".")[1] for name in names if name.startswith("heads.")}

@@ -15,12 +15,8 @@ from centripetalnet.commands.measuring import (
     median_seconds,
 )
 from centripetalnet.layers import corner_pool, gaussian_focal_loss, render_bumps
-from centripetalnet.modeling.corner_matching import (
-    MatchingOptions,
-    find_peaks,
-    locate_corners,
-    match_corners,
-)
+from centripetalnet.modeling.centripetal_shift import CentripetalShiftMatching, CornerShifts
+from centripetalnet.modeling.corner_matching import find_peaks, locate_corners, match_corners
 from centripetalnet.modeling.corner_targets import corner_targets
 from centripetalnet.modeling.selection import SelectionOptions, best_candidates, select_detections
 
@@ -179,7 +175,7 @@ def decoding_case(device: str = "cpu") -> Callable:
     Returns:
         A function that returns the candidates and the detections.
     """
-    matching, selection = MatchingOptions(), SelectionOptions()
+    matching, selection = CentripetalShiftMatching(), SelectionOptions()
     center, corners = 60, {"tl": (20, +1), "br": (80, -1)}
     logits = torch.randn(2, 1, NUM_CLASSES, *MAP_SIZE, generator=torch.Generator().manual_seed(0))
     # The memory format of the inference model.
@@ -196,7 +192,9 @@ def decoding_case(device: str = "cpu") -> Callable:
             peaks = find_peaks(heatmap, matching)
             cell = torch.stack((peaks.cell % MAP_SIZE[1], peaks.cell // MAP_SIZE[1]), dim=-1)
             shift = (inwards * (center - cell)).clamp(min=1).float().log()
-            found.append(locate_corners(peaks, shift * 0, shift, inwards, MAP_SIZE, IMAGE_SIZE))
+            predictions = CornerShifts(None, None, shift)
+            sizes = MAP_SIZE, IMAGE_SIZE
+            found.append(locate_corners(peaks, shift * 0, predictions, matching, inwards, *sizes))
         candidates = match_corners(*found, border, matching)
         candidates = best_candidates(candidates, selection.max_candidates)
         return candidates, select_detections(candidates, selection)

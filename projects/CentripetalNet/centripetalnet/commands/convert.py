@@ -1,4 +1,4 @@
-"""Converts CentripetalNet checkpoints of MMDetection or of the paper's authors, and back."""
+"""Converts checkpoints of MMDetection or of the papers' authors, and back."""
 
 import argparse
 import os
@@ -22,7 +22,11 @@ and no optimizer.
 SRC is read as tensors only; nothing in it is executed. Values are not changed. Tensors that are
 missing, unexpected or of a wrong shape are an error that lists them all.
 """
-THEIRS = {"mmdet": "MMDetection", "paper": "the paper's authors"}
+THEIRS = {
+    "mmdet": "MMDetection",
+    "paper": "CentripetalNet's authors",
+    "cornernet": "CornerNet's authors",
+}
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Trains and evaluates; the options are those of Detectron2's tools/train_net.py."""
 
+import sys
 from collections.abc import Sequence
 from typing import Optional
 
@@ -23,3 +24,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = argument_parser().parse_args(argv)
     print("Command Line Args:", args)
     return exit_status(lambda args: launch_processes(engine.main, args), args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,26 +31,6 @@ from ..visualization.sheet import (
     rectangle,
 )
 
-OUTCOME_NAMES = {
-    PairOutcome.OTHER_CLASS: "other class",
-    PairOutcome.NO_EXTENT: "no extent",
-    PairOutcome.TL_OUTSIDE: "top-left centre outside",
-    PairOutcome.BR_OUTSIDE: "bottom-right centre outside",
-    PairOutcome.FAR_APART: "centres too far apart",
-    PairOutcome.SCORE_TOO_LOW: "score too low",
-    PairOutcome.SUPPRESSED: "removed by soft-NMS",
-    PairOutcome.ACCEPTED: "accepted",
-}
-_SENTENCES = {
-    PairOutcome.OTHER_CLASS: "Rejected: the corners are of different classes",
-    PairOutcome.NO_EXTENT: "Rejected: bottom-right is not below and right of top-left",
-    PairOutcome.TL_OUTSIDE: "Rejected: top-left points outside the central region",
-    PairOutcome.BR_OUTSIDE: "Rejected: bottom-right points outside the central region",
-    PairOutcome.FAR_APART: "Rejected: the centres span {spread:.2f} of the central region",
-    PairOutcome.SCORE_TOO_LOW: "Rejected: too many boxes have higher scores",
-    PairOutcome.SUPPRESSED: "Removed by soft-NMS, overlaps better boxes",
-    PairOutcome.ACCEPTED: "Accepted, score {score:.2f} after soft-NMS",
-}
 # More marks would hide each other.
 _MAX_CORNERS = 40
 
@@ -101,27 +81,34 @@ def explanation_figure(
             0, column, drawn, f"probability, maximum over classes (marked: from {min_score:g})"
         )
 
-    axes = sheet.picture(0, 2, image, "Centres that corners point to, and boxes")
+    # Without central regions, corners have embeddings instead of centres to point to.
+    has_centers = explanation.regions is not None
+    subject = "Centres that corners point to, and boxes" if has_centers else "Embeddings and boxes"
+    axes = sheet.picture(0, 2, image, subject)
     boxes = _draw_detections(axes, explanation, min_score, class_names)
     for corner in corners:
         for i in range(_num_drawn(corner.seen, min_score)):
-            _draw_arrow(axes, corner, i)
-    handles = [line(x.color, f"{x.name} to its centre") for x in corners]
-    handles.append(Patch(facecolor=BOX_COLOR, alpha=0.35, label="central region"))
+            _draw_key(axes, corner, i, has_centers)
+    handles = []
+    if has_centers:
+        handles += [line(x.color, f"{x.name} to its centre") for x in corners]
+        handles.append(Patch(facecolor=BOX_COLOR, alpha=0.35, label="central region"))
     sheet.legend(0, 2, _side_by_side(handles, boxes), columns=2)
 
-    axes = sheet.picture(1, 0, grey, "Sampling points of the cross-star convolution")
-    size = image.shape[1::-1]
-    sheet.legend(1, 0, [_draw_sampling_points(axes, x, size) for x in corners], columns=1)
+    if explanation.tl.sampling_points is not None:
+        axes = sheet.picture(1, 0, grey, "Sampling points of the deformable convolution")
+        size = image.shape[1::-1]
+        sheet.legend(1, 0, [_draw_sampling_points(axes, x, size) for x in corners], columns=1)
 
     axes = sheet.picture(1, 1, image, "One pair of corners")
-    outcome = PairOutcome(int(explanation.outcome[pair]))
-    color = BOX_COLOR if outcome == PairOutcome.ACCEPTED else PROBLEM_COLOR
-    if outcome != PairOutcome.NO_EXTENT:
-        axes.add_patch(rectangle(explanation.regions[pair].tolist(), color, 1.0, fill=0.3))
+    outcome = explanation.outcomes(int(explanation.outcome[pair]))
+    color = BOX_COLOR if outcome == explanation.outcomes.ACCEPTED else PROBLEM_COLOR
+    if outcome != explanation.outcomes.NO_EXTENT:
+        if has_centers:
+            axes.add_patch(rectangle(explanation.regions[pair].tolist(), color, 1.0, fill=0.3))
         axes.add_patch(rectangle(explanation.boxes[pair].tolist(), color, 2.0, linestyle="--"))
     for corner in corners:
-        _draw_arrow(axes, corner, corner.index, 2.2, mutation_scale=12)
+        _draw_key(axes, corner, corner.index, has_centers, width=2.2, mutation_scale=12)
         _mark_corner(axes, corner.seen.position[corner.index], corner, size=26)
     sheet.text(1, 1, _pair_lines(explanation, corners, pair, class_names), color)
 
@@ -147,9 +134,24 @@ def _mark_corner(axes: Axes, position: Tensor, corner: _Corner, size: float = 20
     )
 
 
-def _draw_arrow(axes: Axes, corner: _Corner, i: int, width: float = 1.6, **kwargs) -> None:
-    start, end = corner.seen.position[i].tolist(), corner.seen.center[i].tolist()
-    axes.add_patch(arrow(start, end, corner.color, width, **kwargs))
+def _draw_key(
+    axes: Axes, corner: _Corner, i: int, has_centers: bool, width: float = 1.6, **kwargs
+) -> None:
+    """Draws the centre that a corner points to as an arrow, or its embedding as a number."""
+    start, key = corner.seen.position[i].tolist(), corner.seen.key[i].tolist()
+    if has_centers:
+        axes.add_patch(arrow(start, key, corner.color, width, **kwargs))
+    else:
+        axes.annotate(
+            f"{key[0]:.2f}",
+            start,
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=9,
+            color=corner.color,
+            path_effects=outline(2.0),
+            gid="embedding",
+        )
 
 
 def _draw_detections(
@@ -158,8 +160,9 @@ def _draw_detections(
     """Draws numbered boxes with their central regions; returns their legend handles."""
     count = int((explanation.detection_scores >= min_score).sum())
     tl, br = explanation.detections[:count].unbind(dim=1)
-    for region in explanation.regions[tl, br].tolist():
-        axes.add_patch(rectangle(region, BOX_COLOR, 0.8, fill=0.2))
+    if explanation.regions is not None:
+        for region in explanation.regions[tl, br].tolist():
+            axes.add_patch(rectangle(region, BOX_COLOR, 0.8, fill=0.2))
     classes, scores = explanation.tl.cls[tl].tolist(), explanation.detection_scores.tolist()
     texts = [f"{class_name(names, cls)} {score:.2f}" for cls, score in zip(classes, scores)]
     return draw_numbered_boxes(axes, explanation.boxes[tl, br].tolist(), texts)
@@ -213,13 +216,14 @@ def _pair_lines(
         f"{x.name}: {class_name(names, int(x.seen.cls[x.index]))} {x.seen.score[x.index]:.2f}"
         for x in corners
     )
-    outcome = PairOutcome(int(explanation.outcome[pair]))
+    outcome = explanation.outcomes(int(explanation.outcome[pair]))
     final = (explanation.detections == explanation.detections.new_tensor(pair)).all(dim=1)
     score = float(explanation.detection_scores[final].sum())
     return (
         classes,
-        f"score of the box {float(explanation.scores[pair]):.2f}; shaded: its central region",
-        _SENTENCES[outcome].format(spread=float(explanation.spread[pair]), score=score),
+        f"score of the box {float(explanation.scores[pair]):.2f}"
+        + ("; shaded: its central region" if explanation.regions is not None else ""),
+        outcome.sentence.format(distance=float(explanation.distance[pair]), score=score),
     )
 
 
@@ -234,8 +238,8 @@ def _draw_counts(
     every, best = explanation.count_outcomes(), explanation.count_outcomes(min_score)
     sheet.title(row, column, f"Outcome of the {sum(every.values()):,} pairs of corners")
     axes = sheet.axes(row, column, inset=(2.15, 0.1, 0.6, 0.05))
-    for y, outcome in enumerate(PairOutcome):
-        is_accepted = outcome == PairOutcome.ACCEPTED
+    for y, outcome in enumerate(every):
+        is_accepted = outcome.name == "ACCEPTED"
         color = BOX_COLOR if is_accepted else PROBLEM_COLOR
         for count, shift, strength in ((every[outcome], -0.19, 0.45), (best[outcome], 0.19, 1.0)):
             axes.barh(y + shift, count, height=0.34, color=color, alpha=strength)
@@ -248,9 +252,14 @@ def _draw_counts(
                 color=INK,
                 verticalalignment="center",
             )
-    axes.set(xscale="log", xlim=(0.7, max(every.values()) * 1.1), ylim=(7.6, -0.6), xticks=[])
+    axes.set(
+        xscale="log",
+        xlim=(0.7, max(every.values()) * 1.1),
+        ylim=(len(every) - 0.4, -0.6),
+        xticks=[],
+    )
     axes.minorticks_off()
-    axes.set_yticks(list(PairOutcome), [OUTCOME_NAMES[x] for x in PairOutcome], fontsize=9.5)
+    axes.set_yticks(list(every), [x.label for x in every], fontsize=9.5)
     axes.tick_params(length=0, colors=INK)
     axes.get_yticklabels()[chosen].set_fontweight("bold")
     for side in ("top", "right", "bottom"):

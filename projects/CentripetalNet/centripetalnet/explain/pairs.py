@@ -5,6 +5,7 @@ corners kept of each kind, H x W the feature map, h x w the canvas.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import torch
@@ -12,29 +13,17 @@ from torch import Tensor
 
 from ..modeling import CentripetalNet
 from ..modeling.corner_head import CornerBranch
-from ..modeling.corner_matching import (
-    corner_pairs,
-    pair_conditions,
-    pair_scores,
-    pairs_to_candidates,
-)
+from ..modeling.corner_matching import pairs_to_candidates
 from ..modeling.corner_search import find_corners
 from ..modeling.selection import SelectionOptions, select_indices
-from ..structures import (
-    Candidates,
-    Corners,
-    Explanation,
-    PairConditions,
-    PairOutcome,
-    SeenCorners,
-)
+from ..structures import Candidates, Corners, Explanation, SeenCorners
 
 
-def pair_outcomes(conditions: PairConditions, entered: Tensor, taken: Tensor) -> Tensor:
-    """The :class:`PairOutcome` of each pair.
+def pair_outcomes(conditions: Sequence[Tensor], entered: Tensor, taken: Tensor) -> Tensor:
+    """The outcome of each pair, see :class:`PairOutcome`.
 
     Args:
-        conditions: any shape, the same for all.
+        conditions: see :class:`CornerPairs`; any shape, the same for all.
         entered: bool of that shape, whether the pair entered soft-NMS.
         taken: bool of that shape, whether soft-NMS selected it.
 
@@ -87,7 +76,8 @@ def choose_pair(
     Without ``near``: the rejected pair with the highest score among those that could be boxes; if
     there is none, the best rejected pair; if no pair is rejected, the best pair. With ``near``: the
     pair with the highest score among those that could be boxes and whose central region contains
-    the point; if there is none, the one whose region's middle is nearest.
+    the point; if there is none, the one whose region's middle is nearest. Without central regions,
+    the boxes take their place.
 
     Args:
         explanation: from :func:`explain`.
@@ -101,10 +91,10 @@ def choose_pair(
         ValueError: if ``near`` or ``cls`` is given and no pair could be a box.
     """
     outcome, scores = explanation.outcome, explanation.scores
-    could_be = outcome > PairOutcome.NO_EXTENT
+    could_be = outcome > explanation.outcomes.NO_EXTENT
     if cls is not None:
         could_be = could_be & (explanation.tl.cls == cls)[:, None]
-    rejected = outcome < PairOutcome.ACCEPTED
+    rejected = outcome < explanation.outcomes.ACCEPTED
     if near is None and cls is None:
         choices = [could_be & rejected, rejected, torch.ones_like(rejected)]
         return _highest(scores, next(x for x in choices if x.any()))
@@ -115,8 +105,9 @@ def choose_pair(
         )
     if near is None:
         return _highest(scores, could_be & rejected if (could_be & rejected).any() else could_be)
-    point = explanation.regions.new_tensor(near)
-    low, high = explanation.regions[..., :2], explanation.regions[..., 2:]
+    regions = explanation.boxes if explanation.regions is None else explanation.regions
+    point = regions.new_tensor(near)
+    low, high = regions[..., :2], regions[..., 2:]
     around = could_be & ((low <= point) & (point <= high)).all(dim=-1)
     if around.any():
         return _highest(scores, around)
@@ -150,14 +141,12 @@ def explain(
     head = model.heads[-1]
     seen_tl, tl = _see(model, head.tl, feature, canvas_size, origin)
     seen_br, br = _see(model, head.br, feature, canvas_size, origin)
-    pairs = corner_pairs(tl, br, origin[None], model.matching)
-    conditions = pair_conditions(tl.cls, br.cls, pairs, model.matching)
-    scores = pair_scores(tl.score, br.score, pairs.spread, model.matching)
-    candidates = pairs_to_candidates(pairs, scores, tl.cls, conditions)
+    pairs = model.matching.pairs(tl, br, origin[None])
+    candidates = pairs_to_candidates(pairs, tl.cls)
     selected = select_candidates(candidates, model.selection)
-    taken, shape = selected.order, scores.shape[1:]
+    taken, shape = selected.order, pairs.scores.shape[1:]
     outcome = pair_outcomes(
-        PairConditions(*(x[0] for x in conditions)),
+        [x[0] for x in pairs.conditions],
         selected.entered.view(shape),
         selected.taken.view(shape),
     )
@@ -166,9 +155,10 @@ def explain(
         br=seen_br,
         map_extent=(-border[0], -border[1], canvas_size[1] - border[0], canvas_size[0] - border[1]),
         boxes=candidates.boxes[0].view(*shape, 4),
-        regions=torch.cat((pairs.region_low, pairs.region_high), dim=-1)[0],
-        scores=scores[0],
-        spread=pairs.spread[0],
+        regions=None if pairs.region is None else torch.cat(pairs.region, dim=-1)[0],
+        scores=pairs.scores[0],
+        distance=pairs.distance[0],
+        outcomes=model.matching.outcomes,
         outcome=outcome,
         detections=torch.stack(
             (
@@ -181,27 +171,31 @@ def explain(
     )
     if output_size is not None:
         scale = output_size[1] / image.shape[-1], output_size[0] / image.shape[-2]
-        explanation = _scaled(explanation, scale)
+        explanation = _scaled(explanation, scale, model.matching.key_is_position)
     return _on_cpu(explanation)
 
 
-def _scaled(explanation: Explanation, scale: tuple[float, float]) -> Explanation:
+def _scaled(
+    explanation: Explanation, scale: tuple[float, float], key_is_position: bool
+) -> Explanation:
     """Scales all positions by (x, y) factors."""
     factor = explanation.boxes.new_tensor(scale)
 
     def scaled(seen: SeenCorners) -> SeenCorners:
+        points = seen.sampling_points
         return seen._replace(
             position=seen.position * factor,
-            center=seen.center * factor,
-            sampling_points=seen.sampling_points * factor,
+            key=seen.key * factor if key_is_position else seen.key,
+            sampling_points=None if points is None else points * factor,
         )
 
+    regions = explanation.regions
     return explanation._replace(
         tl=scaled(explanation.tl),
         br=scaled(explanation.br),
         map_extent=tuple(x * factor for x, factor in zip(explanation.map_extent, scale * 2)),
         boxes=explanation.boxes * factor.repeat(2),
-        regions=explanation.regions * factor.repeat(2),
+        regions=None if regions is None else regions * factor.repeat(2),
     )
 
 
@@ -213,21 +207,18 @@ def _see(
     origin: Tensor,
 ) -> tuple[SeenCorners, Corners]:
     """Corners of one kind for display (pixels of the image) and for matching (of the canvas)."""
-    heatmap, peaks, shifts, corners = find_corners(branch, feature, canvas_size, model.matching)
-    map_size, cells = tuple(heatmap.shape[-2:]), peaks.cell.flatten()
-    y, x = torch.div(cells, map_size[1], rounding_mode="floor"), cells % map_size[1]
-    points = branch.cross_star.sampling_points(shifts.guiding_shift, y, x)
-    pixels_per_cell = origin.new_tensor(
-        (canvas_size[1] / map_size[1], canvas_size[0] / map_size[0])
-    )
+    found = find_corners(branch, feature, canvas_size, model.matching)
+    corners, (height, width) = found.corners, found.heatmap.shape[-2:]
+    points = branch.sampling_points(found.pooled, found.peaks.cell.flatten())
+    pixels_per_cell = origin.new_tensor((canvas_size[1] / width, canvas_size[0] / height))
     seen = SeenCorners(
-        heatmap=heatmap[0].float().sigmoid().amax(dim=0),
+        heatmap=found.heatmap[0].float().sigmoid().amax(dim=0),
         score=corners.score[0],
         cls=corners.cls[0],
         position=corners.position[0] - origin,
-        center=corners.center[0] - origin,
+        key=corners.key[0] - origin if model.matching.key_is_position else corners.key[0],
         # Integer coordinates are centres of cells.
-        sampling_points=(points + 0.5) * pixels_per_cell - origin,
+        sampling_points=None if points is None else (points + 0.5) * pixels_per_cell - origin,
     )
     return seen, corners
 

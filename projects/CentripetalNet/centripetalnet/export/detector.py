@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..modeling import CentripetalNet, optimize_for_inference
 from ..modeling.corner_head import CornerPooling
-from ..modeling.corner_matching import MatchingOptions, best_peaks, match_corners
+from ..modeling.corner_matching import Matching, best_peaks, match_corners
 from ..modeling.corner_search import find_corners
 from ..modeling.selection import best_candidates
 from ..structures import Peaks
@@ -102,12 +102,12 @@ class ExportedDetector(nn.Module):
         return canvas, torch.stack(border)[None]
 
 
-def _peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
+def _peaks(heatmap: Tensor, matching: Matching) -> Peaks:
     """As ``find_peaks``, without operations in place."""
-    kernel = options.local_maximum_kernel
+    kernel = matching.local_maximum_kernel
     probability = heatmap.sigmoid()
     largest = F.max_pool2d(probability, kernel, stride=1, padding=kernel // 2)
-    return best_peaks(probability * (probability == largest), options.topk)
+    return best_peaks(probability * (probability == largest), matching.topk)
 
 
 def metadata_of(

@@ -1,6 +1,11 @@
 from .activation_checkpoint import run_checkpointed
 from .corner_pool import corner_pool, corner_pool_reference
-from .cross_star_deform_conv import CrossStarDeformConv, deform_conv3x3
+from .cross_star_deform_conv import (
+    CrossStarDeformConv,
+    FreeDeformConv,
+    PlainConv3x3,
+    deform_conv3x3,
+)
 from .gaussian_focal_loss import (
     gaussian_focal_loss,
     gaussian_focal_loss_reference,
@@ -12,6 +17,8 @@ from .soft_nms import batched_soft_nms, soft_nms_reference
 __all__ = [
     "SOFT_NMS_METHODS",
     "CrossStarDeformConv",
+    "FreeDeformConv",
+    "PlainConv3x3",
     "batched_soft_nms",
     "corner_pool",
     "corner_pool_reference",

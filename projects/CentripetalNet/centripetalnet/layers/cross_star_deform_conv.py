@@ -1,8 +1,12 @@
-"""Cross-star deformable convolution (arXiv 2003.09119, section 3.2).
+"""The convolution before the centripetal shift: cross-star deformable, or what replaces it.
+
+Source: arXiv 2003.09119, section 3.2.
 
 Shapes: N images, C channels, H x W the feature map, P = 9 taps of the 3 x 3 kernel, row by row, M
 selected cells.
 """
+
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -89,57 +93,61 @@ def _tap_steps(device: torch.device) -> tuple[Tensor, Tensor]:
     return step_y, step % KERNEL_SIZE - KERNEL_SIZE // 2
 
 
-class CrossStarDeformConv(nn.Module):
-    """3 x 3 deformable convolution whose sampling offsets are computed from the guiding shift.
+class DeformConv3x3(nn.Module):
+    """3 x 3 deformable convolution of a map or at some of its cells; the subclass has the offsets.
 
-    The guiding shift points from a corner to the centre of its object. A 1 x 1 convolution maps it
-    to the offsets of the nine taps, so that the kernel samples along the "cross star" that corner
-    pooling leaves on the feature map. No gradient flows back into the guiding shift.
-
-    Source: arXiv 2003.09119, section 3.2.
+    Each subclass is a convolution that CentripetalNet can have before the centripetal shift.
     """
 
-    # Standard deviations of the released model's normal initialisation.
-    SAMPLING_OFFSET_STD = 0.1
+    # Standard deviation of the released model's normal initialisation.
     DEFORM_CONV_STD = 0.01
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, sampling_offset: Conv2d, offset_std: float):
         """
         Args:
             channels: C, input and output channels.
+            sampling_offset: convolution that gives the 2P offsets.
+            offset_std: standard deviation of its initial weights.
         """
         super().__init__()
-        self.sampling_offset = Conv2d(2, 2 * NUM_TAPS, kernel_size=1, bias=False)
+        self.sampling_offset = sampling_offset
         self.deform_conv = DeformConv(
             channels, channels, kernel_size=KERNEL_SIZE, padding=1, bias=False
         )
-        nn.init.normal_(self.sampling_offset.weight, std=self.SAMPLING_OFFSET_STD)
+        nn.init.normal_(self.sampling_offset.weight, std=offset_std)
         nn.init.normal_(self.deform_conv.weight, std=self.DEFORM_CONV_STD)
 
-    def forward(self, feature: Tensor, guiding_shift: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, guiding_shift: Optional[Tensor]) -> Tensor:
         """
         Args:
             feature: (N, C, H, W), the corner-pooled feature.
-            guiding_shift: (N, 2, H, W) in cells, x then y.
+            guiding_shift: (N, 2, H, W) in cells, x then y; None if the offsets do not need it.
 
         Returns:
             (N, C, H, W).
         """
         # Sampling offsets need float32 in mixed precision, too.
         with torch.autocast(feature.device.type, enabled=False):
-            sampling_offset = self.sampling_offset(guiding_shift.detach().float())
+            sampling_offset = self.offsets(feature, guiding_shift, padded=True)
         if feature.is_cuda:
             with torch.autocast(feature.device.type, enabled=False):
                 return self.deform_conv(feature.float(), sampling_offset).to(feature.dtype)
         return deform_conv3x3(feature, sampling_offset, self.deform_conv.weight)
 
     def at_cells(
-        self, feature: Tensor, guiding_shift: Tensor, image_index: Tensor, y: Tensor, x: Tensor
+        self,
+        feature: Tensor,
+        patches: Tensor,
+        guiding_shift: Optional[Tensor],
+        image_index: Tensor,
+        y: Tensor,
+        x: Tensor,
     ) -> Tensor:
         """:meth:`forward` only in the 3 x 3 neighbourhoods of the given cells.
 
         Args:
             feature: (N, C, H, W), the corner-pooled feature.
+            patches: (M, C, 5, 5) of it, centred on the cells.
             guiding_shift: (M, 2, 3, 3) in cells, x then y, in the neighbourhood of each cell.
             image_index, y, x: (M,) integers, positions of the cells.
 
@@ -148,7 +156,7 @@ class CrossStarDeformConv(nn.Module):
         """
         num_cells, channels = len(y), feature.shape[1]
         with torch.autocast(feature.device.type, enabled=False):
-            offset = self.sampling_offset(guiding_shift.detach().float())
+            offset = self.offsets(patches, guiding_shift, padded=False)
             # (M, neighbour, tap, 2)
             offset = offset.view(num_cells, NUM_TAPS, 2, NUM_TAPS).permute(0, 3, 1, 2)
             # Neighbours and taps are in the same order.
@@ -164,22 +172,123 @@ class CrossStarDeformConv(nn.Module):
             )
             weight = self.deform_conv.weight.float().permute(2, 3, 1, 0)
             output = samples.view(num_cells * NUM_TAPS, NUM_TAPS * channels) @ weight.flatten(0, 2)
-            inside = (near_y >= 0) & (near_y < feature.shape[2])
-            inside = inside & (near_x >= 0) & (near_x < feature.shape[3])
-            output = output.view(num_cells, NUM_TAPS, channels) * inside[:, :, None]
+            output = output.view(num_cells, NUM_TAPS, channels)
+            output = output * inside_map(feature, near_y, near_x)[:, :, None]
         return output.permute(0, 2, 1).reshape(num_cells, channels, KERNEL_SIZE, KERNEL_SIZE)
 
-    def sampling_points(self, guiding_shift: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Sampling points of the deformable convolution at the given cells, for visualization.
+    def sampling_points(
+        self, patches: Tensor, guiding_shift: Optional[Tensor], y: Tensor, x: Tensor
+    ) -> Tensor:
+        """Sampling points of the convolution at the given cells, for visualization.
 
         Args:
-            guiding_shift: (M, 2) in cells, x then y, at the cells.
+            patches: (M, C, 3, 3) of the corner-pooled feature, centred on the cells.
+            guiding_shift: (M, 2, 1, 1) in cells, x then y, at the cells.
             y, x: (M,) integers, positions of the cells.
 
         Returns:
             (M, P, 2) cells, x then y; integer coordinates are cell centres.
         """
-        offset = self.sampling_offset(guiding_shift.detach().float()[:, :, None, None])
+        offset = self.offsets(patches, guiding_shift, padded=False)
         dy, dx = offset.view(len(y), NUM_TAPS, 2).unbind(dim=2)
         step_y, step_x = _tap_steps(y.device)
         return torch.stack((x[:, None] + step_x + dx, y[:, None] + step_y + dy), dim=2)
+
+    def offsets(self, feature: Tensor, guiding_shift: Optional[Tensor], padded: bool) -> Tensor:
+        """Sampling offsets in cells, (dy, dx) for each tap.
+
+        Args:
+            feature: (N, C, H, W), the corner-pooled feature.
+            guiding_shift: (N, 2, ...) in cells, x then y, at the cells of the offsets.
+            padded: whether to pad the feature with zeros.
+
+        Returns:
+            (N, 2P, H, W), or (N, 2P, H - 2, W - 2) without padding.
+        """
+        raise NotImplementedError
+
+
+class CrossStarDeformConv(DeformConv3x3):
+    """Deformable convolution whose sampling offsets are computed from the guiding shift.
+
+    The guiding shift points from a corner to the centre of its object. A 1 x 1 convolution maps it
+    to the offsets of the nine taps, so that the kernel samples along the "cross star" that corner
+    pooling leaves on the feature map. No gradient flows back into the guiding shift.
+
+    Source: arXiv 2003.09119, section 3.2.
+    """
+
+    # Standard deviation of the released model's normal initialisation.
+    SAMPLING_OFFSET_STD = 0.1
+
+    def __init__(self, channels: int):
+        """
+        Args:
+            channels: C, input and output channels.
+        """
+        sampling_offset = Conv2d(2, 2 * NUM_TAPS, kernel_size=1, bias=False)
+        super().__init__(channels, sampling_offset, self.SAMPLING_OFFSET_STD)
+
+    def offsets(self, feature: Tensor, guiding_shift: Optional[Tensor], padded: bool) -> Tensor:
+        return self.sampling_offset(guiding_shift.detach().float())
+
+
+class FreeDeformConv(DeformConv3x3):
+    """Deformable convolution whose sampling offsets are learnt from the feature alone.
+
+    Source: arXiv 1703.06211, section 2.1. The offsets begin with zero.
+    """
+
+    def __init__(self, channels: int):
+        """
+        Args:
+            channels: C, input and output channels.
+        """
+        sampling_offset = Conv2d(channels, 2 * NUM_TAPS, kernel_size=KERNEL_SIZE, padding=1)
+        super().__init__(channels, sampling_offset, 0.0)
+        nn.init.zeros_(self.sampling_offset.bias)
+
+    def offsets(self, feature: Tensor, guiding_shift: Optional[Tensor], padded: bool) -> Tensor:
+        conv = self.sampling_offset
+        return F.conv2d(feature.float(), conv.weight, conv.bias, padding=int(padded))
+
+
+class PlainConv3x3(nn.Module):
+    """3 x 3 convolution with the interface of :class:`DeformConv3x3`, for comparison."""
+
+    def __init__(self, channels: int):
+        """
+        Args:
+            channels: C, input and output channels.
+        """
+        super().__init__()
+        self.conv = Conv2d(channels, channels, kernel_size=KERNEL_SIZE, padding=1, bias=False)
+        nn.init.normal_(self.conv.weight, std=DeformConv3x3.DEFORM_CONV_STD)
+
+    def forward(self, feature: Tensor, guiding_shift: Optional[Tensor]) -> Tensor:
+        """See :meth:`DeformConv3x3.forward`."""
+        return self.conv(feature)
+
+    def at_cells(
+        self,
+        feature: Tensor,
+        patches: Tensor,
+        guiding_shift: Optional[Tensor],
+        image_index: Tensor,
+        y: Tensor,
+        x: Tensor,
+    ) -> Tensor:
+        """See :meth:`DeformConv3x3.at_cells`."""
+        step_y, step_x = _tap_steps(y.device)
+        inside = inside_map(feature, y[:, None] + step_y, x[:, None] + step_x)
+        inside = inside.view(len(y), 1, KERNEL_SIZE, KERNEL_SIZE)
+        return F.conv2d(patches, self.conv.weight) * inside
+
+    def sampling_points(self, *args) -> None:
+        """None: the convolution samples the 3 x 3 cells."""
+
+
+def inside_map(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Whether cells (y, x) are on the map of a (N, C, H, W) feature; bool of their shape."""
+    is_row = (y >= 0) & (y < feature.shape[2])
+    return is_row & (x >= 0) & (x < feature.shape[3])

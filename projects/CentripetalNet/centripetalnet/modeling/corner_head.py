@@ -4,14 +4,16 @@ Shapes: N images, C classes, H x W the feature map. "tl" is the top-left corner,
 bottom-right corner; they share code, not weights.
 """
 
+from typing import Callable, NamedTuple, Optional
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
-from ..layers import CrossStarDeformConv, corner_pool
-from ..structures import CornerMaps, CornerShifts, HeadOutput
+from ..layers import corner_pool
+from ..structures import HeadOutput
 
 # Pooling directions of each corner: vertical, horizontal.
 POOL_DIRECTIONS = {"tl": ("top", "left"), "br": ("bottom", "right")}
@@ -60,9 +62,12 @@ class PredictionBranch(nn.Sequential):
             return last(hidden(feature))
         return last(F.relu_(F.conv2d(feature, hidden.weight, hidden.bias)))
 
-
-# Radius in cells of the receptive field of a shift: two stacked 3 x 3 convolutions.
-_PATCH_REACH = 2
+    def at_center(self, patches: Tensor) -> Tensor:
+        """(M, out_channels) at the centres of (M, in_channels, P, P) patches; P odd, at least 3."""
+        reach = patches.shape[-1] // 2 - 1
+        if reach:
+            patches = patches[:, :, reach:-reach, reach:-reach]
+        return self(patches, padded=False)[:, :, 0, 0]
 
 
 class CornerPooling(nn.Module):
@@ -100,12 +105,27 @@ class CornerPooling(nn.Module):
         return self.out(F.relu_(self.pooled(pooled).add_(self.shortcut(feature))))
 
 
+class Patches(NamedTuple):
+    """Neighbourhoods of M cells of a (N, channels, H, W) feature map."""
+
+    values: Tensor
+    """(M, channels, P, P), zero outside the map."""
+    image_index: Tensor
+    """(M,) integers in [0, N)."""
+    y: Tensor
+    x: Tensor
+    """(M,) integers, positions of the cells."""
+
+
 class CornerBranch(nn.Module):
-    """All layers of one corner of one stack.
+    """Layers of one corner of one stack; a subclass has those of its way of matching.
 
     Attributes:
         inwards: +1 for the top-left corner, whose centre has larger coordinates, -1 for the other.
     """
+
+    # Radius in cells of the receptive field of the predictions in the pooled feature.
+    PATCH_REACH = 1
 
     def __init__(
         self,
@@ -132,68 +152,68 @@ class CornerBranch(nn.Module):
         self.pooling = CornerPooling(channels, pool_channels, corner, norm)
         self.heatmap = PredictionBranch(channels, hidden_channels, num_classes)
         self.offset = PredictionBranch(channels, hidden_channels, 2)
-        self.guiding_shift = PredictionBranch(channels, hidden_channels, 2)
-        self.cross_star = CrossStarDeformConv(channels)
-        self.centripetal_shift = PredictionBranch(channels, hidden_channels, 2)
         nn.init.constant_(self.heatmap[-1].bias, heatmap_bias)
 
-    def forward(self, feature: Tensor) -> CornerMaps:
+    def forward(self, feature: Tensor) -> tuple[Tensor, ...]:
         """Dense maps of this corner from a (N, channels, H, W) feature, for debugging and tests.
 
-        Training and inference use :meth:`shifts_at`, as they need the shifts only at corners.
+        Training and inference use :meth:`at_cells`, as they need all but the heatmap only at
+        corners.
         """
-        pooled = self.pooling(feature)
-        guiding_shift = self.guiding_shift(pooled)
-        adapted = self.cross_star(pooled, guiding_shift)
-        return CornerMaps(
-            heatmap=self.heatmap(pooled),
-            offset=self.offset(pooled),
-            guiding_shift=guiding_shift,
-            centripetal_shift=self.centripetal_shift(adapted),
-        )
+        raise NotImplementedError
 
-    def shifts_at(self, pooled: Tensor, cells: Tensor, needs_offset: bool = True) -> CornerShifts:
-        """Shifts at the given cells; equal to those of :meth:`forward` up to rounding.
+    def at_cells(
+        self, pooled: Tensor, cells: Tensor, needs_offset: bool = True
+    ) -> tuple[Tensor, ...]:
+        """Predictions at the given cells; equal to those of :meth:`forward` up to rounding.
 
-        The shifts of a cell depend on the 5 x 5 cells around it and on the cells that the
-        deformable convolution samples. Computing only these saves most of the head's FLOPs and
+        They depend on the cells nearby. Computing only these saves most of the head's FLOPs and
         memory.
 
         Args:
             pooled: (N, channels, H, W), output of ``pooling``.
             cells: (M,) integers, indices into the flattened (N, H, W).
             needs_offset: False leaves the offset out.
+
+        Returns:
+            A named tuple: ``offset`` (M, 2) in cells, x then y, None if left out; and what the way
+            of matching compares.
         """
+        raise NotImplementedError
+
+    def sampling_points(self, pooled: Tensor, cells: Tensor) -> Optional[Tensor]:
+        """(M, 9, 2) sampling points of a deformable convolution at cells, x then y, for pictures.
+
+        Args:
+            pooled, cells: see :meth:`at_cells`.
+
+        Returns:
+            In cells, whose centres are integers. None if the branch has no such convolution.
+        """
+        return None
+
+    def patches_at(self, pooled: Tensor, cells: Tensor) -> Patches:
+        """The neighbourhoods of :meth:`at_cells`' cells that its predictions depend on."""
         height, width = pooled.shape[2:]
         x = cells % width
         row = torch.div(cells, width, rounding_mode="floor")
         y, image_index = row % height, torch.div(row, height, rounding_mode="floor")
-
-        patches = _patches(pooled, image_index, y, x)
+        values = _patches(pooled, image_index, y, x, self.PATCH_REACH)
         if not self.training:
-            # Inference in half precision keeps the shifts in float32. In training autocast chooses.
-            patches = patches.to(self.offset[0].weight.dtype)
-        guiding_shift = self.guiding_shift(patches, padded=False)
-        adapted = self.cross_star.at_cells(pooled, guiding_shift, image_index, y, x)
-        offset = None
-        if needs_offset:
-            offset = self.offset(patches[:, :, 1:-1, 1:-1], padded=False)[:, :, 0, 0]
-        return CornerShifts(
-            offset=offset,
-            guiding_shift=guiding_shift[:, :, 1, 1],
-            centripetal_shift=self.centripetal_shift(adapted, padded=False)[:, :, 0, 0],
-        )
+            # Inference in half precision keeps these in float32. In training autocast chooses.
+            values = values.to(self.offset[0].weight.dtype)
+        return Patches(values, image_index, y, x)
 
 
-def _patches(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(M, channels, 5, 5) patches centred on M cells, zero outside the map."""
+def _patches(feature: Tensor, image_index: Tensor, y: Tensor, x: Tensor, reach: int) -> Tensor:
+    """(M, channels, P, P) patches centred on M cells, P = 2 * reach + 1, zero outside the map."""
     height, width = feature.shape[2:]
-    step = torch.arange(2 * _PATCH_REACH + 1, device=y.device)
+    step = torch.arange(2 * reach + 1, device=y.device)
     # In the padded map the patch of a cell starts at the cell's own coordinates.
     rows, columns = y[:, None] + step, x[:, None] + step
-    index = image_index[:, None] * (height + 2 * _PATCH_REACH) + rows
-    index = index[:, :, None] * (width + 2 * _PATCH_REACH) + columns[:, None]
-    padded = F.pad(feature, [_PATCH_REACH] * 4).permute(0, 2, 3, 1).flatten(0, 2)
+    index = image_index[:, None] * (height + 2 * reach) + rows
+    index = index[:, :, None] * (width + 2 * reach) + columns[:, None]
+    padded = F.pad(feature, [reach] * 4).permute(0, 2, 3, 1).flatten(0, 2)
     patches = padded.index_select(0, index.flatten()).view(*index.shape, feature.shape[1])
     return patches.permute(0, 3, 1, 2)
 
@@ -204,14 +224,15 @@ class CornerHead(nn.Module):
     Source: arXiv 2003.09119, figure 2.
     """
 
-    def __init__(self, **branch):
+    def __init__(self, branch: Callable[..., CornerBranch], **arguments):
         """
         Args:
-            branch: arguments of :class:`CornerBranch` except ``corner``.
+            branch: makes a :class:`CornerBranch` of a way of matching.
+            arguments: of CornerBranch except ``corner``.
         """
         super().__init__()
-        self.tl = CornerBranch(corner="tl", **branch)
-        self.br = CornerBranch(corner="br", **branch)
+        self.tl = branch(corner="tl", **arguments)
+        self.br = branch(corner="br", **arguments)
 
     def forward(self, feature: Tensor) -> HeadOutput:
         """Dense maps of both corners from a (N, channels, H, W) feature, as in CornerBranch."""

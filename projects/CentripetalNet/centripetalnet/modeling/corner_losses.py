@@ -11,13 +11,13 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..layers import gaussian_focal_loss
-from ..structures import CornerCounts, CornerShifts, CornerTargets, HeatmapBumps
+from ..structures import CornerCounts, CornerTargets, HeatmapBumps
 from .object_counts import count_per_process
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """Hyperparameters of the losses; the defaults are the released model's."""
+    """Hyperparameters of the losses that all ways of matching share, as in the released models."""
 
     min_overlap: float = 0.3
     focal_alpha: float = 2.0
@@ -25,8 +25,6 @@ class LossOptions:
     smooth_l1_beta: float = 1.0
     heatmap_weight: float = 1.0
     offset_weight: float = 1.0
-    guiding_shift_weight: float = 0.05
-    centripetal_shift_weight: float = 1.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "LossOptions":
@@ -38,8 +36,6 @@ class LossOptions:
             smooth_l1_beta=net.SMOOTH_L1_BETA,
             heatmap_weight=net.HEATMAP_WEIGHT,
             offset_weight=net.OFFSET_WEIGHT,
-            guiding_shift_weight=net.GUIDING_SHIFT_WEIGHT,
-            centripetal_shift_weight=net.CENTRIPETAL_SHIFT_WEIGHT,
         )
 
 
@@ -99,34 +95,3 @@ def shift_loss(
     """
     loss = F.smooth_l1_loss(prediction.float(), target, beta=beta, reduction="none").sum(dim=1)
     return (loss * wins).sum() / count
-
-
-def corner_losses(
-    heatmap: Tensor,
-    shifts: CornerShifts,
-    targets: CornerTargets,
-    counts: CornerCounts,
-    options: LossOptions,
-) -> dict[str, Tensor]:
-    """The four unweighted losses of one corner of one stack.
-
-    Args:
-        heatmap: (N, C, H, W) logits.
-        shifts: at the cells of the targets.
-        targets: of the corner.
-        counts: of the corner, from :func:`corner_counts`.
-        options: see :class:`LossOptions`.
-
-    Returns:
-        Scalars ``heatmap``, ``offset``, ``guiding_shift``, ``centripetal_shift``.
-
-    Source: arXiv 2003.09119, sections 3.1 and 3.2; heatmap and offset arXiv 1808.01244, 3.2.
-    """
-    exponents = options.focal_alpha, options.focal_beta
-    losses = {"heatmap": heatmap_loss(heatmap, targets.heatmap, counts.heatmap, *exponents)}
-    for name in shifts._fields:
-        prediction, target = getattr(shifts, name), getattr(targets, name)
-        losses[name] = shift_loss(
-            prediction, target, targets.wins, counts.shifts, options.smooth_l1_beta
-        )
-    return losses

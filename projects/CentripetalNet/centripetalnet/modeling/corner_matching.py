@@ -1,56 +1,57 @@
-"""Decodes heatmaps and shifts to scored boxes (pure functions).
+"""Heatmaps to corners, and corners to scored boxes: what all ways of matching share.
 
-Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image.
-Coordinates are pixels of the canvas until the border is subtracted, then pixels of the image on it.
-Section numbers are those of arXiv 2003.09119 unless another paper is named.
+A way of matching is one file with a subclass of :class:`Matching` and one of ``CornerBranch``.
+Shapes: N images, C classes, H x W the feature map, K corners kept of each kind in each image, M
+ground-truth boxes of the whole batch. Coordinates are pixels of the canvas until the border is
+subtracted, then pixels of the image on it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
+from typing import Callable, ClassVar
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
 from torch import Tensor
 
-from ..structures import Candidates, CornerPairs, Corners, PairConditions, Peaks
+from ..structures import (
+    BoxTargets,
+    Candidates,
+    CornerCounts,
+    CornerPairs,
+    Corners,
+    PairOutcome,
+    Peaks,
+)
+from .corner_head import CornerBranch, CornerHead
 from .feature_maps import as_xy
+
+MATCHING_REGISTRY = Registry("MATCHING")
+MATCHING_REGISTRY.__doc__ = "Ways of matching corners, for ``MODEL.CENTRIPETALNET.MATCHING``."
 
 
 @dataclass(frozen=True)
-class MatchingOptions:
-    """Hyperparameters of corner matching; the defaults are the released model's."""
+class Matching:
+    """A way of matching corners with its hyperparameters; the base has those that all share.
+
+    The config key of a field is its name in capitals, in MODEL.CENTRIPETALNET.
+    """
 
     topk: int = 100
     """K: corners of each kind kept per image, over all classes."""
     local_maximum_kernel: int = 3
     """Side, in cells, of the window in which a corner must be the maximum."""
-    large_area: float = 3500.0
-    """Boxes with a larger area, in square pixels, count as large."""
-    central_region_large: float = 1 / 2.1
-    """mu of large boxes: side of the central region over side of the box."""
-    central_region_small: float = 1 / 2.4
-    """mu of the other boxes."""
-    max_center_area: float = 0.5
-    """Largest spread: area spanned by the two predicted centres over area of the region."""
-    weight_scores: bool = False
-    """Whether to multiply scores by exp(-spread), as in the paper; the released model does not."""
     average_cells: bool = False
     """Whether positions are :func:`mean_offset`, instead of the predicted offset."""
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> "MatchingOptions":
-        net = cfg.MODEL.CENTRIPETALNET
-        return cls(
-            topk=net.TOPK,
-            local_maximum_kernel=net.LOCAL_MAXIMUM_KERNEL,
-            large_area=net.LARGE_AREA,
-            central_region_large=net.CENTRAL_REGION_LARGE,
-            central_region_small=net.CENTRAL_REGION_SMALL,
-            max_center_area=net.MAX_CENTER_AREA,
-            weight_scores=net.WEIGHT_SCORES,
-            average_cells=net.AVERAGE_CELLS,
-        )
+    outcomes: ClassVar[type[PairOutcome]]
+    """What can become of a pair, from ``structures.pair_outcome``."""
+    losses_of: ClassVar[tuple[str, ...]]
+    """Names of the losses; each has a weight, the field ``NAME_weight``."""
+    key_is_position: ClassVar[bool]
+    """Whether the key of a corner is a position, which moves with the corner."""
 
     def __post_init__(self):
         if self.local_maximum_kernel < 1 or self.local_maximum_kernel % 2 == 0:
@@ -58,6 +59,97 @@ class MatchingOptions:
                 "MODEL.CENTRIPETALNET.LOCAL_MAXIMUM_KERNEL must be an odd number of cells, got "
                 f"{self.local_maximum_kernel}"
             )
+
+    def branch(self) -> Callable[..., CornerBranch]:
+        """What makes the branches of a head, see ``CornerHead``."""
+        raise NotImplementedError
+
+    def losses(
+        self,
+        predictions: tuple[tuple, tuple],
+        targets: BoxTargets,
+        counts: tuple[CornerCounts, CornerCounts],
+        smooth_l1_beta: float,
+    ) -> dict[str, Tensor]:
+        """Unweighted losses of one stack, of the two corners together.
+
+        Args:
+            predictions: of ``CornerBranch.at_cells`` at the cells of the targets, tl and br.
+            targets: of the batch.
+            counts: normalizers, tl and br.
+            smooth_l1_beta: see ``shift_loss``.
+
+        Returns:
+            A scalar for each of ``losses_of``.
+        """
+        raise NotImplementedError
+
+    def keys(
+        self, predictions: tuple, position: Tensor, inwards: int, pixels_per_cell: Tensor
+    ) -> Tensor:
+        """The keys of corners, see :class:`Corners`.
+
+        Args:
+            predictions: of ``CornerBranch.at_cells`` at N * K peaks.
+            position: (N, K, 2) pixels.
+            inwards: see ``CornerBranch``.
+            pixels_per_cell: (2,) x, y.
+
+        Returns:
+            (N, K, D).
+        """
+        raise NotImplementedError
+
+    def pairs(self, tl: Corners, br: Corners, border: Tensor) -> CornerPairs:
+        """Forms all top-left x bottom-right pairs and evaluates the conditions for a box.
+
+        Args:
+            tl, br: the best corners of both kinds.
+            border: (N, 2) left and top border of the canvas in pixels; it is subtracted.
+
+        Returns:
+            K x K pairs of each image.
+        """
+        raise NotImplementedError
+
+
+def build_matching(cfg: CfgNode) -> Matching:
+    """The way of matching that a config names.
+
+    Raises:
+        ValueError: if there is no such way, or a key is set that only another way follows.
+    """
+    net = cfg.MODEL.CENTRIPETALNET
+    ways = dict(MATCHING_REGISTRY)
+    if net.MATCHING not in ways:
+        raise ValueError(
+            f"MODEL.CENTRIPETALNET.MATCHING must be one of {', '.join(ways)}, got {net.MATCHING!r}"
+        )
+    chosen = ways[net.MATCHING]
+    followed = {x.name for x in fields(chosen)}
+    for name, way in ways.items():
+        for other in fields(way):
+            key = other.name.upper()
+            if other.name not in followed and net[key] != other.default:
+                raise ValueError(
+                    f"MODEL.CENTRIPETALNET.{key} is {net[key]}, but only {name} follows it and "
+                    f"MODEL.CENTRIPETALNET.MATCHING is {net.MATCHING}. Leave it at {other.default}."
+                )
+    return chosen(**{name: net[name.upper()] for name in followed})
+
+
+def build_corner_head(cfg: CfgNode, channels: int, matching: Matching) -> CornerHead:
+    """The head of a feature map with this number of channels."""
+    net = cfg.MODEL.CENTRIPETALNET
+    return CornerHead(
+        matching.branch(),
+        channels=channels,
+        num_classes=net.NUM_CLASSES,
+        pool_channels=net.POOL_CHANNELS,
+        hidden_channels=net.HEAD_CHANNELS,
+        heatmap_bias=net.HEATMAP_BIAS,
+        norm=net.NORM,
+    )
 
 
 def _largest_around(values: Tensor, kernel: int) -> Tensor:
@@ -76,12 +168,12 @@ def _largest_around(values: Tensor, kernel: int) -> Tensor:
 
 
 @torch.no_grad()
-def find_peaks(heatmap: Tensor, options: MatchingOptions) -> Peaks:
+def find_peaks(heatmap: Tensor, options: Matching) -> Peaks:
     """The K best local maxima of a heatmap, over all classes and cells of each image.
 
     Args:
         heatmap: (N, C, H, W) logits.
-        options: see :class:`MatchingOptions`.
+        options: see :class:`Matching`.
 
     Returns:
         K peaks of each image, best first; K is at most H * W * C.
@@ -145,136 +237,68 @@ def mean_offset(heatmap: Tensor, peaks: Peaks) -> Tensor:
 def locate_corners(
     peaks: Peaks,
     offset: Tensor,
-    centripetal_shift: Tensor,
+    predictions: tuple,
+    matching: Matching,
     inwards: int,
     map_size: tuple[int, int],
     canvas_size: tuple[int, int],
 ) -> Corners:
-    """Decodes positions of corners of one kind and the centres that they point to.
+    """Decodes positions and keys of corners of one kind.
 
     Args:
         peaks: K of each image.
         offset: (N, K, 2) cells, at the peaks.
-        centripetal_shift: (N, K, 2) natural logarithm of cells, at the peaks.
+        predictions: of ``CornerBranch.at_cells``, at the N * K peaks.
+        matching: the way of matching.
         inwards: +1 for top-left corners, whose centre has larger coordinates, -1 for bottom-right.
         map_size: (H, W) cells.
         canvas_size: (h, w) pixels.
 
     Returns:
         The corners, in the order of the peaks.
-
-    Source: section 3.1, inverse of the definition of the centripetal shift.
     """
     height, width = map_size
     row = torch.div(peaks.cell, width, rounding_mode="floor") % height
     cell = torch.stack((peaks.cell % width, row), dim=-1)
     pixels_per_cell = as_xy(canvas_size, offset) / as_xy(map_size, offset)
     position = (cell + offset) * pixels_per_cell
-    to_center = centripetal_shift.exp() * pixels_per_cell
-    return Corners(peaks.score, peaks.cls, position, position + inwards * to_center)
+    key = matching.keys(predictions, position, inwards, pixels_per_cell)
+    return Corners(peaks.score, peaks.cls, position, key)
 
 
-def corner_pairs(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> CornerPairs:
-    """Forms all top-left x bottom-right pairs, each a box with a central region.
+def in_image(tl: Corners, br: Corners, border: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Corners of all pairs in pixels of the image, and which pairs are boxes with extent.
+
+    As in the released models, negative coordinates become 0.
 
     Args:
         tl, br: the best corners of both kinds.
-        border: (N, 2) left and top border of the canvas in pixels; it is subtracted.
-        options: see :class:`MatchingOptions`.
+        border: (N, 1, 2) left and top border of the canvas in pixels; it is subtracted.
 
     Returns:
-        K x K pairs of each image.
-
-    Source: section 3.1, "Corner Matching".
+        (N, K, 1, 2) x0, y0; (N, 1, K, 2) x1, y1; (N, K, K) bool.
     """
-    border = border[:, None].to(tl.position)
-    # As in the released model, negative coordinates become 0 before areas are computed.
     x0y0 = (tl.position - border).clamp(min=0)[:, :, None]
     x1y1 = (br.position - border).clamp(min=0)[:, None]
-    tl_center = (tl.center - border).clamp(min=0)[:, :, None]
-    br_center = (br.center - border).clamp(min=0)[:, None]
-
-    size = x1y1 - x0y0
-    has_extent = (size > 0).all(dim=-1)
-    mu = torch.where(
-        size.prod(dim=-1).abs() > options.large_area,
-        size.new_full((), options.central_region_large),
-        size.new_full((), options.central_region_small),
-    )[..., None]
-    box_center = (x0y0 + x1y1) / 2
-    region_low, region_high = box_center - mu * size / 2, box_center + mu * size / 2
-    center_area = (br_center - tl_center).prod(dim=-1).abs()
-    region_area = (region_high - region_low).prod(dim=-1).abs()
-    spread = torch.where(has_extent, center_area / region_area, torch.ones_like(region_area))
-    return CornerPairs(
-        x0y0, x1y1, tl_center, br_center, region_low, region_high, has_extent, spread
-    )
+    return x0y0, x1y1, (x1y1 > x0y0).all(dim=-1)
 
 
-def pair_conditions(
-    tl_class: Tensor, br_class: Tensor, pairs: CornerPairs, options: MatchingOptions
-) -> PairConditions:
-    """Evaluates the conditions under which a pair is a box.
-
-    Args:
-        tl_class, br_class: (N, K) integers in [0, C).
-        pairs: from :func:`corner_pairs`.
-        options: see :class:`MatchingOptions`.
-
-    Returns:
-        (N, K, K) bool for each condition; a pair is a box if all hold.
-
-    Source: section 3.1, "Corner Matching".
-    """
-
-    def points_inside(center: Tensor) -> Tensor:
-        return ((center > pairs.region_low) & (center < pairs.region_high)).all(dim=-1)
-
-    return PairConditions(
-        same_class=tl_class[:, :, None] == br_class[:, None],
-        has_extent=pairs.has_extent,
-        tl_points_inside=points_inside(pairs.tl_center),
-        br_points_inside=points_inside(pairs.br_center),
-        centers_are_close=pairs.spread <= options.max_center_area,
-    )
+def mean_scores(tl: Corners, br: Corners) -> Tensor:
+    """(N, K, K) mean of the scores of both corners of all pairs."""
+    return (tl.score[:, :, None] + br.score[:, None]) / 2
 
 
-def pair_scores(
-    tl_score: Tensor, br_score: Tensor, spread: Tensor, options: MatchingOptions
-) -> Tensor:
-    """Scores of all pairs, whether they are boxes or not.
-
-    Args:
-        tl_score, br_score: (N, K) in (0, 1).
-        spread: (N, K, K), see :class:`CornerPairs`.
-        options: see :class:`MatchingOptions`.
-
-    Returns:
-        (N, K, K) in (0, 1).
-
-    Source: section 3.1, "Corner Matching".
-    """
-    scores = (tl_score[:, :, None] + br_score[:, None]) / 2
-    if options.weight_scores:
-        scores = scores * torch.exp(-spread)
-    return scores
-
-
-def pairs_to_candidates(
-    pairs: CornerPairs, scores: Tensor, classes: Tensor, conditions: PairConditions
-) -> Candidates:
+def pairs_to_candidates(pairs: CornerPairs, classes: Tensor) -> Candidates:
     """Flattens pairs to candidates and sets the score of invalid pairs to -1.
 
     Args:
-        pairs: from :func:`corner_pairs`.
-        scores: (N, K, K), from :func:`pair_scores`.
+        pairs: from :meth:`Matching.pairs`.
         classes: (N, K) of the top-left corners.
-        conditions: from :func:`pair_conditions`.
 
     Returns:
         K * K candidates of each image, ordered by top-left corner, then bottom-right corner.
     """
-    scores = scores.masked_fill(~reduce(torch.logical_and, conditions), -1)
+    scores = pairs.scores.masked_fill(~reduce(torch.logical_and, pairs.conditions), -1)
     shape = scores.shape
     boxes = (pairs.top_left.expand(*shape, 2), pairs.bottom_right.expand(*shape, 2))
     return Candidates(
@@ -284,23 +308,14 @@ def pairs_to_candidates(
     )
 
 
-def match_corners(tl: Corners, br: Corners, border: Tensor, options: MatchingOptions) -> Candidates:
+def match_corners(tl: Corners, br: Corners, border: Tensor, matching: Matching) -> Candidates:
     """Pairs every top-left with every bottom-right corner and marks the pairs that are boxes.
 
-    A pair is a box if its corners have the same class, its width and height are positive, both
-    predicted centres are inside its central region, and its spread is at most ``max_center_area``.
-
     Args:
-        tl, br: the best corners of both kinds.
-        border: (N, 2) left and top border of the canvas in pixels; it is subtracted.
-        options: see :class:`MatchingOptions`.
+        tl, br, border: see :meth:`Matching.pairs`.
+        matching: the way of matching.
 
     Returns:
         K * K candidates of each image.
-
-    Source: section 3.1, "Corner Matching".
     """
-    pairs = corner_pairs(tl, br, border, options)
-    conditions = pair_conditions(tl.cls, br.cls, pairs, options)
-    scores = pair_scores(tl.score, br.score, pairs.spread, options)
-    return pairs_to_candidates(pairs, scores, tl.cls, conditions)
+    return pairs_to_candidates(matching.pairs(tl, br, border), tl.cls)

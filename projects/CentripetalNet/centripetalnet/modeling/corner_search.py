@@ -7,9 +7,9 @@ from typing import Callable, NamedTuple
 
 from torch import Tensor
 
-from ..structures import Corners, CornerShifts, Peaks
+from ..structures import Corners, Peaks
 from .corner_head import CornerBranch
-from .corner_matching import MatchingOptions, find_peaks, locate_corners, mean_offset
+from .corner_matching import Matching, find_peaks, locate_corners, mean_offset
 
 
 class FoundCorners(NamedTuple):
@@ -17,10 +17,10 @@ class FoundCorners(NamedTuple):
 
     heatmap: Tensor
     """(N, C, H, W) logits."""
+    pooled: Tensor
+    """(N, channels, H, W), output of ``CornerBranch.pooling``."""
     peaks: Peaks
     """K of each image."""
-    shifts: CornerShifts
-    """At the N * K peaks, in their order."""
     corners: Corners
     """K of each image."""
 
@@ -29,20 +29,20 @@ def find_corners(
     branch: CornerBranch,
     feature: Tensor,
     canvas_size: tuple[int, int],
-    options: MatchingOptions,
-    find: Callable[[Tensor, MatchingOptions], Peaks] = find_peaks,
+    matching: Matching,
+    find: Callable[[Tensor, Matching], Peaks] = find_peaks,
 ) -> FoundCorners:
-    """Finds the corners of one kind; shifts are computed only there.
+    """Finds the corners of one kind; all but the heatmap is computed only there.
 
     Args:
         branch: of that kind.
         feature: (N, channels, H, W) of the backbone.
         canvas_size: (h, w) pixels that the feature map covers.
-        options: see :class:`MatchingOptions`.
+        matching: the way of matching.
         find: replaces ``find_peaks`` in an export.
     """
     pooled = branch.pooling(feature)
-    return find_pooled_corners(branch, pooled, branch.heatmap(pooled), canvas_size, options, find)
+    return find_pooled_corners(branch, pooled, branch.heatmap(pooled), canvas_size, matching, find)
 
 
 def find_pooled_corners(
@@ -50,28 +50,24 @@ def find_pooled_corners(
     pooled: Tensor,
     heatmap: Tensor,
     canvas_size: tuple[int, int],
-    options: MatchingOptions,
-    find: Callable[[Tensor, MatchingOptions], Peaks] = find_peaks,
+    matching: Matching,
+    find: Callable[[Tensor, Matching], Peaks] = find_peaks,
 ) -> FoundCorners:
     """As :func:`find_corners`, after corner pooling and the heatmap.
 
     Args:
         pooled: (N, channels, H, W), output of ``branch.pooling``.
         heatmap: (N, C, H, W) logits.
-        branch, canvas_size, options, find: see :func:`find_corners`.
+        branch, canvas_size, matching, find: see :func:`find_corners`.
     """
-    peaks = find(heatmap, options)
-    shifts = branch.shifts_at(pooled, peaks.cell.flatten(), needs_offset=not options.average_cells)
-    if options.average_cells:
-        offset = mean_offset(heatmap, peaks)
+    peaks = find(heatmap, matching)
+    needs_offset = not matching.average_cells
+    predictions = branch.at_cells(pooled, peaks.cell.flatten(), needs_offset)
+    if needs_offset:
+        offset = predictions.offset.float().view(*peaks.cell.shape, 2)
     else:
-        offset = shifts.offset.float().view(*peaks.cell.shape, 2)
+        offset = mean_offset(heatmap, peaks)
     corners = locate_corners(
-        peaks,
-        offset,
-        shifts.centripetal_shift.float().view(*peaks.cell.shape, 2),
-        branch.inwards,
-        pooled.shape[-2:],
-        canvas_size,
+        peaks, offset, predictions, matching, branch.inwards, pooled.shape[-2:], canvas_size
     )
-    return FoundCorners(heatmap, peaks, shifts, corners)
+    return FoundCorners(heatmap, pooled, peaks, corners)

@@ -155,6 +155,8 @@ def corner_targets(
     return BoxTargets(
         tl=_corner_targets(tl, center, +1, radius, *shared),
         br=_corner_targets(br, center, -1, radius, *shared),
+        image_index=image_index,
+        usable=usable,
     )
 
 

@@ -14,7 +14,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..structures import Corners, Findings
-from .corner_matching import MatchingOptions, match_corners
+from .corner_matching import Matching, match_corners
 from .feature_maps import as_xy
 from .object_counts import count_per_process
 from .selection import best_candidates
@@ -80,14 +80,14 @@ class InstanceMaskHead(nn.Module):
         return self.start_iter == 0 or get_event_storage().iter >= self.start_iter
 
     def proposals(
-        self, corners: list[Corners], instances: list[Instances], options: MatchingOptions
+        self, corners: list[Corners], instances: list[Instances], matching: Matching
     ) -> list[Instances]:
         """Training samples of each image, see :func:`matched_proposals`; empty without corners.
 
         Args:
             corners: top-left and bottom-right corners from the last stack, or an empty list.
             instances: ``gt_boxes``, ``gt_classes`` and ``gt_masks`` of each image.
-            options: of corner matching.
+            matching: the way of matching.
         """
         if not corners:
             nothing = [x[:0] for x in instances]
@@ -95,7 +95,7 @@ class InstanceMaskHead(nn.Module):
                 x.proposal_boxes = x.gt_boxes
             return nothing
         no_border = corners[0].position.new_zeros(len(instances), 2)
-        found = best_candidates(match_corners(*corners, no_border, options), self.num_proposals)
+        found = best_candidates(match_corners(*corners, no_border, matching), self.num_proposals)
         return [
             matched_proposals(boxes, scores, targets, self.iou_threshold)
             for boxes, scores, targets in zip(found.boxes, found.scores, instances)

@@ -23,8 +23,8 @@ from ..structures import (
     StepCounts,
 )
 from .corner_head import CornerBranch, CornerHead
-from .corner_losses import LossOptions, corner_counts, corner_losses, corner_sums
-from .corner_matching import MatchingOptions, match_corners
+from .corner_losses import LossOptions, corner_counts, corner_sums, heatmap_loss, shift_loss
+from .corner_matching import Matching, build_corner_head, build_matching, match_corners
 from .corner_search import find_corners, find_pooled_corners
 from .corner_targets import batch_targets
 from .feature_maps import as_xy, drop_unused_outputs, feature_shapes
@@ -35,7 +35,11 @@ from .selection import SelectionOptions, best_candidates, detections_of, scaled_
 
 @META_ARCH_REGISTRY.register()
 class CentripetalNet(nn.Module):
-    """CentripetalNet (arXiv 2003.09119): matches corners by the centres that they point to."""
+    """Detects pairs of corners, by default as CentripetalNet (arXiv 2003.09119).
+
+    ``matching`` decides how corners are paired: by the centres that they point to, or by embeddings
+    as in CornerNet (arXiv 1808.01244).
+    """
 
     @configurable
     def __init__(
@@ -46,7 +50,7 @@ class CentripetalNet(nn.Module):
         in_features: Optional[Sequence[str]] = None,
         num_classes: int,
         losses: LossOptions,
-        matching: MatchingOptions,
+        matching: Matching,
         selection: SelectionOptions,
         mask_head: Optional[InstanceMaskHead] = None,
         canvas_bits: int,
@@ -63,7 +67,8 @@ class CentripetalNet(nn.Module):
             heads: one per feature map of ``in_features``; inference uses the last.
             in_features: names of feature maps of equal stride, by default all of the backbone's.
             num_classes: C.
-            losses, matching, selection: hyperparameters.
+            losses, selection: hyperparameters.
+            matching: the way of matching corners.
             mask_head: predicts a mask for each detection; None for no masks.
             canvas_bits: at test time the canvas of an h x w image is (h | bits) x (w | bits),
                 rounded up to a multiple of the backbone's ``size_divisibility``.
@@ -113,24 +118,14 @@ class CentripetalNet(nn.Module):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         net = cfg.MODEL.CENTRIPETALNET
-        shapes = feature_shapes(backbone, net.IN_FEATURES)
+        shapes, matching = feature_shapes(backbone, net.IN_FEATURES), build_matching(cfg)
         return {
             "backbone": backbone,
             "in_features": list(shapes),
-            "heads": [
-                CornerHead(
-                    channels=shape.channels,
-                    num_classes=net.NUM_CLASSES,
-                    pool_channels=net.POOL_CHANNELS,
-                    hidden_channels=net.HEAD_CHANNELS,
-                    heatmap_bias=net.HEATMAP_BIAS,
-                    norm=net.NORM,
-                )
-                for shape in shapes.values()
-            ],
+            "heads": [build_corner_head(cfg, x.channels, matching) for x in shapes.values()],
             "num_classes": net.NUM_CLASSES,
             "losses": LossOptions.from_config(cfg),
-            "matching": MatchingOptions.from_config(cfg),
+            "matching": matching,
             "selection": SelectionOptions.from_config(cfg),
             "mask_head": (
                 InstanceMaskHead(cfg, list(shapes.values())[-1].channels)
@@ -165,8 +160,8 @@ class CentripetalNet(nn.Module):
             counts: normalizers of the losses, from :meth:`step_counts`; by default of this batch.
 
         Returns:
-            In training the losses ``loss_heatmap``, ``loss_offset``, ``loss_guiding_shift`` and
-            ``loss_centripetal_shift``, with a mask head also ``loss_mask``; in inference a list of
+            In training the losses ``loss_heatmap``, ``loss_offset`` and those of the way of
+            matching, with a mask head also ``loss_mask``; in inference a list of
             ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes``, with
             a mask head also ``pred_masks`` (P, height, width).
         """
@@ -201,31 +196,31 @@ class CentripetalNet(nn.Module):
         targets = batch_targets(
             instances, canvas_size, map_size, self.num_classes, options.min_overlap
         )
-        weights = {
-            "heatmap": options.heatmap_weight,
-            "offset": options.offset_weight,
-            "guiding_shift": options.guiding_shift_weight,
-            "centripetal_shift": options.centripetal_shift_weight,
-        }
-        losses = dict.fromkeys(weights, 0.0)
-        of_corners = counts or [corner_counts(target) for target in targets]
+        losses = dict.fromkeys(("heatmap", "offset", *self.matching.losses_of), 0.0)
+        corner_targets = targets.tl, targets.br
+        of_corners = counts or [corner_counts(target) for target in corner_targets]
         masks_are_trained = self.mask_head is not None and self.mask_head.is_trained()
-        found = []
         for name, head in zip(self.feature_names, self.heads):
             # Masks are trained on boxes decoded from the last head.
             is_decoded = masks_are_trained and head is self.heads[-1]
-            for branch, target, count in zip((head.tl, head.br), targets, of_corners):
+            predictions, found = [], []
+            for branch, target, count in zip((head.tl, head.br), corner_targets, of_corners):
                 inputs = (branch, features[name], target, count, canvas_size, is_decoded)
                 if self.checkpoint_activations:
-                    of_corner, corners = run_checkpointed(branch, self._branch_losses, *inputs)
+                    results = run_checkpointed(branch, self._branch_losses, *inputs)
                 else:
-                    of_corner, corners = self._branch_losses(*inputs)
-                for key in losses:
-                    # The mean of the two corners.
-                    losses[key] = losses[key] + of_corner[key] / 2
-                if is_decoded:
-                    found.append(corners)
-        losses = {f"loss_{key}": weights[key] * loss for key, loss in losses.items()}
+                    results = self._branch_losses(*inputs)
+                # The mean of the two corners.
+                losses["heatmap"] = losses["heatmap"] + results[0] / 2
+                losses["offset"] = losses["offset"] + results[1] / 2
+                predictions.append(results[2])
+                found += [results[3]] if is_decoded else []
+            of_matching = self.matching.losses(
+                predictions, targets, of_corners, options.smooth_l1_beta
+            )
+            for key, loss in of_matching.items():
+                losses[key] = losses[key] + loss
+        losses = {f"loss_{key}": self._weight(key) * loss for key, loss in losses.items()}
         if self.mask_head is not None:
             feature = features[self.feature_names[-1]]
             proposals = self.mask_head.proposals(found, instances, self.matching)
@@ -271,22 +266,26 @@ class CentripetalNet(nn.Module):
         counts: CornerCounts,
         canvas_size: tuple[int, int],
         is_decoded: bool,
-    ) -> tuple[dict[str, Tensor], Optional[Corners]]:
-        """Unweighted losses of one corner of one stack; if ``is_decoded`` also its corners."""
+    ) -> tuple[Tensor, Tensor, tuple, Optional[Corners]]:
+        """Of one corner of one stack: unweighted losses of heatmap and offset, predictions at the
+        targets, and if ``is_decoded`` the corners."""
         pooled = branch.pooling(feature)
-        heatmap = branch.heatmap(pooled)
-        losses = corner_losses(
-            heatmap,
-            branch.shifts_at(pooled, target.cell),
-            target,
-            counts,
-            self.loss_options,
+        heatmap, options = branch.heatmap(pooled), self.loss_options
+        predictions, corners = branch.at_cells(pooled, target.cell), None
+        exponents = options.focal_alpha, options.focal_beta
+        of_heatmap = heatmap_loss(heatmap, target.heatmap, counts.heatmap, *exponents)
+        of_offset = shift_loss(
+            predictions.offset, target.offset, target.wins, counts.shifts, options.smooth_l1_beta
         )
-        if not is_decoded:
-            return losses, None
-        with torch.no_grad():
-            found = find_pooled_corners(branch, pooled, heatmap, canvas_size, self.matching)
-        return losses, found.corners
+        if is_decoded:
+            with torch.no_grad():
+                found = find_pooled_corners(branch, pooled, heatmap, canvas_size, self.matching)
+            corners = found.corners
+        return of_heatmap, of_offset, predictions, corners
+
+    def _weight(self, loss: str) -> float:
+        owner = self.matching if loss in self.matching.losses_of else self.loss_options
+        return getattr(owner, f"{loss}_weight")
 
     def inference(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
         """

@@ -15,7 +15,7 @@ from ..explain import pair_outcomes, select_candidates
 from ..modeling import CentripetalNet, CentripetalNetWithTTA
 from ..modeling.selection import detections_of, scaled_to_output
 from ..modeling.test_time_augmentation import View
-from ..structures import Findings, PairConditions
+from ..structures import Findings
 from .oracles import NETWORK, ORACLES, match_view
 from .reasons import corner_reach, miss_stages, wrong_pairs
 
@@ -119,12 +119,13 @@ class SceneEvaluator(DatasetEvaluator):
                 detections[name] = _as_array(scaled_to_output(found, [x])[0]["instances"])
         selected, stages, start = select_candidates(merged[NETWORK], model.selection), [], 0
         for view in matched:
-            conditions = PairConditions(*(y[0] for y in view.conditions))
-            shape = conditions.same_class.shape
+            conditions = [y[0] for y in view.conditions]
+            shape = conditions[0].shape
             mine = slice(start, start := start + shape.numel())
             flags = (y[mine].view(shape) for y in (selected.entered, selected.taken))
             outcome = pair_outcomes(conditions, *flags)
-            stages.append(miss_stages(view.near, view.corners, classes, outcome))
+            names = model.matching.outcomes.__members__
+            stages.append(miss_stages(view.near, view.corners, classes, outcome, names))
         found, cls = instances.pred_boxes.tensor.to(boxes), instances.pred_classes.to(classes)
         reach = corner_reach(boxes, model.stride / scale)
         is_wrong = wrong_pairs(found, cls[:, None] == classes, boxes, reach)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..layers import render_bumps
 from ..modeling import CentripetalNet
-from ..modeling import corner_matching as matching
+from ..modeling.corner_matching import pairs_to_candidates
 from ..modeling.corner_search import find_pooled_corners
 from ..modeling.corner_targets import corner_targets
-from ..structures import Candidates, Corners, Findings, PairConditions
+from ..structures import Candidates, Corners, Findings
 from .reasons import corner_reach, near_corners
 
 # The perfect parts; others are the network's, the shifts always. Heatmaps are the targets'. Corners
@@ -23,7 +23,7 @@ class MatchedView(NamedTuple):
     """Candidates for each of ``ORACLES``, in pixels of the view, and how the network's arose."""
 
     candidates: dict[str, Candidates]
-    conditions: PairConditions
+    conditions: tuple[Tensor, ...]
     near: tuple[Tensor, Tensor]
     corners: tuple[Corners, Corners]
 
@@ -59,22 +59,28 @@ def match_view(
             found[is_perfect].append((corners, near, truth))
     candidates, conditions = {}, {}
     for name, oracle in ORACLES.items():
-        known = [_with_truth(*x, classes, oracle) for x in found["heatmaps" in oracle]]
+        is_moving = model.matching.key_is_position
+        known = [_with_truth(*x, classes, oracle, is_moving) for x in found["heatmaps" in oracle]]
         (tl, tl_owner), (br, br_owner) = known
-        pairs = matching.corner_pairs(tl, br, border, model.matching)
-        conditions[name] = matching.pair_conditions(tl.cls, br.cls, pairs, model.matching)
-        is_box = torch.stack(conditions[name]).all(dim=0)
+        pairs = model.matching.pairs(tl, br, border)
+        conditions[name] = pairs.conditions
+        is_box = torch.stack(pairs.conditions).all(dim=0)
         if "matching" in oracle:
-            is_pair = (tl_owner[:, None] == br_owner) & pairs.has_extent
+            has_extent = pairs.conditions[model.matching.outcomes.NO_EXTENT]
+            is_pair = (tl_owner[:, None] == br_owner) & has_extent
             is_box = torch.where((tl_owner[:, None] >= 0) & (br_owner >= 0), is_pair, is_box)
-        scores = matching.pair_scores(tl.score, br.score, pairs.spread, model.matching)
-        candidates[name] = matching.pairs_to_candidates(pairs, scores, tl.cls, (is_box,))
+        candidates[name] = pairs_to_candidates(pairs._replace(conditions=(is_box,)), tl.cls)
     corners, near, _ = zip(*found[False])
     return MatchedView(candidates, conditions[NETWORK], near, corners)
 
 
 def _with_truth(
-    corners: Corners, near: Tensor, truth: Tensor, classes: Tensor, oracle: tuple[str, ...]
+    corners: Corners,
+    near: Tensor,
+    truth: Tensor,
+    classes: Tensor,
+    oracle: tuple[str, ...],
+    key_is_position: bool,
 ) -> tuple[Corners, Tensor]:
     """Corners of one kind with what an oracle knows, and (K,) their objects, -1 for none."""
     if not len(classes):
@@ -89,5 +95,6 @@ def _with_truth(
         corners = corners._replace(cls=torch.where(is_near, classes[owner], corners.cls))
     if "positions" in oracle:
         move = torch.where(is_near[:, None], truth[owner] - corners.position, 0)
-        corners = corners._replace(position=corners.position + move, center=corners.center + move)
+        key = corners.key + move if key_is_position else corners.key
+        corners = corners._replace(position=corners.position + move, key=key)
     return corners, owner.masked_fill(~is_near, -1)

@@ -1,5 +1,6 @@
 """Why objects (G) were missed, what false detections (D) are; K corners of each kind."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import torch
@@ -11,15 +12,28 @@ from ..structures import Corners
 
 _IOU_IN_REACH, _BACKGROUND_IOU = 0.5, 0.1  # the second is TIDE's
 # The first condition that failed for an object, for the pair of its corners that came furthest.
-# From CORNERS_CROSS on the values are PairOutcome's plus 3. LOW_SCORE: accepted, not missed.
+# LOW_SCORE: accepted, not missed.
 Miss = IntEnum(
     "Miss",
     "NEITHER_CORNER_FIRED TOP_LEFT_DID_NOT_FIRE BOTTOM_RIGHT_DID_NOT_FIRE OTHER_CLASS "
     "CORNERS_CROSS TOP_LEFT_CENTRE_OUTSIDE BOTTOM_RIGHT_CENTRE_OUTSIDE CENTRES_APART "
+    "EMBEDDINGS_DIFFER "
     "BELOW_THE_CANDIDATES_LIMIT REMOVED_BY_SOFT_NMS BADLY_LOCALISED "
     "DETECTION_MATCHED_ANOTHER_OBJECT LOW_SCORE",
     start=0,
 )
+# Of the best pair of an object's corners, by the pair's outcome.
+_MISS_OF_OUTCOME = {
+    "OTHER_CLASS": Miss.OTHER_CLASS,
+    "NO_EXTENT": Miss.CORNERS_CROSS,
+    "TL_OUTSIDE": Miss.TOP_LEFT_CENTRE_OUTSIDE,
+    "BR_OUTSIDE": Miss.BOTTOM_RIGHT_CENTRE_OUTSIDE,
+    "FAR_APART": Miss.CENTRES_APART,
+    "EMBEDDING_DIFFERS": Miss.EMBEDDINGS_DIFFER,
+    "SCORE_TOO_LOW": Miss.BELOW_THE_CANDIDATES_LIMIT,
+    "SUPPRESSED": Miss.REMOVED_BY_SOFT_NMS,
+    "ACCEPTED": Miss.BADLY_LOCALISED,
+}
 # TIDE's kinds (arXiv 2008.08115, section 2.2), and boxes from corners of two objects.
 FalseDetection = IntEnum(
     "FalseDetection",
@@ -44,15 +58,23 @@ def near_corners(position: Tensor, truth: Tensor, reach: Tensor) -> Tensor:
 
 
 def miss_stages(
-    near: tuple[Tensor, Tensor], corners: tuple[Corners, Corners], classes: Tensor, outcome: Tensor
+    near: tuple[Tensor, Tensor],
+    corners: tuple[Corners, Corners],
+    classes: Tensor,
+    outcome: Tensor,
+    names: Iterable[str],
 ) -> Tensor:
-    """(G,) :data:`Miss`, how far objects came: ``near`` (G, K), outcome of each pair (K, K)."""
+    """(G,) :data:`Miss`, how far objects came: ``near`` (G, K), outcome of each pair (K, K).
+
+    ``names`` are those of the outcomes' values.
+    """
     has_tl, has_br = (x.any(dim=1) for x in near)
     tl, br = (x & (found.cls == classes[:, None]) for x, found in zip(near, corners))
-    # Pairs of one class have an outcome of at least 1.
-    furthest = (outcome * (tl[:, :, None] & br[:, None])).flatten(1).amax(dim=1)
+    miss = outcome.new_tensor([_MISS_OF_OUTCOME[x] for x in names])[outcome]
+    miss = torch.where(tl[:, :, None] & br[:, None], miss, Miss.OTHER_CLASS)
+    furthest = miss.flatten(1).amax(dim=1)
     one = has_tl * Miss.BOTTOM_RIGHT_DID_NOT_FIRE + has_br * Miss.TOP_LEFT_DID_NOT_FIRE
-    return torch.where(has_tl & has_br, Miss.OTHER_CLASS + furthest, one)
+    return torch.where(has_tl & has_br, furthest, one)
 
 
 def wrong_pairs(detections: Tensor, same: Tensor, boxes: Tensor, reach: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from matplotlib.colors import to_rgb
 
 from centripetalnet.explain import explanation_figure
-from centripetalnet.structures import Explanation, PairOutcome, SeenCorners
+from centripetalnet.modeling.centripetal_shift import ShiftOutcome
+from centripetalnet.structures import Explanation, SeenCorners
 from centripetalnet.visualization.sheet import (
     BOX_COLOR,
     BR_COLOR,
@@ -14,7 +15,7 @@ from centripetalnet.visualization.sheet import (
 )
 
 
-def explained(size=(100, 120), outcome=PairOutcome.ACCEPTED):
+def explained(size=(100, 120), outcome=ShiftOutcome.ACCEPTED):
     """One pair, from (0.2, 0.2) to (0.8, 0.8) of the image, whose centres are apart."""
     height, width = size
 
@@ -29,7 +30,7 @@ def explained(size=(100, 120), outcome=PairOutcome.ACCEPTED):
             heatmap, torch.tensor([0.9]), torch.tensor([0]), position, center, points
         )
 
-    is_box = outcome == PairOutcome.ACCEPTED
+    is_box = outcome.name == "ACCEPTED"
     return Explanation(
         tl=seen(at(0.2, 0.2), at(0.5, 0.6)),
         br=seen(at(0.8, 0.8), at(0.5, 0.4)),
@@ -37,7 +38,8 @@ def explained(size=(100, 120), outcome=PairOutcome.ACCEPTED):
         boxes=torch.cat((at(0.2, 0.2), at(0.8, 0.8)), dim=1)[None],
         regions=torch.cat((at(0.35, 0.35), at(0.65, 0.65)), dim=1)[None],
         scores=torch.tensor([[0.9]]),
-        spread=torch.tensor([[0.1]]),
+        distance=torch.tensor([[0.1]]),
+        outcomes=type(outcome),
         outcome=torch.tensor([[int(outcome)]]),
         detections=torch.zeros(int(is_box), 2, dtype=torch.long),
         detection_scores=torch.full((int(is_box),), 0.9),
@@ -119,7 +121,7 @@ def test_sampling_points_of_the_chosen_pair_are_drawn():
     assert all(np.allclose(a, b) for a, b in zip(drawn, expected)) and len(drawn) == 2
 
 
-@pytest.mark.parametrize("outcome", list(PairOutcome))
+@pytest.mark.parametrize("outcome", list(ShiftOutcome))
 def test_the_outcome_of_the_pair_is_written_below_it(outcome):
     figure = explanation_figure(
         np.zeros((64, 64, 3), np.uint8), explained((64, 64), outcome), (0, 0), ["zebra"]
@@ -127,7 +129,7 @@ def test_the_outcome_of_the_pair_is_written_below_it(outcome):
 
     texts = [x.get_text() for x in figure.texts]
     assert any(x.startswith("top-left: zebra 0.90") for x in texts)
-    verdict = "Accepted" if outcome == PairOutcome.ACCEPTED else "Rejected|Removed"
+    verdict = "Accepted" if outcome == ShiftOutcome.ACCEPTED else "Rejected|Removed"
     assert any(x.startswith(tuple(verdict.split("|"))) for x in texts)
 
 

@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 
 from centripetalnet.explain import choose_pair, explain, pair_outcomes
 from centripetalnet.layers import CrossStarDeformConv, deform_conv3x3
-from centripetalnet.modeling.corner_matching import (
-    MatchingOptions,
-    corner_pairs,
-    match_corners,
-    pair_conditions,
-)
-from centripetalnet.structures import Corners, PairConditions, PairOutcome
+from centripetalnet.modeling import CentripetalShiftMatching
+from centripetalnet.modeling.centripetal_shift import ShiftOutcome
+from centripetalnet.modeling.corner_matching import match_corners
+from centripetalnet.structures import Corners
 
 NARROW = {
     "MODEL__HOURGLASS__STEM_CHANNELS": 4,
@@ -60,25 +57,24 @@ def outcome_of(tl, br, tl_center, br_center, classes=(0, 0)):
     positions = [torch.tensor([x], dtype=torch.float) for x in (tl, tl_center, br, br_center)]
     tl = corners(positions[0], positions[1], classes[:1])
     br = corners(positions[2], positions[3], classes[1:])
-    pairs = corner_pairs(tl, br, torch.zeros(1, 2), MatchingOptions())
-    conditions = pair_conditions(tl.cls, br.cls, pairs, MatchingOptions())
+    conditions = CentripetalShiftMatching().pairs(tl, br, torch.zeros(1, 2)).conditions
     nothing = torch.zeros(1, 1, 1, dtype=torch.bool)
-    return PairOutcome(int(pair_outcomes(conditions, nothing, nothing)))
+    return ShiftOutcome(int(pair_outcomes(conditions, nothing, nothing)))
 
 
 # A box of 100 x 100 with its middle at (50, 50); its central region is 47.6 wide.
 @pytest.mark.parametrize(
     "pair, expected",
     [
-        (((0, 0), (100, 100), (50, 50), (50, 50), (0, 1)), PairOutcome.OTHER_CLASS),
-        (((100, 0), (0, 100), (50, 50), (50, 50)), PairOutcome.NO_EXTENT),
-        (((0, 0), (100, 100), (80, 50), (50, 50)), PairOutcome.TL_OUTSIDE),
-        (((0, 0), (100, 100), (50, 50), (50, 20)), PairOutcome.BR_OUTSIDE),
-        (((0, 0), (100, 100), (28, 28), (72, 72)), PairOutcome.FAR_APART),
-        (((0, 0), (100, 100), (50, 50), (50, 50)), PairOutcome.SCORE_TOO_LOW),
+        (((0, 0), (100, 100), (50, 50), (50, 50), (0, 1)), ShiftOutcome.OTHER_CLASS),
+        (((100, 0), (0, 100), (50, 50), (50, 50)), ShiftOutcome.NO_EXTENT),
+        (((0, 0), (100, 100), (80, 50), (50, 50)), ShiftOutcome.TL_OUTSIDE),
+        (((0, 0), (100, 100), (50, 50), (50, 20)), ShiftOutcome.BR_OUTSIDE),
+        (((0, 0), (100, 100), (28, 28), (72, 72)), ShiftOutcome.FAR_APART),
+        (((0, 0), (100, 100), (50, 50), (50, 50)), ShiftOutcome.SCORE_TOO_LOW),
         # If several conditions fail, the first counts.
-        (((100, 0), (0, 100), (500, 50), (50, 500), (0, 1)), PairOutcome.OTHER_CLASS),
-        (((0, 0), (100, 100), (80, 50), (20, 10)), PairOutcome.TL_OUTSIDE),
+        (((100, 0), (0, 100), (500, 50), (50, 500), (0, 1)), ShiftOutcome.OTHER_CLASS),
+        (((0, 0), (100, 100), (80, 50), (20, 10)), ShiftOutcome.TL_OUTSIDE),
     ],
 )
 def test_the_reason_is_the_first_condition_that_fails(pair, expected):
@@ -101,14 +97,14 @@ def test_every_pair_is_a_box_or_has_one_reason(numbers):
         values = torch.tensor(rows, dtype=torch.float)
         kinds.append(corners(values[:, :2], values[:, 2:4], [row[4] for row in rows]))
     tl, br = kinds
-    border, options = torch.zeros(1, 2), MatchingOptions()
+    border, matching = torch.zeros(1, 2), CentripetalShiftMatching()
 
-    conditions = pair_conditions(tl.cls, br.cls, corner_pairs(tl, br, border, options), options)
-    is_box = match_corners(tl, br, border, options).scores.view(1, len(numbers) // 2, -1) >= 0
+    conditions = matching.pairs(tl, br, border).conditions
+    is_box = match_corners(tl, br, border, matching).scores.view(1, len(numbers) // 2, -1) >= 0
     outcome = pair_outcomes(conditions, is_box, is_box)
 
-    assert torch.equal(outcome == PairOutcome.ACCEPTED, is_box)
-    first_failed = torch.full_like(outcome, PairOutcome.ACCEPTED)
+    assert torch.equal(outcome == ShiftOutcome.ACCEPTED, is_box)
+    first_failed = torch.full_like(outcome, ShiftOutcome.ACCEPTED)
     for reason in reversed(range(len(conditions))):
         first_failed[~conditions[reason]] = reason
     assert torch.equal(outcome, first_failed)
@@ -119,11 +115,11 @@ def test_every_pair_is_a_box_or_has_one_reason(numbers):
 def test_outcomes_add_up_to_all_pairs(rows):
     *conditions, entered, taken = torch.tensor(rows).unbind(dim=1)
 
-    outcome = pair_outcomes(PairConditions(*conditions), entered, taken)
+    outcome = pair_outcomes(conditions, entered, taken)
 
-    expected = [row.index(False) if False in row else PairOutcome.ACCEPTED for row in rows]
+    expected = [row.index(False) if False in row else ShiftOutcome.ACCEPTED for row in rows]
     assert outcome.tolist() == expected
-    assert outcome.bincount(minlength=len(PairOutcome)).sum() == len(rows)
+    assert outcome.bincount(minlength=len(ShiftOutcome)).sum() == len(rows)
 
 
 @each_backbone
@@ -149,11 +145,11 @@ def test_counts_add_up_and_agree_with_the_detections(explanation):
     counts = explanation.count_outcomes()
 
     assert sum(counts.values()) == 100 * 100
-    assert counts[PairOutcome.ACCEPTED] == len(explanation.detections)
+    assert counts[ShiftOutcome.ACCEPTED] == len(explanation.detections)
     assert sum(count > 0 for count in counts.values()) >= 5
     best = explanation.count_outcomes(min_score=0.5)
     assert sum(best.values()) == int((explanation.scores >= 0.5).sum())
-    assert all(best[x] <= counts[x] for x in PairOutcome)
+    assert all(best[x] <= counts[x] for x in ShiftOutcome)
 
 
 def test_boxes_beyond_max_candidates_have_too_low_a_score(model, image, explanation):
@@ -163,9 +159,9 @@ def test_boxes_beyond_max_candidates_have_too_low_a_score(model, image, explanat
     finally:
         object.__setattr__(model.selection, "max_candidates", 1000)
 
-    all_boxes = sum(explanation.count_outcomes()[x] for x in list(PairOutcome)[5:])
-    assert few[PairOutcome.SCORE_TOO_LOW] == all_boxes - 5
-    assert few[PairOutcome.ACCEPTED] + few[PairOutcome.SUPPRESSED] == 5
+    all_boxes = sum(explanation.count_outcomes()[x] for x in list(ShiftOutcome)[5:])
+    assert few[ShiftOutcome.SCORE_TOO_LOW] == all_boxes - 5
+    assert few[ShiftOutcome.ACCEPTED] + few[ShiftOutcome.SUPPRESSED] == 5
 
 
 def test_positions_are_pixels_of_the_image(explanation):
@@ -179,8 +175,8 @@ def test_positions_are_pixels_of_the_image(explanation):
 def test_the_best_rejected_pair_is_chosen_by_default(explanation):
     pair = choose_pair(explanation)
 
-    could_be = explanation.outcome > PairOutcome.NO_EXTENT
-    rejected = could_be & (explanation.outcome != PairOutcome.ACCEPTED)
+    could_be = explanation.outcome > ShiftOutcome.NO_EXTENT
+    rejected = could_be & (explanation.outcome != ShiftOutcome.ACCEPTED)
     assert rejected[pair]
     assert explanation.scores[pair] == explanation.scores[rejected].max()
 
@@ -193,7 +189,7 @@ def test_a_pair_is_chosen_by_place_and_class(explanation, cls):
 
     low, high = explanation.regions[..., :2], explanation.regions[..., 2:]
     around = ((low < point) & (point < high)).all(dim=-1)
-    around &= explanation.outcome > PairOutcome.NO_EXTENT
+    around &= explanation.outcome > ShiftOutcome.NO_EXTENT
     if cls is not None:
         around &= (explanation.tl.cls == cls)[:, None]
     assert around[pair]
@@ -204,7 +200,7 @@ def test_where_no_pair_is_around_a_point_the_nearest_is_chosen(explanation):
     pair = choose_pair(explanation, (-500.0, -500.0))
 
     middle = (explanation.regions[..., :2] + explanation.regions[..., 2:]) / 2
-    could_be = explanation.outcome > PairOutcome.NO_EXTENT
+    could_be = explanation.outcome > ShiftOutcome.NO_EXTENT
     distance = (middle + 500).norm(dim=-1).masked_fill(~could_be, math.inf)
     assert distance[pair] == distance.min()
 
@@ -224,7 +220,7 @@ def test_sampling_points_are_what_the_convolution_reads():
     output = deform_conv3x3(feature, offset, cross_star.deform_conv.weight)
     (read,) = torch.autograd.grad(output[0, :, 5, 6].sum(), feature)
     points = cross_star.sampling_points(
-        shift[:, :, 5, 6], torch.tensor([5]), torch.tensor([6])
+        feature[:, :, 4:7, 5:8], shift[:, :, 5:6, 6:7], torch.tensor([5]), torch.tensor([6])
     ).detach()
 
     # Bilinear sampling reads the four cells around each point.
@@ -241,7 +237,7 @@ def test_positions_are_in_pixels_of_the_output_size(model, image, explanation):
 
     factor = torch.tensor([2.0, 3.0])
     for seen, plain in ((scaled.tl, explanation.tl), (scaled.br, explanation.br)):
-        for name in ("position", "center", "sampling_points"):
+        for name in ("position", "key", "sampling_points"):
             torch.testing.assert_close(getattr(seen, name), getattr(plain, name) * factor)
     torch.testing.assert_close(scaled.boxes, explanation.boxes * factor.repeat(2))
     torch.testing.assert_close(scaled.regions, explanation.regions * factor.repeat(2))

@@ -12,10 +12,9 @@ from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from centripetalnet.modeling import CentripetalNet
+from centripetalnet.modeling import CentripetalNet, CentripetalShiftMatching
 from centripetalnet.modeling.corner_head import CornerHead
 from centripetalnet.modeling.corner_losses import LossOptions
-from centripetalnet.modeling.corner_matching import MatchingOptions
 from centripetalnet.modeling.selection import SelectionOptions
 from centripetalnet.modeling.timm_backbone import TimmBackbone
 
@@ -55,7 +54,7 @@ def detector(backbone, in_features):
         in_features=in_features,
         num_classes=2,
         losses=LossOptions(),
-        matching=MatchingOptions(),
+        matching=CentripetalShiftMatching(),
         selection=SelectionOptions(),
         canvas_bits=63,
         pixel_mean=(120.0,) * 3,

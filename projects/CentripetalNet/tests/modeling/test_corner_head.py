@@ -2,15 +2,28 @@ import pytest
 import torch
 
 from centripetalnet.layers.cross_star_deform_conv import sample_bilinear
+from centripetalnet.modeling import CentripetalShiftMatching, EmbeddingMatching
+from centripetalnet.modeling.centripetal_shift import ShiftBranch
 from centripetalnet.modeling.corner_head import CornerHead
 
-SHIFTS = ("offset", "guiding_shift", "centripetal_shift")
+VARIANTS = {
+    "cross_star": CentripetalShiftMatching(),
+    "deformable": CentripetalShiftMatching(shift_conv="deformable"),
+    "plain": CentripetalShiftMatching(shift_conv="plain"),
+    "no guiding shift": CentripetalShiftMatching(shift_conv="plain", guiding_shift=False),
+    "embedding": EmbeddingMatching(),
+}
 
 
-def make_head():
+def make_head(variant="cross_star"):
     torch.manual_seed(0)
     return CornerHead(
-        channels=8, num_classes=3, pool_channels=4, hidden_channels=6, heatmap_bias=-2.19
+        VARIANTS[variant].branch(),
+        channels=8,
+        num_classes=3,
+        pool_channels=4,
+        hidden_channels=6,
+        heatmap_bias=-2.19,
     )
 
 
@@ -26,7 +39,12 @@ def test_no_gradient_flows_from_the_centripetal_shift_into_the_guiding_shift():
 
 def test_initialisation_is_the_released_one():
     head = CornerHead(
-        channels=256, num_classes=80, pool_channels=128, hidden_channels=256, heatmap_bias=-2.19
+        ShiftBranch,
+        channels=256,
+        num_classes=80,
+        pool_channels=128,
+        hidden_channels=256,
+        heatmap_bias=-2.19,
     )
 
     assert (head.tl.heatmap[-1].bias == -2.19).all()
@@ -34,18 +52,22 @@ def test_initialisation_is_the_released_one():
     assert abs(head.br.cross_star.sampling_offset.weight.std().item() - 0.1) < 0.05
 
 
+@pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.parametrize("size, num_cells", [((9, 7), 30), ((1, 1), 3), ((5, 6), 0), ((1, 4), 5)])
-def test_shifts_at_cells_are_those_of_the_whole_maps_with_their_gradients(size, num_cells):
-    branch = make_head().eval().br
+def test_predictions_at_cells_are_those_of_the_whole_maps(variant, size, num_cells):
+    branch = make_head(variant).eval().br
     for parameter in branch.parameters():
         parameter.data = torch.randn_like(parameter) * 0.3
     feature = torch.randn(2, 8, *size, requires_grad=True)
     cells = torch.randint(0, 2 * size[0] * size[1], (num_cells,))
     leaves = [feature, *branch.parameters()]
 
-    maps = branch(feature)
-    dense = [getattr(maps, name).permute(0, 2, 3, 1).reshape(-1, 2)[cells] for name in SHIFTS]
-    sparse = branch.shifts_at(branch.pooling(feature), cells)
+    maps = branch(feature)._asdict()
+    sparse = branch.at_cells(branch.pooling(feature), cells)._asdict()
+    names = [name for name, x in sparse.items() if x is not None]
+    dense = [maps[name].permute(0, 2, 3, 1).flatten(0, 2)[cells] for name in names]
+    sparse = [sparse[name] for name in names]
+    assert len(names) == len([x for x in maps.values() if x is not None]) - 1
 
     weights = [torch.randn_like(x) for x in dense]
     gradients = [
@@ -67,13 +89,13 @@ def test_predictions_can_be_trained_on_a_frozen_feature():
     head.tl.pooling.requires_grad_(False)
     cells = torch.tensor([3, 40])
 
-    frozen = head.tl.shifts_at(head.tl.pooling(torch.ones(2, 8, 5, 7)), cells)
+    frozen = head.tl.at_cells(head.tl.pooling(torch.ones(2, 8, 5, 7)), cells)
     frozen.centripetal_shift.sum().backward()
     gradient = head.tl.cross_star.sampling_offset.weight.grad.clone()
 
     head.zero_grad()
     feature = torch.ones(2, 8, 5, 7, requires_grad=True)
-    head.tl.shifts_at(head.tl.pooling(feature), cells).centripetal_shift.sum().backward()
+    head.tl.at_cells(head.tl.pooling(feature), cells).centripetal_shift.sum().backward()
     torch.testing.assert_close(gradient, head.tl.cross_star.sampling_offset.weight.grad)
 
 

@@ -1,15 +1,13 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from centripetalnet.modeling.corner_losses import (
-    LossOptions,
-    corner_counts,
-    corner_losses,
-    heatmap_loss,
-    shift_loss,
-)
+from centripetalnet.modeling import CentripetalShiftMatching, EmbeddingMatching
+from centripetalnet.modeling.centripetal_shift import CornerShifts
+from centripetalnet.modeling.corner_losses import corner_counts, heatmap_loss, shift_loss
 from centripetalnet.modeling.corner_targets import corner_targets
-from centripetalnet.structures import CornerShifts
+from centripetalnet.modeling.embedding import CornerEmbeddings, embedding_losses
 
 
 def test_heatmap_loss_is_divided_by_the_number_of_positive_cells():
@@ -54,15 +52,70 @@ def test_heatmap_counts_are_per_class_and_shift_counts_are_not():
     assert corner_counts(targets.br) == (4, 3)
 
 
-def test_without_boxes_shift_losses_are_zero_and_reach_every_prediction():
-    heatmap = torch.randn(2, 3, 4, 4, requires_grad=True)
-    shifts = CornerShifts(*(torch.zeros(0, 2, requires_grad=True) for _ in range(3)))
-    none = torch.zeros(0, dtype=torch.long)
-    targets = corner_targets(torch.zeros(0, 4), none, none, 2, 3, (16, 16), (4, 4)).tl
+@pytest.mark.parametrize("matching", [CentripetalShiftMatching(), EmbeddingMatching()])
+def test_without_boxes_the_losses_of_matching_are_zero_and_reach_every_prediction(matching):
+    def predictions():
+        if isinstance(matching, EmbeddingMatching):
+            return CornerEmbeddings(None, torch.zeros(0, 1, requires_grad=True))
+        return CornerShifts(None, *(torch.zeros(0, 2, requires_grad=True) for _ in range(2)))
 
-    losses = corner_losses(heatmap, shifts, targets, corner_counts(targets), LossOptions())
+    none = torch.zeros(0, dtype=torch.long)
+    targets = corner_targets(torch.zeros(0, 4), none, none, 2, 3, (16, 16), (4, 4))
+    counts = [corner_counts(target) for target in (targets.tl, targets.br)]
+    of_corners = predictions(), predictions()
+
+    losses = matching.losses(of_corners, targets, counts, smooth_l1_beta=1.0)
     sum(losses.values()).backward()
 
-    assert losses["heatmap"] > 0
-    assert losses["offset"] == losses["guiding_shift"] == losses["centripetal_shift"] == 0
-    assert all(x.grad is not None for x in (heatmap, *shifts))
+    assert set(losses) == set(matching.losses_of) and not any(losses.values())
+    assert all(x.grad is not None for corner in of_corners for x in corner if x is not None)
+
+
+def embedding_losses_by_loops(tl, br, image_index, usable):
+    """Equations 4 and 5 of arXiv 1808.01244, summed over images."""
+    pull = push = 0.0
+    for image in image_index.unique():
+        mine = [k for k in range(len(tl)) if usable[k] and image_index[k] == image]
+        means = [(tl[k] + br[k]) / 2 for k in mine]
+        for k, mean in zip(mine, means):
+            pull += ((tl[k] - mean) ** 2 + (br[k] - mean) ** 2) / len(mine)
+        for i, mean in enumerate(means):
+            for j, other in enumerate(means):
+                if i != j:
+                    count = len(mine) * (len(mine) - 1)
+                    push += torch.clamp(1 - (mean - other).abs(), min=0) / count
+    return pull, push
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 3), st.booleans()),
+        min_size=1,
+        max_size=12,
+    )
+)
+@settings(deadline=None)
+def test_embedding_losses_are_those_of_the_paper(boxes):
+    tl, br, image_index, usable = (torch.tensor(x) for x in zip(*boxes))
+    embeddings = [x.double().requires_grad_() for x in (tl, br)]
+
+    found = embedding_losses(*embeddings, image_index, usable)
+    expected = embedding_losses_by_loops(*embeddings, image_index, usable)
+
+    for actual, truth in zip(found, expected):
+        assert float(actual) == pytest.approx(float(truth), abs=1e-9)
+
+
+def test_embedding_losses_have_the_right_gradients():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = [
+        torch.randn(9, generator=generator, dtype=torch.double, requires_grad=True)
+        for _ in range(2)
+    ]
+    image_index, usable = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 3]), torch.ones(9).bool()
+    usable[4] = False
+
+    def losses(tl, br):
+        return embedding_losses(tl, br, image_index, usable)
+
+    assert torch.autograd.gradcheck(losses, embeddings)

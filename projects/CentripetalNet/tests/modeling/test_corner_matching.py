@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from centripetalnet.modeling import CentripetalShiftMatching
+from centripetalnet.modeling.centripetal_shift import CornerShifts
 from centripetalnet.modeling.corner_matching import (
-    MatchingOptions,
     find_peaks,
     locate_corners,
     match_corners,
@@ -24,14 +25,24 @@ def decode(head, canvas_size, border):
     corners = []
     for corner, inwards in (("tl", +1), ("br", -1)):
         heatmap = head[f"{corner}_heat"]
-        peaks = find_peaks(heatmap, MatchingOptions())
+        peaks = find_peaks(heatmap, CentripetalShiftMatching())
         offset, shift = (
             head[f"{corner}_{name}"].permute(0, 2, 3, 1).reshape(-1, 2)[peaks.cell]
             for name in ("off", "centripetal_shift")
         )
         map_size = tuple(heatmap.shape[-2:])
-        corners.append(locate_corners(peaks, offset, shift, inwards, map_size, canvas_size))
-    return match_corners(*corners, border, MatchingOptions())
+        corners.append(
+            locate_corners(
+                peaks,
+                offset,
+                CornerShifts(None, None, shift),
+                CentripetalShiftMatching(),
+                inwards,
+                map_size,
+                canvas_size,
+            )
+        )
+    return match_corners(*corners, border, CentripetalShiftMatching())
 
 
 def pair(tl, br, tl_center, br_center, scores=(0.5, 0.5), classes=(0, 0)):
@@ -52,7 +63,9 @@ def pair(tl, br, tl_center, br_center, scores=(0.5, 0.5), classes=(0, 0)):
 
 
 def is_box(*args, **kwargs):
-    candidates = match_corners(*pair(*args, **kwargs), torch.zeros(1, 2), MatchingOptions())
+    candidates = match_corners(
+        *pair(*args, **kwargs), torch.zeros(1, 2), CentripetalShiftMatching()
+    )
     return bool(candidates.scores[0, 0] >= 0)
 
 
@@ -113,7 +126,7 @@ def test_centers_must_lie_close_together():
 def test_border_is_subtracted_and_negative_coordinates_become_zero():
     tl, br = pair((10, 20), (110, 120), (59, 69), (61, 71))
 
-    candidates = match_corners(tl, br, torch.tensor([[15.0, 20.0]]), MatchingOptions())
+    candidates = match_corners(tl, br, torch.tensor([[15.0, 20.0]]), CentripetalShiftMatching())
 
     assert candidates.boxes[0, 0].tolist() == [0, 0, 95, 100]
     assert candidates.scores[0, 0] == 0.5
@@ -123,8 +136,10 @@ def test_paper_weighting_lowers_the_score_by_the_spread_of_the_centers():
     corners = pair((0, 0), (100, 100), (45, 45), (55, 55), scores=(0.6, 0.8))
     spread = 10 * 10 / (100 / 2.1) ** 2
 
-    plain = match_corners(*corners, torch.zeros(1, 2), MatchingOptions())
-    weighted = match_corners(*corners, torch.zeros(1, 2), MatchingOptions(weight_scores=True))
+    plain, weighted = (
+        match_corners(*corners, torch.zeros(1, 2), CentripetalShiftMatching(weight_scores=x))
+        for x in (False, True)
+    )
 
     assert plain.scores[0, 0].item() == pytest.approx(0.7)
     assert weighted.scores[0, 0].item() == pytest.approx(0.7 * math.exp(-spread))
@@ -135,7 +150,7 @@ def test_only_local_maxima_are_corners():
     heatmap[0, 0, 2, 2], heatmap[0, 0, 3, 3], heatmap[0, 0, 6, 6] = 2.0, 1.0, 0.0
     heatmap[1, 0, 0, 1], heatmap[1, 0, 7, 7] = 0.0, 1.0
 
-    peaks = find_peaks(heatmap, MatchingOptions(topk=2))
+    peaks = find_peaks(heatmap, CentripetalShiftMatching(topk=2))
 
     assert peaks.cell.tolist() == [[2 * 8 + 2, 6 * 8 + 6], [64 + 63, 64 + 1]]
     torch.testing.assert_close(peaks.score[0], torch.tensor([2.0, 0.0]).sigmoid())
@@ -180,7 +195,7 @@ def test_corners_are_the_largest_of_their_neighbourhood(kernel, size):
     # All different.
     heatmap = torch.randperm(2 * size[0] * size[1]).view(2, 1, *size) / 100
 
-    peaks = find_peaks(heatmap, MatchingOptions(topk=1000, local_maximum_kernel=kernel))
+    peaks = find_peaks(heatmap, CentripetalShiftMatching(topk=1000, local_maximum_kernel=kernel))
 
     largest = torch.nn.functional.max_pool2d(heatmap, kernel, stride=1, padding=kernel // 2)
     expected = (heatmap == largest).flatten().nonzero()[:, 0]

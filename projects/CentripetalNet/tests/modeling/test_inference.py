@@ -145,7 +145,7 @@ def test_shifts_of_a_feature_in_bfloat16_are_those_of_float32(model):
     pooled = torch.randn(2, 16, 9, 7).bfloat16()
     cells = torch.arange(0, 2 * 9 * 7, 5)
 
-    found, truth = low.shifts_at(pooled, cells), full.shifts_at(pooled.float(), cells)
+    found, truth = low.at_cells(pooled, cells), full.at_cells(pooled.float(), cells)
 
     for actual, expected in zip(found, truth):
         torch.testing.assert_close(actual, expected)

@@ -8,9 +8,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from centripetalnet.checkpoint.names import mmdet_name
-from centripetalnet.modeling import CentripetalNetWithTTA
+from centripetalnet.modeling import CentripetalNetWithTTA, CentripetalShiftMatching
 from centripetalnet.modeling.corner_losses import LossOptions
-from centripetalnet.modeling.corner_matching import MatchingOptions, match_corners
+from centripetalnet.modeling.corner_matching import match_corners
 from centripetalnet.modeling.selection import SelectionOptions, detections_of
 
 
@@ -170,7 +170,7 @@ def test_tta_refuses_scales_that_are_not_positive(model, scales):
 
 
 def test_options_of_the_config_are_the_released_ones(model):
-    assert model.matching == MatchingOptions()
+    assert model.matching == CentripetalShiftMatching()
     assert model.selection == SelectionOptions()
     assert model.loss_options == LossOptions()
 
@@ -193,7 +193,7 @@ def test_backbone_and_head_compile_into_one_graph():
             feature = features[name]
             pooled = head.tl.pooling(feature)
             maps = head.br(feature)
-            shifts = head.tl.shifts_at(pooled, cells)
+            shifts = head.tl.at_cells(pooled, cells)
             result += [head.tl.heatmap(pooled), *maps, *shifts]
         return result
 

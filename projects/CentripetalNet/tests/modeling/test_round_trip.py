@@ -8,8 +8,9 @@ import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
+from centripetalnet.modeling import CentripetalShiftMatching
+from centripetalnet.modeling.centripetal_shift import CornerShifts
 from centripetalnet.modeling.corner_matching import (
-    MatchingOptions,
     find_peaks,
     locate_corners,
     match_corners,
@@ -44,7 +45,7 @@ def perfect_candidates(boxes, classes, image_index, num_images, canvas):
     map_size = map_size_of(canvas)
     height, width = map_size
     targets = corner_targets(boxes, classes, image_index, num_images, NUM_CLASSES, canvas, map_size)
-    options = MatchingOptions(topk=max(len(boxes), 1))
+    options = CentripetalShiftMatching(topk=max(len(boxes), 1))
     corners = []
     for target, inwards in ((targets.tl, +1), (targets.br, -1)):
         plane = image_index * NUM_CLASSES + classes
@@ -55,7 +56,8 @@ def perfect_candidates(boxes, classes, image_index, num_images, canvas):
         # Corners on neighbouring cells have equal scores, so all are local maxima.
         peaks = find_peaks(heatmap.view(num_images, NUM_CLASSES, height, width), options)
         offset, shift = maps[0][peaks.cell], maps[1][peaks.cell]
-        corners.append(locate_corners(peaks, offset, shift, inwards, map_size, canvas))
+        shifts = CornerShifts(None, None, shift)
+        corners.append(locate_corners(peaks, offset, shifts, options, inwards, map_size, canvas))
     return match_corners(*corners, torch.zeros(num_images, 2), options)
 
 
