@@ -4,6 +4,7 @@
 #   PYTEST_ARGS="-k corner"      more arguments for pytest
 #   BENCH_ARGS="--only pooling"  more arguments for the benchmark
 #   GPU_ARGS="--only kernels"    more arguments for gpu-check; --dry-run where there is no GPU
+#   ABLATION_ARGS="--seeds 5"    more arguments for ablation
 #   LOCK_ARGS=--upgrade          let `make lock` choose newer versions
 
 SHELL := /bin/bash
@@ -66,6 +67,11 @@ bench: $(DEMO_MODEL) ## measure time and memory of the parts against their goals
 # The benchmark measures the AP in lower precision, which needs a trained model.
 $(DEMO_MODEL):
 	@$(MAKE) demo
+
+.PHONY: ablation
+ablation: ## train variants of the detector and compare them, in output/ablation
+	@dev/setup.sh demo
+	$(IN_ENV) $(PYTHON_OF_ENV) $(PROJECT)/tools/ablation.py --output output/ablation $(ABLATION_ARGS)
 
 .PHONY: gpu-check
 gpu-check: ## build, check and measure on this machine's GPUs, with a report in output/gpu

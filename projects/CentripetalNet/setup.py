@@ -130,6 +130,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "centripetalnet-ablation = centripetalnet.commands.ablation:main",
             "centripetalnet-analyze = centripetalnet.commands.analyze:main",
             "centripetalnet-benchmark = centripetalnet.commands.benchmark:main",
             "centripetalnet-check = centripetalnet.commands.check:main",

@@ -107,6 +107,19 @@ SMALL = {
         "MODEL__CENTRIPETALNET__IN_FEATURES": ["p2"],
     },
 }
+# Small detectors by way of matching and convolution, on the hourglass.
+_NET = "MODEL__CENTRIPETALNET__"
+SMALL.update(
+    {
+        "embedding": {**SMALL["hourglass"], f"{_NET}MATCHING": "EmbeddingMatching"},
+        "deformable": {**SMALL["hourglass"], f"{_NET}SHIFT_CONV": "deformable"},
+        "plain": {
+            **SMALL["hourglass"],
+            f"{_NET}SHIFT_CONV": "plain",
+            f"{_NET}GUIDING_SHIFT": False,
+        },
+    }
+)
 SMALL_HEAD = {
     "MODEL__CENTRIPETALNET__NUM_CLASSES": 2,
     "MODEL__CENTRIPETALNET__POOL_CHANNELS": 8,
@@ -124,13 +137,15 @@ needs_timm = pytest.mark.skipif(
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 _OTHERS = ["resnet", pytest.param("timm", marks=needs_timm)]
-each_backbone = pytest.mark.parametrize("backbone", ["hourglass", *_OTHERS])
+_VARIANTS = ["embedding", "deformable", "plain"]
+each_detector = pytest.mark.parametrize("detector", ["hourglass", *_OTHERS, *_VARIANTS])
+other_detectors = pytest.mark.parametrize("detector", [*_OTHERS, *_VARIANTS])
 other_backbones = pytest.mark.parametrize("backbone", _OTHERS)
 
 
-def small_config(backbone: str, **changes) -> CfgNode:
-    """Of a small detector with a backbone of ``SMALL``."""
-    return config("Base-CentripetalNet", **{**SMALL[backbone], **SMALL_HEAD, **changes})
+def small_config(detector: str, **changes) -> CfgNode:
+    """Of a small detector of ``SMALL``."""
+    return config("Base-CentripetalNet", **{**SMALL[detector], **SMALL_HEAD, **changes})
 
 
 @torch.no_grad()
@@ -148,14 +163,15 @@ def calibrate(model: torch.nn.Module, canvas: torch.Tensor) -> None:
         norm.running_var *= 1.5
 
 
-def finding_detector(backbone: str, **changes) -> torch.nn.Module:
+def finding_detector(detector: str, **changes) -> torch.nn.Module:
     """A small detector, not trained, that finds boxes of two classes in noise."""
     torch.manual_seed(0)
-    model = build_model(small_config(backbone, **changes))
+    model = build_model(small_config(detector, **changes))
     calibrate(model, torch.randn(4, 3, 256, 256))
     for branch in (model.heads[-1].tl, model.heads[-1].br):
         branch.heatmap[-1].weight.data *= 4
-        branch.centripetal_shift[-1].bias.data[:] = math.log(4)
+        if detector != "embedding":
+            branch.centripetal_shift[-1].bias.data[:] = math.log(4)
     return model.eval()
 
 

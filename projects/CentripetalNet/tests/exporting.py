@@ -12,9 +12,8 @@ needs_onnx = pytest.mark.skipif(
     reason="onnx and onnxruntime are not installed",
 )
 # Thresholds with which an untrained model finds boxes.
-ANYWHERE = CentripetalShiftMatching(
-    central_region_large=9.0, central_region_small=9.0, max_center_area=9.0
-)
+THRESHOLDS = ("central_region_large", "central_region_small", "max_center_area")
+ANYWHERE = CentripetalShiftMatching(**dict.fromkeys(THRESHOLDS, 9.0))
 
 
 def run_export(arguments):

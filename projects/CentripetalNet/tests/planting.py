@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from centripetalnet.modeling.centripetal_shift import CornerShifts
+from centripetalnet.modeling.embedding import CornerEmbeddings
 from centripetalnet.report import Objects, Scene, SceneEvaluator
 from centripetalnet.report.oracles import ORACLES
 
@@ -50,17 +51,31 @@ class PlantedBranch(nn.Module):
         return CornerShifts(offset, centripetal, centripetal)
 
 
+class PlantedEmbeddings(PlantedBranch):
+    """The same for embeddings, which are the x of the planted centre, in pixels."""
+
+    def plant(self, corners):
+        super().plant(corners)
+        self.embeddings = torch.zeros(32 * 32, 1)
+        for x, y, center_x, *_ in corners:
+            self.embeddings[min(int(y / CELL), 31) * 32 + min(int(x / CELL), 31)] = center_x
+
+    def at_cells(self, pooled, cells, needs_offset=True):
+        return CornerEmbeddings(self.shifts[0, cells], self.embeddings[cells])
+
+
 class PlantedHeatmap(nn.Module):
     def forward(self, pooled):
         return self.logits
 
 
-def planted_detector(num_classes=2, **selection):
+def planted_detector(num_classes=2, detector="hourglass", **selection):
     """A detector for images of SIDE x SIDE pixels, for its branches to be planted."""
-    config = small_config("hourglass", MODEL__CENTRIPETALNET__NUM_CLASSES=num_classes, **selection)
+    config = small_config(detector, MODEL__CENTRIPETALNET__NUM_CLASSES=num_classes, **selection)
     model = build_model(config).eval()
-    model.heads[-1].tl = PlantedBranch(+1, num_classes)
-    model.heads[-1].br = PlantedBranch(-1, num_classes)
+    branch = PlantedEmbeddings if detector == "embedding" else PlantedBranch
+    model.heads[-1].tl = branch(+1, num_classes)
+    model.heads[-1].br = branch(-1, num_classes)
     return model
 
 

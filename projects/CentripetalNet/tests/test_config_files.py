@@ -11,6 +11,7 @@ from centripetalnet.config import check_device, check_values, find_config, packa
 from centripetalnet.data import load_config
 
 NAMES = ["centripetal_hg104", "centripetal_hg52", "centripetal_mask_hg104"]
+NAMES += ["cornernet_hg104"]
 NAMES += ["centripetal_R_50_FPN", "centripetal_mask_R_50_FPN", "own_data", "own_data_R_50"]
 NAMES += ["centripetal_mask_lite0", "centripetal_mask_tiny", "centripetal_tiny"]
 

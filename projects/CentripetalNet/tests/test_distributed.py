@@ -84,6 +84,12 @@ ONE_STEP = [
 ]
 
 
+EMBEDDINGS = ["MODEL.CENTRIPETALNET.MATCHING", "EmbeddingMatching"]
+# They are sums over the images of a process. Two processes with half of them have the mean.
+HALF_EMBEDDING_LOSSES = ["MODEL.CENTRIPETALNET.PULL_WEIGHT", "0.05"]
+HALF_EMBEDDING_LOSSES += ["MODEL.CENTRIPETALNET.PUSH_WEIGHT", "0.05"]
+
+
 def trained_alone(output, *opts, config_file=TINY):
     trainer = Trainer(setup(arguments(output, *opts, config_file=config_file)))
     trainer.train()
@@ -91,14 +97,22 @@ def trained_alone(output, *opts, config_file=TINY):
 
 
 @on_each_device
-@pytest.mark.parametrize("config_file", [TINY, TINY_MASK], ids=["boxes", "masks"])
+@pytest.mark.parametrize(
+    "config_file, more, of_one",
+    [
+        (TINY, [], []),
+        (TINY_MASK, ["MODEL.CENTRIPETALNET.SHIFT_CONV", "deformable"], []),
+        (TINY, EMBEDDINGS, HALF_EMBEDDING_LOSSES),
+    ],
+    ids=["boxes", "masks, deformable convolution", "embeddings"],
+)
 def test_two_processes_have_the_gradients_of_one_with_the_full_batch(
-    config_file, device, datasets, tmp_path
+    config_file, more, of_one, device, datasets, tmp_path
 ):
     # The order of sums on a GPU changes from batch to batch.
     tolerance = {"cpu": 2e-5, "cuda": 1e-3}[device]
-    opts = [*ONE_STEP, *FROZEN, "MODEL.DEVICE", device]
-    model = trained_alone(tmp_path / "alone", *opts, config_file=config_file)
+    opts = [*ONE_STEP, *FROZEN, *more, "MODEL.DEVICE", device]
+    model = trained_alone(tmp_path / "alone", *opts, *of_one, config_file=config_file)
 
     first, second = run_few(datasets, tmp_path, *opts, flags=TWO, config_file=config_file)
 

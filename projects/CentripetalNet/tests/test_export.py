@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import calibrate, config, finding_detector, needs_timm, other_backbones
+from conftest import calibrate, config, finding_detector, needs_timm, other_detectors
 from detectron2.modeling import build_model
-from exporting import ANYWHERE, needs_onnx, run_export
+from exporting import ANYWHERE, THRESHOLDS, needs_onnx, run_export
 from PIL import Image
 from training import TINY_MASK
 
@@ -147,12 +147,13 @@ def test_program_agrees_with_the_model_on_images_of_any_size(golden_detector, tm
     assert json.loads(extra["soft_nms"])["sigma"] == golden_detector.selection.sigma
 
 
-@other_backbones
+@other_detectors
 @needs_onnx
-def test_onnx_of_other_backbones_agrees_with_the_model(backbone, tmp_path):
+def test_onnx_of_other_detectors_agrees_with_the_model(detector, tmp_path):
     # So that sides of the canvas are odd multiples of 32, too, unlike those of the traced image.
-    model = finding_detector(backbone, MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=31)
-    model.matching = dataclasses.replace(ANYWHERE, topk=50)
+    model = finding_detector(detector, MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=31)
+    thresholds = {x: getattr(ANYWHERE, x) for x in THRESHOLDS if hasattr(model.matching, x)}
+    model.matching = dataclasses.replace(model.matching, topk=50, **thresholds)
     path = str(tmp_path / "model.onnx")
 
     export.export_onnx(model, path, {}, opset=17)

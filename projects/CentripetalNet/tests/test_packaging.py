@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import CONFIGS, PROJECT
 
-COMMANDS = ["analyze", "benchmark", "check", "compare", "convert", "demo", "explain", "export"]
-COMMANDS += ["plot", "report", "run-onnx", "train", "visualize-data"]
+COMMANDS = ["ablation", "analyze", "benchmark", "check", "compare", "convert", "demo", "explain"]
+COMMANDS += ["export", "plot", "report", "run-onnx", "train", "visualize-data"]
 # Build results, caches and downloads next to the sources.
 LEFTOVERS = ("*.so", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 LEFTOVER_FOLDERS = {"build", "dist", "datasets", "output"}

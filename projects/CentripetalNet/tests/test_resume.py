@@ -18,10 +18,11 @@ OPTIONS = [
     # Random numbers of every kind.
     *("INPUT.COLOR_DISTORTION.ENABLED", "True"),
 ]
-# A pretrained kind of backbone, averaged weights, and several batches a step.
+# A pretrained kind of backbone, embeddings, averaged weights, and several batches a step.
 OWN_DATA = [
     *("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_resnet"),
     *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.CENTRIPETALNET.IN_FEATURES", "['p2']"),
+    *("MODEL.CENTRIPETALNET.MATCHING", "EmbeddingMatching"),
     *("MODEL.EMA.ENABLED", "True", "SOLVER.ACCUMULATE", "2", "SOLVER.OPTIMIZER", "ADAMW"),
 ]
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import GOLDEN_OPTIONS, PROJECT, config, golden_config, weight_from_name
+from conftest import EMBEDDINGS, GOLDEN_OPTIONS, PROJECT, config, golden_config, weight_from_name
 from detectron2.modeling import build_model
 
 from centripetalnet.checkpoint import CentripetalNetCheckpointer
@@ -13,11 +13,13 @@ from centripetalnet.checkpoint.conversion import (
     convert_to_theirs,
     model_shapes,
 )
-from centripetalnet.checkpoint.names import mmdet_name, paper_name, translation
+from centripetalnet.checkpoint.names import cornernet_name, mmdet_name, paper_name, translation
 from centripetalnet.checkpoint.safe_load import load_tensors
 from centripetalnet.commands import convert
 
 NAMES = {"mmdet": mmdet_name, "paper": paper_name}
+# Of each detector the implementations that have it.
+DETECTORS = [("mmdet", {}), ("paper", {}), ("mmdet", EMBEDDINGS), ("cornernet", EMBEDDINGS)]
 CLASSES = ["cow", "bear", "cat", "dog", "bird"]
 MMDET_CONFIG = """
 model = dict(type='CornerNet')
@@ -29,7 +31,7 @@ img_norm_cfg = dict(
 def random_weights(cfg, origin):
     """Weights of a config's model in another implementation's names."""
     shapes = model_shapes(cfg)
-    names = translation(shapes, NAMES[origin])
+    names = translation(shapes, {**NAMES, "cornernet": cornernet_name}[origin])
     return {theirs: weight_from_name(theirs, shapes[ours], 0) for theirs, ours in names.items()}
 
 
@@ -57,11 +59,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("origin", list(NAMES))
+@pytest.mark.parametrize("origin, changes", DETECTORS)
 @pytest.mark.parametrize("form", list(FORMS))
 def test_every_form_of_checkpoint_is_converted_loaded_and_converted_back(
-    cfg, save, tmp_path, origin, form
+    save, tmp_path, origin, changes, form
 ):
+    cfg = golden_config(**changes)
     theirs = random_weights(cfg, origin)
 
     converted = convert_to_ours(save(FORMS[form](theirs)), cfg)
@@ -74,8 +77,20 @@ def test_every_form_of_checkpoint_is_converted_loaded_and_converted_back(
     assert converted.origin == origin
     state = model.state_dict()
     assert all(torch.equal(state[name], x) for name, x in converted.weights.items())
-    assert set(back["state_dict"]) == set(theirs)
-    assert all(torch.equal(back["state_dict"][name], x) for name, x in theirs.items())
+    back = back.get("state_dict", back)
+    assert set(back) == set(theirs)
+    assert all(torch.equal(back[name], x) for name, x in theirs.items())
+
+
+@pytest.mark.parametrize("changes, origin", [(EMBEDDINGS, "paper"), ({}, "cornernet")])
+def test_a_detector_that_the_other_code_lacks_is_refused(save, changes, origin):
+    ours = save({"model": build_model(golden_config(**changes)).state_dict()})
+    theirs = random_weights(golden_config(**(EMBEDDINGS if origin == "cornernet" else {})), origin)
+
+    with pytest.raises(ValueError, match="no part like heads.*cornernet_hg104 CornerNet"):
+        convert_to_theirs(ours, golden_config(**changes), origin)
+    with pytest.raises(ValueError, match="no part like heads.*cornernet_hg104 CornerNet"):
+        convert_to_ours(save(theirs), golden_config(**changes))
 
 
 @pytest.mark.parametrize("origin", list(NAMES))
@@ -188,8 +203,8 @@ def test_tensors_may_be_left_out_by_name(cfg, save):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no CentripetalNet"),
-        ({}, "holds no CentripetalNet"),
+        ({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "holds no detector"),
+        ({}, "holds no detector"),
         ([torch.zeros(1)], "holds a list"),
     ],
 )
@@ -250,32 +265,45 @@ def run_tool(*args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("origin", list(NAMES))
-def test_a_full_hourglass_104_is_converted_detects_and_is_converted_back(golden, tmp_path, origin):
-    shapes = golden("mmdet_keys_centripetalnet_hourglass104.json")
-    if origin == "paper":
-        ours = translation(model_shapes(config()), mmdet_name)
-        shapes = {paper_name(ours[name], 2): shape for name, shape in shapes.items()}
+@pytest.mark.parametrize(
+    "origin, file, size",
+    [
+        ("mmdet", "centripetal_hg104", "1152 tensors, 205,883,932 values"),
+        ("paper", "centripetal_hg104", "1152 tensors, 205,883,932 values"),
+        ("cornernet", "cornernet_hg104", "1128 tensors, 201,161,088 values"),
+    ],
+)
+def test_a_full_hourglass_104_is_converted_detects_and_is_converted_back(
+    golden, tmp_path, origin, file, size
+):
+    released = {"centripetal_hg104": "centripetalnet", "cornernet_hg104": "cornernet"}[file]
+    shapes = golden(f"mmdet_keys_{released}_hourglass104.json")
+    if origin != "mmdet":
+        ours = translation(model_shapes(config(file)), mmdet_name)
+        other = {"paper": paper_name, "cornernet": cornernet_name}[origin]
+        shapes = {other(ours[name], 2): shape for name, shape in shapes.items()}
     theirs = {name: weight_from_name(name, shape, 7) for name, shape in shapes.items()}
     torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
 
-    there = run_tool(tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    there = run_tool(tmp_path / "theirs.pth", tmp_path / "ours.pth", "--config-file", file)
     assert there.returncode == 0, there.stderr
-    assert "1152 tensors, 205,883,932 values" in there.stdout
+    assert size in there.stdout
     options = re.search(r"input +(.*) \(", there.stdout).group(1)
     form = re.match(
         r"INPUT.FORMAT (\w+) MODEL.PIXEL_MEAN (\[.*\]) MODEL.PIXEL_STD (\[.*\])", options
     )
     keys = ("INPUT__FORMAT", "MODEL__PIXEL_MEAN", "MODEL__PIXEL_STD")
-    model = build_model(config(**dict(zip(keys, form.groups())))).eval()
+    model = build_model(config(file, **dict(zip(keys, form.groups())))).eval()
     CentripetalNetCheckpointer(model).load(str(tmp_path / "ours.pth"))
     with torch.no_grad():
         image = torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8)
         instances = model([{"image": image}])[0]["instances"]
-    back = run_tool(tmp_path / "ours.pth", tmp_path / "back.pth", "--to", origin)
+    names = ["--to", origin, "--config-file", file]
+    back = run_tool(tmp_path / "ours.pth", tmp_path / "back.pth", *names)
 
     assert torch.isfinite(instances.scores).all()
     assert back.returncode == 0, back.stderr
-    returned = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    returned = torch.load(tmp_path / "back.pth", weights_only=True)
+    returned = returned.get("state_dict", returned)
     assert set(returned) == set(theirs)
     assert all(torch.equal(returned[name], x) for name, x in theirs.items())

@@ -5,6 +5,7 @@ from matplotlib.colors import to_rgb
 
 from centripetalnet.explain import explanation_figure
 from centripetalnet.modeling.centripetal_shift import ShiftOutcome
+from centripetalnet.modeling.embedding import EmbeddingOutcome
 from centripetalnet.structures import Explanation, SeenCorners
 from centripetalnet.visualization.sheet import (
     BOX_COLOR,
@@ -31,12 +32,13 @@ def explained(size=(100, 120), outcome=ShiftOutcome.ACCEPTED):
         )
 
     is_box = outcome.name == "ACCEPTED"
-    return Explanation(
+    regions = torch.cat((at(0.35, 0.35), at(0.65, 0.65)), dim=1)[None]
+    explanation = Explanation(
         tl=seen(at(0.2, 0.2), at(0.5, 0.6)),
         br=seen(at(0.8, 0.8), at(0.5, 0.4)),
         map_extent=(0, 0, width, height),
         boxes=torch.cat((at(0.2, 0.2), at(0.8, 0.8)), dim=1)[None],
-        regions=torch.cat((at(0.35, 0.35), at(0.65, 0.65)), dim=1)[None],
+        regions=regions,
         scores=torch.tensor([[0.9]]),
         distance=torch.tensor([[0.1]]),
         outcomes=type(outcome),
@@ -44,6 +46,14 @@ def explained(size=(100, 120), outcome=ShiftOutcome.ACCEPTED):
         detections=torch.zeros(int(is_box), 2, dtype=torch.long),
         detection_scores=torch.full((int(is_box),), 0.9),
     )
+    if type(outcome) is ShiftOutcome:
+        return explanation
+    # Of embeddings there is nothing to point to.
+    corners = {
+        name: getattr(explanation, name)._replace(key=torch.tensor([[key]]), sampling_points=None)
+        for name, key in (("tl", 0.25), ("br", -1.5))
+    }
+    return explanation._replace(regions=None, **corners)
 
 
 def pixels(figure, panel, points, size):
@@ -121,7 +131,7 @@ def test_sampling_points_of_the_chosen_pair_are_drawn():
     assert all(np.allclose(a, b) for a, b in zip(drawn, expected)) and len(drawn) == 2
 
 
-@pytest.mark.parametrize("outcome", list(ShiftOutcome))
+@pytest.mark.parametrize("outcome", [*ShiftOutcome, *EmbeddingOutcome])
 def test_the_outcome_of_the_pair_is_written_below_it(outcome):
     figure = explanation_figure(
         np.zeros((64, 64, 3), np.uint8), explained((64, 64), outcome), (0, 0), ["zebra"]
@@ -129,7 +139,7 @@ def test_the_outcome_of_the_pair_is_written_below_it(outcome):
 
     texts = [x.get_text() for x in figure.texts]
     assert any(x.startswith("top-left: zebra 0.90") for x in texts)
-    verdict = "Accepted" if outcome == ShiftOutcome.ACCEPTED else "Rejected|Removed"
+    verdict = "Accepted" if outcome.name == "ACCEPTED" else "Rejected|Removed"
     assert any(x.startswith(tuple(verdict.split("|"))) for x in texts)
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import config, each_backbone, finding_detector
+from conftest import config, each_detector, finding_detector
 from detectron2.modeling import build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,9 +122,9 @@ def test_outcomes_add_up_to_all_pairs(rows):
     assert outcome.bincount(minlength=len(ShiftOutcome)).sum() == len(rows)
 
 
-@each_backbone
-def test_explanation_agrees_with_detection(backbone, image):
-    model = finding_detector(backbone)
+@each_detector
+def test_explanation_agrees_with_detection(detector, image):
+    model = finding_detector(detector)
     explanation = explain(model, image)
     with torch.no_grad():
         found = model([{"image": image}])[0]["instances"]

@@ -1,5 +1,5 @@
 import pytest
-from conftest import config, each_backbone, small_config
+from conftest import config, each_detector, small_config
 from detectron2.modeling import build_model
 
 from centripetalnet.modeling.analysis import analyze
@@ -45,9 +45,9 @@ def test_flops_equal_their_formulas():
     assert not any(x.startswith("centripetalnet::") for x in flops.unsupported_ops())
 
 
-@each_backbone
-def test_every_backbone_is_counted(backbone):
-    flops, activations = analyze(build_model(small_config(backbone)), (31, 31))
+@each_detector
+def test_every_detector_is_counted(detector):
+    flops, activations = analyze(build_model(small_config(detector)), (31, 31))
 
     assert flops.by_module()["model.backbone"] > 0.1 * flops.total()
     assert activations.by_module()["model.backbone"] > 0

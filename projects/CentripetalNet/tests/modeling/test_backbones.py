@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from centripetalnet.modeling import CentripetalNet, CentripetalShiftMatching
+from centripetalnet.modeling.centripetal_shift import ShiftBranch
 from centripetalnet.modeling.corner_head import CornerHead
 from centripetalnet.modeling.corner_losses import LossOptions
 from centripetalnet.modeling.selection import SelectionOptions
@@ -42,6 +43,7 @@ def detector(backbone, in_features):
         backbone=backbone,
         heads=[
             CornerHead(
+                ShiftBranch,
                 channels=backbone.output_shape()[name].channels,
                 num_classes=2,
                 pool_channels=8,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from centripetalnet.modeling import CentripetalShiftMatching
+from centripetalnet.modeling import CentripetalShiftMatching, EmbeddingMatching
 from centripetalnet.modeling.centripetal_shift import CornerShifts
 from centripetalnet.modeling.corner_matching import (
     find_peaks,
@@ -11,6 +11,7 @@ from centripetalnet.modeling.corner_matching import (
     match_corners,
     mean_offset,
 )
+from centripetalnet.modeling.embedding import CornerEmbeddings, EmbeddingOutcome
 from centripetalnet.modeling.selection import (
     SelectionOptions,
     best_candidates,
@@ -83,6 +84,49 @@ def test_gives_the_reference_boxes_before_and_after_soft_nms(golden, name):
         torch.testing.assert_close(found.boxes[0][valid], expected["boxes"], atol=1e-3, rtol=0)
         torch.testing.assert_close(found.scores[0][valid], expected["scores"], atol=1e-5, rtol=0)
         assert torch.equal(found.classes[0][valid], expected["classes"])
+
+
+def test_embeddings_give_the_reference_boxes(golden):
+    numbers, matching = golden("cornernet_decode.pt"), EmbeddingMatching()
+    top, _, left, _ = numbers["border"].tolist()
+    corners = []
+    for corner, inwards in (("tl", +1), ("br", -1)):
+        heatmap = numbers["head"][f"{corner}_heat"]
+        peaks = find_peaks(heatmap, matching)
+        offset, embedding = (
+            numbers["head"][f"{corner}_{name}"].permute(0, 2, 3, 1).flatten(0, 2)[peaks.cell]
+            for name in ("off", "emb")
+        )
+        sizes = tuple(heatmap.shape[-2:]), numbers["input_size"]
+        predictions = CornerEmbeddings(None, embedding)
+        corners.append(locate_corners(peaks, offset, predictions, matching, inwards, *sizes))
+
+    found = best_candidates(match_corners(*corners, torch.tensor([[left, top]]), matching), 1000)
+
+    valid, expected = found.scores[0] >= 0, numbers["raw"]
+    torch.testing.assert_close(found.boxes[0][valid], expected["boxes"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.scores[0][valid], expected["scores"], atol=1e-5, rtol=0)
+    assert torch.equal(found.classes[0][valid], expected["classes"])
+
+
+@pytest.mark.parametrize(
+    "br, distance, classes, reason",
+    [
+        ((90, 90), 0.5, (0, 0), None),
+        ((90, 90), 0.51, (0, 0), EmbeddingOutcome.EMBEDDING_DIFFERS),
+        ((90, 90), -0.51, (0, 0), EmbeddingOutcome.EMBEDDING_DIFFERS),
+        ((90, 5), 0.0, (0, 0), EmbeddingOutcome.NO_EXTENT),
+        ((90, 90), 0.0, (0, 1), EmbeddingOutcome.OTHER_CLASS),
+    ],
+)
+def test_corners_of_similar_embeddings_are_a_box(br, distance, classes, reason):
+    tl, br = pair((10, 10), br, (0, 0), (0, 0), classes=classes)
+    tl, br = (x._replace(key=torch.full((1, 1, 1), key)) for x, key in ((tl, 0.0), (br, distance)))
+
+    conditions = EmbeddingMatching().pairs(tl, br, torch.zeros(1, 2)).conditions
+
+    failed = [outcome for outcome, holds in zip(EmbeddingOutcome, conditions) if not holds]
+    assert failed == ([] if reason is None else [reason])
 
 
 def test_corners_of_different_classes_are_no_box():

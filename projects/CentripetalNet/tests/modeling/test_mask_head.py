@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import config, each_backbone, finding_detector, image
+from conftest import config, each_detector, finding_detector, image
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -156,9 +156,9 @@ def test_a_batch_with_and_without_objects_trains_every_weight(polygons):
     assert all(p.grad.any() for p in model.mask_head.parameters())
 
 
-@each_backbone
-def test_masks_on_every_backbone_are_trained_and_have_the_output_size(backbone):
-    model = finding_detector(backbone, INPUT__MASK_FORMAT="bitmask", **MASKS).train()
+@each_detector
+def test_masks_on_every_detector_are_trained_and_have_the_output_size(detector):
+    model = finding_detector(detector, INPUT__MASK_FORMAT="bitmask", **MASKS).train()
     batch = [{"image": image(63, 63), "instances": objects((63, 63), [[8, 9, 40, 50]], [1])}]
 
     with EventStorage():
@@ -212,11 +212,15 @@ def test_checkpointing_changes_neither_losses_nor_gradients_nor_statistics():
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_gradients_of_several_batches_are_those_of_one(masks):
+@pytest.mark.parametrize(
+    "masks, matching", [(False, "shift"), (True, "shift"), (True, "embedding")]
+)
+def test_gradients_of_several_batches_are_those_of_one(masks, matching):
     frozen = {f"MODEL__{part}__NORM": "FrozenBN" for part in ("HOURGLASS", "CENTRIPETALNET")}
     # No decoded box is this good, so that masks are trained on ground-truth boxes alone.
     frozen["MODEL__CENTRIPETALNET__MASK__IOU_THRESHOLD"] = 1.1
+    if matching == "embedding":
+        frozen["MODEL__CENTRIPETALNET__MATCHING"] = "EmbeddingMatching"
     model = narrow_model(**frozen, MODEL__MASK_ON=masks).train()
     given = [([[8, 9, 40, 50], [2, 3, 30, 31]], [1, 0]), ([[20, 9, 60, 50]], [2]), ([], [])]
     whole = [

@@ -2,13 +2,18 @@ import math
 
 import pytest
 import torch
-from conftest import NARROW_104, config, each_backbone, finding_detector, image
+from conftest import NARROW_104, config, each_detector, finding_detector, image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from centripetalnet.checkpoint.names import mmdet_name
-from centripetalnet.modeling import CentripetalNetWithTTA, CentripetalShiftMatching
+from centripetalnet.modeling import (
+    MATCHING_REGISTRY,
+    CentripetalNetWithTTA,
+    CentripetalShiftMatching,
+    EmbeddingMatching,
+)
 from centripetalnet.modeling.corner_losses import LossOptions
 from centripetalnet.modeling.corner_matching import match_corners
 from centripetalnet.modeling.selection import SelectionOptions, detections_of
@@ -32,13 +37,17 @@ def assert_same_instances(actual, expected):
     assert torch.equal(actual.pred_classes, expected.pred_classes)
 
 
-def test_hourglass_104_has_the_released_names_and_shapes(golden):
+@pytest.mark.parametrize(
+    "name, num_values", [("centripetalnet", 205_883_932), ("cornernet", 201_161_088)]
+)
+def test_hourglass_104_has_the_released_names_and_shapes(golden, name, num_values):
+    file = {"centripetalnet": "centripetal_hg104", "cornernet": "cornernet_hg104"}[name]
     with torch.device("meta"):
-        model = build_model(config(MODEL__DEVICE="meta"))
+        model = build_model(config(file, MODEL__DEVICE="meta"))
     ours = {mmdet_name(name, 2): list(x.shape) for name, x in model.state_dict().items()}
 
-    assert ours == golden("mmdet_keys_centripetalnet_hourglass104.json")
-    assert sum(x.numel() for x in model.state_dict().values()) == 205_883_932
+    assert ours == golden(f"mmdet_keys_{name}_hourglass104.json")
+    assert sum(x.numel() for x in model.state_dict().values()) == num_values
 
 
 def test_vis_period_stores_ground_truth_prediction_and_heatmaps():
@@ -119,9 +128,9 @@ def test_boxes_are_scaled_to_the_wanted_size_and_clipped_to_it(model):
 
 
 @torch.no_grad()
-@each_backbone
-def test_tta_equals_views_run_one_by_one_and_merged(backbone):
-    model = finding_detector(backbone)
+@each_detector
+def test_tta_equals_views_run_one_by_one_and_merged(detector):
+    model = finding_detector(detector)
     tta = CentripetalNetWithTTA(model, flip=True, scales=[1.0])
     pixels = image(70, 90)
 
@@ -173,6 +182,51 @@ def test_options_of_the_config_are_the_released_ones(model):
     assert model.matching == CentripetalShiftMatching()
     assert model.selection == SelectionOptions()
     assert model.loss_options == LossOptions()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"MATCHING": "Nearest"}, "MATCHING must be one of CentripetalShiftMatching, Embedding"),
+        ({"SHIFT_CONV": "dilated"}, "SHIFT_CONV must be one of cross_star, deformable, plain"),
+        ({"GUIDING_SHIFT": False}, "SHIFT_CONV cross_star needs .*GUIDING_SHIFT True"),
+        (
+            {"SHIFT_CONV": "plain", "GUIDING_SHIFT": False, "GUIDING_SHIFT_WEIGHT": 0.1},
+            "GUIDING_SHIFT_WEIGHT is 0.1, but .*GUIDING_SHIFT is False",
+        ),
+        (
+            {"MATCHING": "EmbeddingMatching", "WEIGHT_SCORES": True},
+            "WEIGHT_SCORES is True, but only CentripetalShiftMatching follows it",
+        ),
+        ({"PULL_WEIGHT": 0.2}, "PULL_WEIGHT is 0.2, but only EmbeddingMatching follows it"),
+    ],
+)
+def test_settings_of_matching_that_are_not_followed_are_refused(changes, message):
+    keys = {f"MODEL__CENTRIPETALNET__{key}": value for key, value in changes.items()}
+
+    with pytest.raises(ValueError, match=message):
+        build_model(config(**NARROW_104, **keys))
+
+
+@torch.no_grad()
+def test_a_third_way_of_matching_needs_only_a_registered_class():
+    @MATCHING_REGISTRY.register()
+    class AnyPair(EmbeddingMatching):
+        """Pairs all corners of one class, whatever their embeddings."""
+
+        def pairs(self, tl, br, border):
+            pairs = super().pairs(tl, br, border)
+            same_class, has_extent, is_close = pairs.conditions
+            conditions = (same_class, has_extent, torch.ones_like(is_close))
+            return pairs._replace(conditions=conditions)
+
+    try:
+        model = finding_detector("embedding", MODEL__CENTRIPETALNET__MATCHING="AnyPair")
+    finally:
+        MATCHING_REGISTRY._obj_map.pop("AnyPair")
+
+    assert isinstance(model.matching, AnyPair)
+    assert len(model([{"image": image(90, 120)}])[0]["instances"]) > 10
 
 
 def test_canvas_bits_must_be_one_less_than_a_power_of_two():

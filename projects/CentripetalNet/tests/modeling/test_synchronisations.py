@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import each_backbone, finding_detector, image, small_config
+from conftest import each_detector, finding_detector, image, small_config
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -24,10 +24,10 @@ def batch(device):
     return images.to(device) / 255, instances
 
 
-@each_backbone
+@each_detector
 @pytest.mark.parametrize("amp", [False, True])
-def test_training_and_corner_matching_do_not_wait_for_the_device(backbone, amp, device):
-    model = build_model(small_config(backbone, MODEL__DEVICE=device)).train()
+def test_training_and_corner_matching_do_not_wait_for_the_device(detector, amp, device):
+    model = build_model(small_config(detector, MODEL__DEVICE=device)).train()
     images, instances = batch(device)
     inputs = [{"image": x, "instances": y} for x, y in zip(images, instances)]
     pictures = [image(*size).to(device) for size in ((90, 120), (127, 127), (100, 200))]

@@ -43,6 +43,15 @@ def test_the_first_condition_that_fails_is_the_reason(reason, tl, br):
     assert reasons_of(model, objects_of([(*BOX, 0)])) == [[reason], [reason]]
 
 
+@pytest.mark.parametrize("distance, reason", [(0.4, None), (0.6, Miss.EMBEDDINGS_DIFFER)])
+def test_embeddings_that_differ_are_a_reason(distance, reason):
+    model = planted_detector(detector="embedding")
+    model.heads[-1].tl.plant([(*TL, *MIDDLE, 0, 0.8)])
+    model.heads[-1].br.plant([(*BR, MIDDLE[0] + distance, MIDDLE[1], 0, 0.8)])
+
+    assert reasons_of(model, objects_of([(*BOX, 0)])) == [[reason], [reason]]
+
+
 def test_corners_of_a_tiny_object_may_cross():
     model = planted_detector()
     model.heads[-1].tl.plant([(43.0, 43.0, 44.0, 44.0, 0, 0.8)])
