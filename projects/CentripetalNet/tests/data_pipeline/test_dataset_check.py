@@ -15,7 +15,7 @@ from pycocotools import mask as mask_util
 
 from centripetalnet.data.check.annotations import check_annotations, decode_counts
 from centripetalnet.data.check.reading import check_coco_categories
-from centripetalnet.data.check.report import EXPECTED, NO_IDS, Problem, Report
+from centripetalnet.data.check.report import EXPECTED, NO_IDS, NO_IMAGE_FIELDS, Report
 
 
 def sound() -> dict:
@@ -93,7 +93,6 @@ OF_ANNOTATIONS = [
     ({"category_id": 4}, "annotation of an unknown category", "is 4; .* ids from 3 to 7"),
     ({"bbox": ...}, NO_BOX, "there is no bbox"),
     ({"bbox": [1, 2, math.nan, 4]}, NO_BOX, "nan"),
-    ({"bbox": [HUGE, 2, 3, 4]}, NO_BOX, "1000"),
     ({"bbox": [1, 2, 3, -4]}, "box of negative size", "\\[1, 2, 3, -4\\]"),
     ({"bbox": [1, 2, 0, 4]}, "box without an area", "\\[1, 2, 0, 4\\]"),
     ({"bbox": [10, 2, 3, 4]}, "box outside its image", "in an image of 10 x 8"),
@@ -116,28 +115,26 @@ OF_ANNOTATIONS = [
     ({"segmentation": [[1, 2, 3, 4, 5, -1e9]]}, POLYGON, "\\[-1000000000.0\\]; expected .* 1e"),
 ]
 RUNS = [
-    ([10, 8], [80], "\\[8, 10\\]"),
-    ([8, 10.0], [80], "\\[8, 10.0\\]"),
-    ([2**30, 2**30], [80], "at most 2147483647 pixels"),
-    ([8, 10], [], "0 pixels.*expected 80"),
-    ([8, 10], [90, -10], "length -10"),
-    ([8, 10], [80.0], "expected integers"),
-    ([8, 10], "0P", "'0P'; expected numbers"),
-    ([8, 10], "ä", "'ä'; .*'P' to 'o'"),
-    ([8, 10], "ooooooo0", "at most 7"),
-    ([8, 10], "@", "length -16"),
+    ([10, 8], [80], "size is \\[10, 8\\], that of the image \\[8, 10\\]"),
+    ([8, 10.0], [80], "size is \\[8, 10.0\\]"),
+    ([2**30, 2**30], [80], "more than 2147483647 pixels"),
+    ([8, 10], [], "0 pixels together, its size 80"),
+    ([8, 10], [90, -10], "counts is \\[90, -10\\], not integers from 0"),
+    ([8, 10], [80.0], "counts is \\[80.0\\]"),
+    ([8, 10], "0P", "counts is '0P'"),
+    ([8, 10], "ä", "counts is 'ä'"),
+    ([8, 10], "ooooooo0", "counts is 'ooooooo0'"),
+    ([8, 10], "@", "counts is '@'"),
     ([8, 10], "T3", "100 pixels"),
 ]
 OF_ANNOTATIONS += [
     ({"segmentation": {"size": size, "counts": counts}}, "invalid run-length encoding", detail)
     for size, counts, detail in RUNS
 ]
-NO_IMAGE = "image without a valid id, file_name, height or width"
 OUTSIDE, COPY = "file name leads outside the image folder", "image id is not unique"
 OF_IMAGES = [
-    ({"id": ...}, NO_IMAGE, "there is no id"),
-    ({"file_name": "", "height": 0}, NO_IMAGE, "file_name is ''; height is 0"),
-    ({"width": [10]}, NO_IMAGE, "width is \\[10\\]"),
+    ({"id": ...}, NO_IMAGE_FIELDS, "there is no id"),
+    ({"file_name": "", "height": 0}, NO_IMAGE_FIELDS, "file_name is ''; height is 0"),
     ({"file_name": "../2.png"}, OUTSIDE, "'../2.png'"),
     ({"file_name": "/data/2.png"}, OUTSIDE, "'/data/2.png'"),
     ({"id": 1, "file_name": "1.png"}, COPY, "they are equal, the first is kept"),
@@ -165,7 +162,7 @@ def test_of_different_images_with_one_id_none_is_kept():
     problems = check_annotations(content, PATH).problems
 
     assert [(x.kind, x.position) for x in problems] == [(COPY, 0), (COPY, 2)]
-    assert "annotations are ambiguous" in problems[0].detail
+    assert "differ; of which are the objects" in problems[0].detail
 
 
 @settings(max_examples=100, deadline=None)
@@ -206,22 +203,16 @@ def test_the_report_has_one_row_for_each_kind_errors_first():
     ]
 
 
-def test_long_texts_are_cut_and_the_most_frequent_class_is_first():
-    categories = [{"id": i, "name": f"{i}e5" + "\n" * 999} for i in (1, 2, 3)]
-    objects = [{"category_id": 2}, {"category_id": 3, "iscrowd": 1}, {"category_id": 3}]
-    content = {"images": [], "annotations": objects, "categories": categories}
-    problems = [Problem(x, "images", 0, 1, None, "n" * 999, "new\nline" * 999) for x in EXPECTED]
-    report = Report("p" * 9999, content, problems)
+def test_objects_and_crowds_are_counted_the_most_frequent_class_first():
+    content = coco(
+        [annotation(1), annotation(2, category_id=7, iscrowd=1), annotation(3, category_id=7)]
+    )
+    content["categories"].append({"id": 8, "name": "1e5\n"})
 
-    lines, classes = report.format().splitlines(), report.format_classes().splitlines()
+    table = check_annotations(content, PATH).format_classes()
 
-    assert len(lines) == 4 + len(EXPECTED) and max(map(len, lines)) < 400
-    rows = [x.split() for x in classes[2:]]
-    assert [(x[0][:5], *x[1:]) for x in rows] == [
-        ("3e5\\n", "1", "1"),
-        ("2e5\\n", "1", "0"),
-        ("1e5\\n", "0", "0"),
-    ]
+    rows = [x.split() for x in table.splitlines()[2:]]
+    assert rows == [["bear", "1", "1"], ["cow", "1", "0"], ["1e5\\n", "0", "0"]]
 
 
 def test_an_invalid_image_is_removed_with_its_annotations():

@@ -120,13 +120,14 @@ def _check_images(images: list[dict], needs_sizes: bool) -> Iterator[Problem]:
     same_id.pop(None, None)
     for positions in same_id.values():
         first = positions[0]
-        detail = f"{len(positions)} images have the id, the first is images[{first}]; they "
-        if all(images[x] == images[first] for x in positions):
-            positions = positions[1:]
-            detail += "are equal, the first is kept"
-        else:
-            detail += "differ, so their annotations are ambiguous"
-        for position in positions:
+        are_equal = all(images[x] == images[first] for x in positions)
+        meaning = (
+            "are equal, the first is kept" if are_equal else "differ; of which are the objects?"
+        )
+        detail = (
+            f"{len(positions)} images have the id, the first is images[{first}]; they {meaning}"
+        )
+        for position in positions[1:] if are_equal else positions:
             yield image_problem(images[position], position, "image id is not unique", detail)
 
 
@@ -157,10 +158,7 @@ def _check_annotation(
     if isinstance(segmentation, list):
         yield from _check_polygons(segmentation)
     elif isinstance(segmentation, dict):
-        try:
-            _check_runs(segmentation, size)
-        except ValueError as error:
-            yield BAD_RUN_LENGTHS, str(error)
+        yield from _check_runs(segmentation, size)
     else:
         yield "segmentation of unknown format", seen(entry, "segmentation")
 
@@ -210,45 +208,40 @@ def _is_polygon(polygon: Any) -> bool:
         return False
 
 
-def _check_runs(code: dict, image_size: Size) -> None:
-    """Raises ValueError unless a run-length encoding is valid and has the image's size.
+def _check_runs(code: dict, image_size: Size) -> Iterator[KindAndDetail]:
+    """Checks a run-length encoding, a dict of ``size`` and ``counts``.
 
     pycocotools does not validate its input. If the runs do not add up to the mask's size, some of
     its versions write beyond their buffer and others return uninitialised pixels.
     """
     size, counts = code.get("size"), code.get("counts")
+    runs = decode_counts(counts) if isinstance(counts, str) else counts
     if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
-        raise ValueError(f"its size is {shown(size)}; expected [height, width]")
-    pixels = size[0] * size[1]
-    if pixels > MAX_MASK_PIXELS:
-        raise ValueError(f"its size is {size}; expected at most {MAX_MASK_PIXELS} pixels")
-    if image_size is not None and tuple(size) != image_size:
-        raise ValueError(f"its size is {size}; expected [height, width] {list(image_size)}")
-    if isinstance(counts, str):
-        counts = decode_counts(counts)
-    if not (isinstance(counts, list) and all(map(is_integer, counts))):
-        raise ValueError(f"its counts are {shown(counts)}; expected integers or a string")
-    if min(counts, default=0) < 0:
-        raise ValueError(f"one of its runs has the length {min(counts)}; expected at least 0")
-    if sum(counts) != pixels:
-        raise ValueError(f"its runs have {sum(counts)} pixels together; expected {pixels}")
+        yield BAD_RUN_LENGTHS, seen(code, "size")
+    elif size[0] * size[1] > MAX_MASK_PIXELS:
+        yield BAD_RUN_LENGTHS, f"its size is {size}, more than {MAX_MASK_PIXELS} pixels"
+    elif image_size is not None and tuple(size) != image_size:
+        yield BAD_RUN_LENGTHS, f"its size is {size}, that of the image {list(image_size)}"
+    elif not (isinstance(runs, list) and all(is_integer(x) and x >= 0 for x in runs)):
+        yield BAD_RUN_LENGTHS, f"{seen(code, 'counts')}, not integers from 0 or their code"
+    elif sum(runs) != size[0] * size[1]:
+        detail = f"its runs have {sum(runs)} pixels together, its size {size[0] * size[1]}"
+        yield BAD_RUN_LENGTHS, detail
 
 
-def decode_counts(code: str) -> list[int]:
+def decode_counts(code: str) -> Optional[list[int]]:
     """Decodes the run lengths in COCO's compressed ``counts``.
 
     A character has 6 bits, counted from "0": 5 bits of a number, the lowest first, and 0x20 if more
     follow. In the last character 0x10 is the sign. The first three numbers are lengths, each
     further one is the difference to the length two before it. Damaged ones may be negative.
 
-    Raises:
-        ValueError: if it has other characters, ends within a number, or a number is too large.
+    Returns:
+        The lengths; None if it has other characters, ends within a number, or a number is too
+        large.
     """
     if not COUNTS.fullmatch(code):
-        raise ValueError(
-            f"its counts are {shown(code)}; expected numbers of at most 7 characters, 'P' to 'o' "
-            "and last one from '0' to 'O'"
-        )
+        return None
     lengths: list[int] = []
     number = bits = 0
     for character in code.encode("ascii"):

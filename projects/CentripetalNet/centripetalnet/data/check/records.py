@@ -126,15 +126,12 @@ def _coco_annotation(entry: dict) -> tuple[dict, list[KindAndDetail]]:
     elif "bbox" in entry:
         annotation["bbox"] = _coco_box(entry["bbox"], mode)
     segmentation = entry.get("segmentation")
-    if isinstance(segmentation, dict):
-        segmentation = {key: _plain(value) for key, value in segmentation.items()}
-        if isinstance(segmentation.get("counts"), list):
-            detail = "its counts are a list; Detectron2 needs compressed counts, a string or bytes"
-            problems.append((BAD_RUN_LENGTHS, detail))
-            segmentation = None
-    elif isinstance(segmentation, list):
-        segmentation = [_plain(x) for x in segmentation]
-    if segmentation is not None:
+    if isinstance(segmentation, (dict, list)):
+        segmentation = _plain(segmentation)
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+        detail = "its counts are a list; Detectron2 needs compressed counts, a string or bytes"
+        problems.append((BAD_RUN_LENGTHS, detail))
+    elif segmentation is not None:
         annotation["segmentation"] = segmentation
     return annotation, problems
 
@@ -144,20 +141,23 @@ def _coco_box(box: Any, mode: int) -> Any:
     # Detectron2 cannot convert a single box in an array.
     if isinstance(box, (list, tuple)) or mode == BoxMode.XYXY_ABS:
         box = _plain(box)
-    if not isinstance(box, list):
-        return box
-    box = [_plain(x) for x in box]
-    if mode == BoxMode.XYXY_ABS and len(box) == 4 and all(map(is_number, box)):
+    is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+    if mode == BoxMode.XYXY_ABS and is_box:
         return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
     return box
 
 
-def _plain(value: Any) -> Any:
-    """Converts NumPy values, tuples, bytes and paths to JSON types."""
+def _plain(value: Any, depth: int = 1) -> Any:
+    """Converts NumPy values, tuples, bytes and paths to JSON types, also those in lists."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
-    if isinstance(value, tuple):
-        return list(value)
     if isinstance(value, bytes):
         return value.decode("ascii", "replace")
+    # Not deeper: the coordinates of polygons are many.
+    if isinstance(value, (list, tuple)) and depth:
+        return [_plain(x, 0) for x in value]
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, dict) and depth:
+        return {key: _plain(x, 0) for key, x in value.items()}
     return os.fspath(value) if isinstance(value, os.PathLike) else value
