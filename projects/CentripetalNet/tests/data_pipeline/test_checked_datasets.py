@@ -159,7 +159,7 @@ BARE = {"image_id": ..., "height": ..., "width": ...}
         ({"file_name": "/gone/2.png"}, True, "there is no file /gone/2.png"),
         ({"height": ..., "width": ...}, True, "there is no height.*there is no width"),
         ({"image_id": ...}, True, "no image_id; expected an integer or a string"),
-        ({"image_id": 1}, True, "2 images have the id.*they differ"),
+        ({"image_id": 1}, True, "2 images have it and differ"),
         # Training needs neither ids nor sizes, but checks those that are there.
         ({**BARE, "width": 10}, False, "there is no height"),
         ({**BARE, "image_id": 2.5}, False, "image_id is 2.5"),
@@ -172,7 +172,7 @@ def test_invalid_images_of_records_are_reported(changes, evaluated, expected):
     problems = check_records(records, CLASSES, "records", evaluated).problems
 
     assert re.search(expected, problems[0].detail)
-    assert len(problems) == 1 + ("they differ" in expected)
+    assert len(problems) == 1 + ("and differ" in expected)
 
 
 def test_training_needs_no_ids_and_sizes_and_its_copy_is_separate():

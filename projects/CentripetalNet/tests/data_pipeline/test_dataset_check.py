@@ -137,7 +137,7 @@ OF_IMAGES = [
     ({"file_name": "", "height": 0}, NO_IMAGE_FIELDS, "file_name is ''; height is 0"),
     ({"file_name": "../2.png"}, OUTSIDE, "'../2.png'"),
     ({"file_name": "/data/2.png"}, OUTSIDE, "'/data/2.png'"),
-    ({"id": 1, "file_name": "1.png"}, COPY, "they are equal, the first is kept"),
+    ({"id": 1, "file_name": "1.png"}, COPY, "it is equal to images\\[0\\], which is kept"),
 ]
 
 
@@ -162,7 +162,7 @@ def test_of_different_images_with_one_id_none_is_kept():
     problems = check_annotations(content, PATH).problems
 
     assert [(x.kind, x.position) for x in problems] == [(COPY, 0), (COPY, 2)]
-    assert "differ; of which are the objects" in problems[0].detail
+    assert "2 images have it and differ" in problems[0].detail
 
 
 @settings(max_examples=100, deadline=None)
@@ -182,37 +182,28 @@ def test_the_report_has_one_row_for_each_kind_errors_first():
     lines = check_annotations(content, PATH).format().splitlines()
 
     assert lines[0] == "annotations.json: 2 images, 202 annotations, 2 invalid entries"
-    place = "image 1 file '牛\\ud800\\x1b.png'"
-    size = "positive width and height, not the second corner"
-    assert [re.split("  +", x) for x in lines[4:]] == [
-        ["error", NO_IDS, "1", EXPECTED[NO_IDS], f"{place}: id is None"],
-        [
-            "error",
-            "box of negative size",
-            "1",
-            size,
-            f"{place} annotation 5000: bbox is [1, 2, -3, 4]",
-        ],
-        [
-            "note",
-            OVER,
-            "200",
-            "a box inside; it is clipped",
-            f"{place} annotation 2: bbox is [-1, 2, 3, 4] in an image of 10 x 8, by 1 pixels",
-        ],
+    rows = [re.split("  +", x) for x in lines[4:]]
+    assert [x[:3] for x in rows] == [
+        ["error", NO_IDS, "1"],
+        ["error", "box of negative size", "1"],
+        ["note", OVER, "200"],
     ]
+    assert [x[3] for x in rows] == [EXPECTED[x[1]] for x in rows]
+    assert rows[0][4] == "image 1 file '牛\\ud800\\x1b.png': id is None"
+    assert rows[1][4].endswith(".png' annotation 5000: bbox is [1, 2, -3, 4]")
 
 
 def test_objects_and_crowds_are_counted_the_most_frequent_class_first():
     content = coco(
         [annotation(1), annotation(2, category_id=7, iscrowd=1), annotation(3, category_id=7)]
     )
-    content["categories"].append({"id": 8, "name": "1e5\n"})
+    content["categories"].append({"id": 8, "name": "1e5\n" + "x" * 999})
 
     table = check_annotations(content, PATH).format_classes()
 
     rows = [x.split() for x in table.splitlines()[2:]]
-    assert rows == [["bear", "1", "1"], ["cow", "1", "0"], ["1e5\\n", "0", "0"]]
+    assert rows[:2] == [["bear", "1", "1"], ["cow", "1", "0"]]
+    assert rows[2][0].startswith("1e5\\nxxx") and len(rows[2][0]) == 200
 
 
 def test_an_invalid_image_is_removed_with_its_annotations():

@@ -119,15 +119,11 @@ def _check_images(images: list[dict], needs_sizes: bool) -> Iterator[Problem]:
             yield image_problem(image, position, LEADS_OUTSIDE, seen(image, "file_name"))
     same_id.pop(None, None)
     for positions in same_id.values():
-        first = positions[0]
-        are_equal = all(images[x] == images[first] for x in positions)
-        meaning = (
-            "are equal, the first is kept" if are_equal else "differ; of which are the objects?"
-        )
-        detail = (
-            f"{len(positions)} images have the id, the first is images[{first}]; they {meaning}"
-        )
-        for position in positions[1:] if are_equal else positions:
+        first = images[positions[0]]
+        detail = f"{len(positions)} images have it and differ, so their annotations are ambiguous"
+        if all(images[x] == first for x in positions):
+            detail = f"it is equal to images[{positions.pop(0)}], which is kept"
+        for position in positions:
             yield image_problem(images[position], position, "image id is not unique", detail)
 
 
@@ -198,7 +194,7 @@ def _check_polygons(polygons: list) -> Iterator[KindAndDetail]:
 
 
 def _is_polygon(polygon: Any) -> bool:
-    """Whether it is a list of numbers. pycocotools' memory is proportional to its length."""
+    """Whether it is a list of numbers of at most MAX_COORDINATE."""
     try:
         # Faster than to ask each number for its type. A comparison with NaN is false.
         return isinstance(polygon, list) and all(
