@@ -145,8 +145,9 @@ def _check_annotation(
         yield "annotation of an unknown category", f"{seen(entry, 'category_id')}; {known}"
     if "iscrowd" not in entry:
         yield "no iscrowd", seen(entry, "iscrowd")
-    valid_size = all(is_valid(image.get(x)) for x, is_valid in SIZE_FIELDS.items())
-    size = (image["height"], image["width"]) if valid_size else None
+    size = image.get("height"), image.get("width")
+    if not all(map(_is_side, size)):
+        size = None
     if "bbox" not in wrong:
         yield from _check_box(entry["bbox"], size)
     # Files with boxes only may have an empty one, which Detectron2 ignores.
@@ -162,18 +163,21 @@ def _check_annotation(
 def _check_box(box: list, size: Size) -> Iterator[KindAndDetail]:
     x0, y0, width, height = map(float, box)
     x1, y1 = x0 + width, y0 + height
-    detail = f"bbox is [{', '.join(f'{x:.8g}' for x in box)}]"
+    kind, detail = None, ""
     if width < 0 or height < 0:
-        yield "box of negative size", detail
+        kind = "box of negative size"
     elif x1 <= x0 or y1 <= y0:
-        yield "box without an area", detail
+        kind = "box without an area"
     elif size is not None:
-        detail += f" in an image of {size[1]} x {size[0]}"
+        detail = f" in an image of {size[1]} x {size[0]}"
         beyond = max(-x0, -y0, x1 - size[1], y1 - size[0])
         if x0 >= size[1] or y0 >= size[0] or x1 <= 0 or y1 <= 0:
-            yield "box outside its image", detail
+            kind = "box outside its image"
         elif beyond > OUTSIDE_TOLERANCE:
-            yield "box reaches outside its image", f"{detail}, by {beyond:.4g} pixels"
+            kind = "box reaches outside its image"
+            detail += f", by {beyond:.4g} pixels"
+    if kind:
+        yield kind, f"bbox is [{', '.join(f'{x:.8g}' for x in box)}]{detail}"
 
 
 def _check_polygons(polygons: list) -> Iterator[KindAndDetail]:
