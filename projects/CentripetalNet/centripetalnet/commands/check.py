@@ -13,7 +13,7 @@ from centripetalnet.data.check.annotations import check_annotations
 from centripetalnet.data.check.datasets import ready_metadata
 from centripetalnet.data.check.images import check_images
 from centripetalnet.data.check.reading import read_annotation_file
-from centripetalnet.data.check.report import Report, without_errors
+from centripetalnet.data.check.report import EXPECTED, Report
 from centripetalnet.io.files import atomic_file
 
 DESCRIPTION = f"""{__doc__}
@@ -27,8 +27,8 @@ without errors, 1 with errors, 2 if the dataset could not be checked.
 """
 
 
-def get_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
+def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    """The options of the command. Exits with a message and status 2 if one is invalid."""
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,24 +43,21 @@ def get_parser() -> argparse.ArgumentParser:
     add("--list", metavar="FILE", help="also write every problem, one JSON object per line")
     clean = "also write the annotation file without invalid images and annotations"
     add("--output", metavar="FILE", help=clean)
-    return parser
-
-
-def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Exits with an error message for the first invalid argument."""
+    args = parser.parse_args(argv)
     if args.dataset and args.images:
         parser.error("--images goes with --json; a registered dataset has its folder")
     if args.json and not (args.images or args.no_images):
         parser.error("--json needs --images FOLDER, or --no-images")
     if args.num_workers < 0:
         parser.error(f"--num-workers is {args.num_workers}; expected 0 or more")
+    if args.list is not None and args.list == args.output:
+        parser.error("--list and --output name the same file")
     for option, path in (("--list", args.list), ("--output", args.output)):
         if path is not None and os.path.lexists(path):
             parser.error(f"{option} {path} exists; name another file, or remove it")
         if path is not None and not os.path.isdir(os.path.dirname(path) or os.curdir):
             parser.error(f"{option} {path}: there is no such folder")
-    if args.list is not None and args.list == args.output:
-        parser.error("--list and --output name the same file")
+    return args
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -73,24 +70,23 @@ def run(args: argparse.Namespace) -> Report:
             raise LookupError(f"the dataset {args.dataset} is not from a COCO annotation file")
     if not args.no_images and not os.path.isdir(image_root):
         raise FileNotFoundError(f"there is no folder {image_root}, expected that of the images")
-    content = read_annotation_file(json_file)
-    report = check_annotations(content, json_file)
+    report = check_annotations(read_annotation_file(json_file), json_file)
     if not args.no_images:
         report.problems += check_images(
-            content["images"], image_root, args.num_workers, show_progress=sys.stderr.isatty()
+            report.content["images"], image_root, args.num_workers, sys.stderr.isatty()
         )
     print(f"{report.format()}\n\n{report.format_classes()}")
     if args.list is not None:
         with atomic_file(args.list) as file:
             for problem in report.problems:
                 entry = {"severity": problem.severity, **problem._asdict()}
-                file.write(json.dumps(entry) + "\n")
-        print(f"\n{args.list}: {len(report.problems):,} problems")
+                file.write(json.dumps({**entry, "expected": EXPECTED[problem.kind]}) + "\n")
+        print(f"\n{args.list}: {len(report.problems)} problems")
     if args.output is not None:
-        cleaned = without_errors(content, report)
+        cleaned = report.without_errors()
         with atomic_file(args.output) as file:
             file.write(json.dumps(cleaned))
-        left = [f"{len(cleaned.get(x, [])):,} {x}" for x in ("images", "annotations")]
+        left = [f"{len(cleaned.get(x, []))} {x}" for x in ("images", "annotations")]
         print(f"\n{args.output}: {' and '.join(left)}")
     return report
 
@@ -101,17 +97,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status: 0 without errors in the dataset, 1 with errors, 2 if not checked.
     """
-    parser = get_parser()
-    args = parser.parse_args(argv)
-    check_arguments(args, parser)
+    args = parse_arguments(argv)
     # The encoding of the terminal may lack letters of file and class names.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return 1 if run(args).errors else 0
+        return 1 if run(args).invalid else 0
     # A file that is not in COCO format is an error of the dataset, not of the call.
-    except ValueError as error:
+    except (ValueError, OSError, LookupError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (OSError, LookupError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ValueError) else 2

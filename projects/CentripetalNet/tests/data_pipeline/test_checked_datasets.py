@@ -78,7 +78,7 @@ def test_the_classes_of_the_config_must_be_those_of_the_dataset():
 
 def test_invalid_entries_stop_a_training_with_a_report():
     register(BAD_CONTENT)
-    entries = "image 5 '5.png': there is no file.*image 1 '1.png' annotation 2: bbox is .20, 1, 4,"
+    entries = "image 5 file '5.png': there is no file.*image 1 file '1.png' annotation 2: bbox"
     advice = "Fix the annotation file.*DATALOADER.SKIP_UNUSABLE True"
 
     with pytest.raises(ValueError, match=f"(?s)annotations.json.*{entries}.*{advice}"):
@@ -105,7 +105,7 @@ def test_a_file_is_checked_again_only_if_it_has_changed(caplog):
     os.utime("annotations.json", (0, 0))
     usable()
 
-    assert len(re.findall("note +annotation id is not positive +1 +1 ", caplog.text)) == 2
+    assert len(re.findall("note +annotation id is not positive +1 ", caplog.text)) == 2
 
 
 def test_records_in_every_form_of_detectron2_are_valid():
@@ -128,19 +128,14 @@ def test_records_in_every_form_of_detectron2_are_valid():
     assert check_records(records, CLASSES, "records").problems == []
 
 
-XYWH = {"bbox_mode": BoxMode.XYWH_ABS}
-
-
 @pytest.mark.parametrize(
     "changes, expected",
     [
         ({"bbox": [20, 1, 24, 4]}, "bbox is [20, 1, 4, 3] in an image of 10 x 8"),
-        ({"bbox": np.array([2, 1, 4, 3]), **XYWH}, "bbox is array("),
-        ({"bbox": ...}, "there is no bbox"),
-        ({"bbox_mode": ...}, "no bbox_mode; expected one of detectron2.structures.BoxMode"),
+        ({"bbox": np.array([2, 1, 4, 3]), "bbox_mode": BoxMode.XYWH_ABS}, "bbox is array("),
+        ({"bbox_mode": ...}, "there is no bbox_mode"),
         ({"bbox_mode": BoxMode.XYXY_REL}, "bbox_mode is <BoxMode.XYXY_REL: 2>"),
-        ({"category_id": 2}, "category_id is 2; expected one of the 2 category ids, 0 to 1"),
-        ({"segmentation": [np.array([1, 2, 3, 4, 5, math.nan])]}, "a coordinate is nan"),
+        ({"segmentation": [np.array([1, 2, 3, 4, 5, math.nan])]}, "one has [nan]"),
         ({"segmentation": {"size": [8, 10], "counts": [80]}}, "its counts are a list"),
         ({"segmentation": {"size": [8, 10], "counts": b"1"}}, "its runs have 1 pixels together"),
     ],
@@ -148,7 +143,7 @@ XYWH = {"bbox_mode": BoxMode.XYWH_ABS}
 def test_invalid_annotations_of_records_are_reported(changes, expected):
     records = [record(1, box()), record(2, box(), box(**changes))]
 
-    (problem,) = check_records(records, CLASSES, "records").errors
+    (problem,) = check_records(records, CLASSES, "records").problems
 
     assert problem[1:6] == ("annotations", 2, 2, 1, "2.png")
     assert expected in problem.detail
@@ -163,22 +158,21 @@ BARE = {"image_id": ..., "height": ..., "width": ...}
         ({"file_name": ...}, True, "there is no file_name"),
         ({"file_name": "/gone/2.png"}, True, "there is no file /gone/2.png"),
         ({"height": ..., "width": ...}, True, "there is no height.*there is no width"),
-        ({"width": "10"}, True, "width is '10'; expected a positive integer"),
         ({"image_id": ...}, True, "no image_id; expected an integer or a string"),
-        ({"image_id": 1}, True, "2 images have the id.*they differ"),
+        ({"image_id": 1}, True, "2 images have it and differ"),
         # Training needs neither ids nor sizes, but checks those that are there.
         ({**BARE, "width": 10}, False, "there is no height"),
         ({**BARE, "image_id": 2.5}, False, "image_id is 2.5"),
-        ({**BARE, "annotations": [box(bbox=[6, 1, 2, 4])]}, False, "must be positive"),
+        ({**BARE, "annotations": [box(bbox=[6, 1, 2, 4])]}, False, "bbox is .6, 1, -4, 3"),
     ],
 )
 def test_invalid_images_of_records_are_reported(changes, evaluated, expected):
     records = [record(1, box()), record(2, box(), **changes)]
 
-    problems = check_records(records, CLASSES, "records", evaluated).errors
+    problems = check_records(records, CLASSES, "records", evaluated).problems
 
     assert re.search(expected, problems[0].detail)
-    assert len(problems) == 1 + ("they differ" in expected)
+    assert len(problems) == 1 + ("and differ" in expected)
 
 
 def test_training_needs_no_ids_and_sizes_and_its_copy_is_separate():

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence, Sized
-from typing import Optional
+from typing import Any, Optional
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -18,15 +18,14 @@ from .annotations import check_annotations
 from .images import missing_images
 from .reading import check_coco_categories, read_annotation_file
 from .records import check_records, records_without
-from .report import without_errors
 
 logger = logging.getLogger(__name__)
 
 # Section and position of each.
 Entries = set[tuple[str, int]]
 
-# Results of usable_datasets by its arguments, with the file or function that was checked.
-_usable_names: dict[tuple, tuple[tuple, str]] = {}
+# The file or function that was checked last, and its usable dataset, by arguments.
+_last_checked: dict[tuple, tuple[Any, str]] = {}
 
 
 def ready_metadata(name: str) -> Metadata:
@@ -101,19 +100,15 @@ def usable_datasets(
     """
     usable_names = []
     for name in names:
-        metadata = MetadataCatalog.get(name)
-        source: tuple = (DatasetCatalog[name],)
-        arguments = (name, output_dir, skip_unusable, evaluated)
-        if _is_coco(metadata):
-            json_file = PathManager.get_local_path(metadata.json_file)
+        source, arguments = DatasetCatalog[name], (name, output_dir, skip_unusable, evaluated)
+        if _is_coco(MetadataCatalog.get(name)):
+            json_file = PathManager.get_local_path(MetadataCatalog.get(name).json_file)
             source = (json_file, os.path.getmtime(json_file))
             # One check for both uses.
             arguments = (name, output_dir, skip_unusable, True)
-        checked, usable = _usable_names.get(arguments, (None, name))
-        if checked != source:
-            usable = _usable_dataset(*arguments)
-            _usable_names[arguments] = (source, usable)
-        usable_names.append(usable)
+        if arguments not in _last_checked or _last_checked[arguments][0] != source:
+            _last_checked[arguments] = (source, _usable_dataset(*arguments))
+        usable_names.append(_last_checked[arguments][1])
     return usable_names
 
 
@@ -183,7 +178,7 @@ def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool)
         advice = "Fix the function that returns the dataset"
     if report.problems:
         logger.warning("Problems of the dataset %s:\n%s", name, report.format())
-    invalid = {(x.section, x.position) for x in report.errors}
+    invalid = report.invalid
     if not invalid:
         return invalid
     if not skip_unusable:
@@ -192,7 +187,7 @@ def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool)
             "DATALOADER.SKIP_UNUSABLE True to train and evaluate without them."
         )
     if _is_coco(metadata):
-        usable = without_errors(content, report)
+        usable = report.without_errors()
         PathManager.mkdirs(os.path.dirname(copy))
         with atomic_file(copy) as file:
             json.dump(usable, file)
@@ -200,9 +195,7 @@ def _invalid_entries(name: str, copy: str, skip_unusable: bool, evaluated: bool)
     else:
         images = records_without(records, invalid)
         num_annotations = sum(len(x.get("annotations", [])) for x in images)
-    for section, before, after in (
-        ("images", report.num_images, len(images)),
-        ("annotations", report.num_annotations, num_annotations),
-    ):
+    for section, after in (("images", len(images)), ("annotations", num_annotations)):
+        before = len(report.content.get(section, []))
         logger.warning("Left out %d of %d %s of %s", before - after, before, section, name)
     return invalid

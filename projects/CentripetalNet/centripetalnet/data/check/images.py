@@ -4,28 +4,23 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Optional
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .reading import file_name_of, is_integer
 from .report import KindAndDetail, Problem, image_problem
 
-IMAGES_PER_TASK = 16
 ORIENTATION_TAG = next(key for key, name in ExifTags.TAGS.items() if name == "Orientation")
 # EXIF orientations for which Detectron2 turns an image, and those that exchange width and height.
 TURNED_ORIENTATIONS = range(2, 9)
 TRANSPOSED_ORIENTATIONS = range(5, 9)
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
-
-# Width and height, of any value and type.
-Size = tuple[Any, Any]
 
 
 def missing_images(images: list[dict], image_root: str) -> list[Problem]:
@@ -64,12 +59,21 @@ def check_images(
     problems = missing_images(images, image_root)
     missing = {x.position for x in problems}
     present = [i for i, x in enumerate(images) if file_name_of(x) and i not in missing]
-    paths = [os.path.join(image_root, images[i]["file_name"]) for i in present]
-    sizes = [(images[i].get("width"), images[i].get("height")) for i in present]
-    results = _inspect_all(list(zip(paths, sizes)), num_workers)
-    progress = tqdm(results, total=len(paths), desc="images", disable=not show_progress)
-    for i, found in zip(present, progress):
-        problems += [image_problem(images[i], i, kind, detail) for kind, detail in found]
+    tasks = [
+        (os.path.join(image_root, x["file_name"]), (x.get("width"), x.get("height")))
+        for x in (images[i] for i in present)
+    ]
+    # Without batches each task is "collated" by itself, in a worker.
+    results = DataLoader(tasks, batch_size=None, num_workers=num_workers, collate_fn=_inspect)
+    progress = tqdm(results, desc="images", disable=not show_progress)
+    try:
+        for position, found in zip(present, progress):
+            problems += [image_problem(images[position], position, *x) for x in found]
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"one of {num_workers} processes that decode images died. If memory is short, use "
+            "fewer workers; 0 decodes the images one by one in this process."
+        ) from error
     return problems
 
 
@@ -83,23 +87,8 @@ def exif_orientation(image: Image.Image) -> Optional[int]:
     return orientation if orientation in TURNED_ORIENTATIONS else None
 
 
-def _inspect_all(tasks: list, num_workers: int) -> Iterator[list[KindAndDetail]]:
-    """In the order of the tasks."""
-    if num_workers == 0:
-        yield from map(_inspect, tasks)
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        try:
-            yield from pool.map(_inspect, tasks, chunksize=IMAGES_PER_TASK)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"one of {num_workers} processes that decode images died. If memory is short, use "
-                "fewer workers; 0 decodes the images one by one in this process."
-            ) from error
-
-
-def _inspect(task: tuple[str, Size]) -> list[KindAndDetail]:
-    """Problems of one image file; ``task`` is its path and its size in the annotation file."""
+def _inspect(task: tuple[str, tuple[Any, Any]]) -> list[KindAndDetail]:
+    """Problems of an image file; ``task`` is its path, and width and height of its entry."""
     path, expected = task
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -108,7 +97,7 @@ def _inspect(task: tuple[str, Size]) -> list[KindAndDetail]:
             with PathManager.open(path, "rb") as file, Image.open(file) as header:
                 found = list(_conversions(header, pixels, expected))
     except UnidentifiedImageError:
-        return [("image file cannot be read", "no image format that Pillow supports")]
+        return [("image file cannot be read", "it has no image format that Pillow supports")]
     # For a damaged file Pillow raises many types of errors.
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
@@ -118,7 +107,7 @@ def _inspect(task: tuple[str, Size]) -> list[KindAndDetail]:
 
 
 def _conversions(
-    header: Image.Image, pixels: np.ndarray, expected: Size
+    header: Image.Image, pixels: np.ndarray, expected: tuple[Any, Any]
 ) -> Iterator[KindAndDetail]:
     """What ``read_image`` silently changed in the pixels, and a size that is not expected."""
     size = pixels.shape[1], pixels.shape[0]
@@ -131,28 +120,30 @@ def _conversions(
             detail += ", its size before the rotation by EXIF"
         yield "image size differs from the annotation file", detail
         return
+    mode = f"its mode is {header.mode}"
     if orientation is not None:
-        detail = f"orientation {orientation}; boxes must be those of the rotated image"
-        yield "rotated by EXIF", detail
+        yield "rotated by EXIF", f"its orientation is {orientation}"
     if header.mode.startswith(("I", "F")):
         white = (pixels == 255).all(axis=2).mean()
-        detail = f"values are clipped to 0 ... 255, which makes {white:.0%} white"
-        yield "more than 8 bits per channel", f"mode {header.mode}; {detail}"
+        yield (
+            "more than 8 bits per channel",
+            f"{mode}; clipping to 0 ... 255 makes {white:.0%} white",
+        )
     elif has_16_bits:
         yield "more than 8 bits per channel", "of 16 bits the upper 8 are used"
     if header.mode == "CMYK":
-        yield "CMYK", "converted to RGB without a colour profile"
+        yield "CMYK", mode
     if header.mode in ("P", "PA"):
-        yield "palette", "converted to the palette's colours"
+        yield "palette", mode
     if header.mode in ALPHA_MODES or "transparency" in header.info:
-        yield "alpha channel", "dropped; the colour of transparent pixels becomes visible"
+        yield "alpha channel", mode
     try:
         num_frames = getattr(header, "n_frames", 1)
     # Counting reads all frames, of which only the first one was checked.
     except Exception:
         num_frames = "more than one"
     if num_frames != 1:
-        yield "several frames", f"{num_frames}; the first is used"
+        yield "several frames", f"it has {num_frames}"
 
 
 def _names_in(folder: str) -> Optional[set[str]]:

@@ -1,4 +1,4 @@
-"""Reads annotation files in COCO format and their lists."""
+"""Reads annotation files in COCO format, and says what is in them."""
 
 import functools
 import json
@@ -9,21 +9,11 @@ from typing import Any, Optional
 
 from detectron2.utils.file_io import PathManager
 
-
-class _ShortRepr(reprlib.Repr):
-    """Shortens any value, however large or nested, to about a line."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 60
-        self.maxlevel = 3
-
-    def repr_int(self, x: int, level: int) -> str:
-        # Python raises an error for integers of more than some thousand digits.
-        return f"an integer of {x.bit_length()} bits" if x.bit_length() > 64 else repr(x)
-
-
-shown = _ShortRepr().repr
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+_short.maxlevel = 3
+shown = _short.repr
+"""``repr`` of any value, however large or nested, in about a line."""
 
 
 def is_integer(value: Any) -> bool:
@@ -36,21 +26,24 @@ def is_number(value: Any) -> bool:
     return math.isfinite(value) if type(value) is float else is_integer(value)
 
 
-def integer_or_none(value: Any) -> Optional[int]:
-    """The value if it is an integer of at most 64 bits."""
-    return value if is_integer(value) else None
+def is_file_name(value: Any) -> bool:
+    """Whether a value is a string that is not empty."""
+    return isinstance(value, str) and value != ""
+
+
+def integer_of(entry: dict, name: str) -> Optional[int]:
+    """The value of a field, if it is an integer of at most 64 bits."""
+    return entry[name] if is_integer(entry.get(name)) else None
 
 
 def file_name_of(image: dict) -> Optional[str]:
     """The file name of an entry of ``images``, if it is valid."""
-    name = image.get("file_name")
-    return name if isinstance(name, str) and name else None
+    return image["file_name"] if is_file_name(image.get("file_name")) else None
 
 
-def wrong_field(entry: dict, name: str, expected: str) -> str:
-    """The value found and the value expected."""
-    seen = f"{name} is {shown(entry[name])}" if name in entry else f"there is no {name}"
-    return f"{seen}; expected {expected}"
+def seen(entry: dict, name: str) -> str:
+    """What the field of an entry is, in words."""
+    return f"{name} is {shown(entry[name])}" if name in entry else f"there is no {name}"
 
 
 def read_annotation_file(json_file: str) -> Any:
@@ -103,16 +96,14 @@ def class_names(content: Any, path: str) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     for position, category in enumerate(entries_of(content, "categories", path)):
-        category_id, name = category.get("id"), category.get("name")
-        if not is_integer(category_id) or not isinstance(name, str):
-            raise _not_coco(
-                path,
-                f"categories[{position}] has the id {shown(category_id)} and the name "
-                f"{shown(name)}, expected an integer and a string",
-            )
+        category_id, name = integer_of(category, "id"), category.get("name")
+        if category_id is None or not isinstance(name, str):
+            raise _not_coco(path, f"categories[{position}] is {shown(category)}")
         if category_id in names or name in names.values():
-            same = f"id {category_id}" if category_id in names else f"name {shown(name)}"
-            raise ValueError(f"{path} has more than one category with the {same}. Make it unique.")
+            raise ValueError(
+                f"{path} has more than one category with the id {category_id} or the name "
+                f"{shown(name)}. Make both unique."
+            )
         names[category_id] = name
     if not names:
         raise _not_coco(path, "its list 'categories' is empty")
@@ -136,8 +127,9 @@ def _categories(json_file: str, modified: float) -> tuple[str, ...]:
     return tuple(class_names(read_annotation_file(json_file), json_file).values())
 
 
-def _not_coco(path: str, seen: str) -> ValueError:
+def _not_coco(path: str, problem: str) -> ValueError:
     return ValueError(
-        f"{path} is not a COCO annotation file: {seen}. Expected JSON with the lists 'images', "
-        "'annotations' and 'categories', each of objects, each category with 'id' and 'name'."
+        f"{path} is not a COCO annotation file: {problem}. Expected JSON with the lists 'images', "
+        "'annotations' and 'categories' of objects, each category with an integer 'id' and a "
+        "string 'name'."
     )

@@ -7,10 +7,18 @@ from typing import Any, Union
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .annotations import check_image_entries, check_values, class_counts, size_of
+from .annotations import check_annotations
 from .images import missing_images
-from .reading import class_names, file_name_of, is_integer, is_number, shown, wrong_field
-from .report import BAD_RUN_LENGTHS, LEADS_OUTSIDE, NO_IMAGE_FIELDS, KindAndDetail, Problem, Report
+from .reading import file_name_of, is_integer, is_number, seen, shown
+from .report import (
+    BAD_RUN_LENGTHS,
+    LEADS_OUTSIDE,
+    NO_IMAGE_FIELDS,
+    KindAndDetail,
+    Problem,
+    Report,
+    image_problem,
+)
 
 # Inside any image, so that an unknown box gives no further problem.
 UNKNOWN_BOX = [0, 0, 0.5, 0.5]
@@ -28,49 +36,56 @@ def check_records(
             not; without a size, objects are not compared with it.
 
     Returns:
-        All problems except those inside the image files, and the number of objects of each class.
-        An annotation's position counts over all records, its id within its record, from 0.
+        All problems except those inside the image files, and the records in COCO format. An
+        annotation's position counts over all records, its id within its record, from 0.
 
     Raises:
         ValueError: if a record or an annotation is not a dict, or a class name is not unique.
     """
-    categories = [{"id": i, "name": str(x)} for i, x in enumerate(classes)]
-    names = class_names({"categories": categories}, path)
     images: list[dict] = []
-    image_ids: list[Union[int, str, None]] = []
+    annotations: list[dict] = []
     problems: list[Problem] = []
-    position = 0
+    image_ids: list[Union[int, str, None]] = []
+    # Of each annotation the index of its record, and its number within it.
+    places: list[tuple[int, int]] = []
+    # COCO has integer ids only.
     numbers: dict[Any, int] = {}
     for index, record in enumerate(records):
         entries = _entries_of(record, index, path)
         image = {x: _plain(record[x]) for x in ("file_name", "height", "width") if x in record}
-        file_name, image_id = file_name_of(image), _plain(record.get("image_id"))
+        image_id = _plain(record.get("image_id"))
         if not (is_integer(image_id) or isinstance(image_id, str)):
             image_id = None
             if evaluated or "image_id" in record:
-                detail = wrong_field(record, "image_id", "an integer or a string")
-                where = ("images", index, None, None, file_name)
-                problems.append(Problem(NO_IMAGE_FIELDS, *where, detail))
+                detail = f"{seen(record, 'image_id')}; expected an integer or a string"
+                problems.append(image_problem(image, index, NO_IMAGE_FIELDS, detail))
         image_ids.append(image_id)
-        # COCO has integer ids only.
         key = ("unknown", index) if image_id is None else image_id
-        image["id"] = numbers.setdefault(key, len(numbers))
+        image["id"] = numbers.setdefault(key, index)
         # Images with the same id are equal only if their objects are.
         image["objects"] = []
+        images.append(image)
         for number, entry in enumerate(entries):
             annotation, found = _coco_annotation(entry)
-            found += check_values(annotation, size_of(image), names)
-            where = ("annotations", position, image_id, number, file_name)
-            problems += [Problem(kind, *where, detail) for kind, detail in found]
             image["objects"].append(annotation)
-            position += 1
-        images.append(image)
-    for problem in check_image_entries(images, evaluated) + missing_images(images, ""):
+            where = ("annotations", len(annotations), None, None, None)
+            problems += [Problem(kind, *where, detail) for kind, detail in found]
+            annotations.append({**annotation, "id": len(places) + 1, "image_id": image["id"]})
+            places.append((index, number))
+    categories = [{"id": i, "name": str(x)} for i, x in enumerate(classes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    report = check_annotations(content, path, needs_sizes=evaluated)
+    problems += report.problems + missing_images(images, "")
+    report.problems = []
+    for problem in problems:
+        of_image = problem.section == "images"
+        index, number = (problem.position, None) if of_image else places[problem.position]
+        ids = {"image_id": image_ids[index], "annotation_id": number}
         # A record has the full path of its file.
         if problem.kind != LEADS_OUTSIDE:
-            problems.append(problem._replace(image_id=image_ids[problem.position]))
-    counts = class_counts((x for image in images for x in image["objects"]), names)
-    return Report(path, problems, len(images), position, counts)
+            file_name = file_name_of(images[index])
+            report.problems.append(problem._replace(file_name=file_name, **ids))
+    return report
 
 
 def records_without(records: Sequence[dict], left_out: set[tuple[str, int]]) -> list[dict]:
@@ -92,8 +107,8 @@ def _entries_of(record: Any, index: int, path: str) -> Sequence[dict]:
     # A test set has no annotations.
     entries = record.get("annotations", [])
     if not isinstance(entries, (list, tuple)) or not all(isinstance(x, dict) for x in entries):
-        seen = f"the annotations of record {index} are {shown(entries)}"
-        raise ValueError(f"{path}: {seen}; expected a list of dicts")
+        problem = f"the annotations of record {index} are {shown(entries)}"
+        raise ValueError(f"{path}: {problem}; expected a list of dicts")
     return entries
 
 
@@ -106,21 +121,17 @@ def _coco_annotation(entry: dict) -> tuple[dict, list[KindAndDetail]]:
         annotation["category_id"] = _plain(entry["category_id"])
     mode = entry.get("bbox_mode")
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        detail = wrong_field(entry, "bbox_mode", "one of detectron2.structures.BoxMode")
-        problems.append(("bbox_mode is not XYXY_ABS or XYWH_ABS", detail))
+        problems.append(("bbox_mode is not XYXY_ABS or XYWH_ABS", seen(entry, "bbox_mode")))
         annotation["bbox"] = UNKNOWN_BOX
     elif "bbox" in entry:
         annotation["bbox"] = _coco_box(entry["bbox"], mode)
     segmentation = entry.get("segmentation")
-    if isinstance(segmentation, dict):
-        segmentation = {key: _plain(value) for key, value in segmentation.items()}
-        if isinstance(segmentation.get("counts"), list):
-            detail = "its counts are a list; Detectron2 needs compressed counts, a string or bytes"
-            problems.append((BAD_RUN_LENGTHS, detail))
-            segmentation = None
-    elif isinstance(segmentation, list):
-        segmentation = [_plain(x) for x in segmentation]
-    if segmentation is not None:
+    if isinstance(segmentation, (dict, list)):
+        segmentation = _plain(segmentation)
+    if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+        detail = "its counts are a list; Detectron2 needs compressed counts, a string or bytes"
+        problems.append((BAD_RUN_LENGTHS, detail))
+    elif segmentation is not None:
         annotation["segmentation"] = segmentation
     return annotation, problems
 
@@ -130,20 +141,23 @@ def _coco_box(box: Any, mode: int) -> Any:
     # Detectron2 cannot convert a single box in an array.
     if isinstance(box, (list, tuple)) or mode == BoxMode.XYXY_ABS:
         box = _plain(box)
-    if not isinstance(box, list):
-        return box
-    box = [_plain(x) for x in box]
-    if mode == BoxMode.XYXY_ABS and len(box) == 4 and all(map(is_number, box)):
+    is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+    if mode == BoxMode.XYXY_ABS and is_box:
         return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
     return box
 
 
-def _plain(value: Any) -> Any:
-    """Converts NumPy values, tuples, bytes and paths to JSON types."""
+def _plain(value: Any, depth: int = 1) -> Any:
+    """Converts NumPy values, tuples, bytes and paths to JSON types, also those in lists."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
-    if isinstance(value, tuple):
-        return list(value)
     if isinstance(value, bytes):
         return value.decode("ascii", "replace")
+    # Not deeper: the coordinates of polygons are many.
+    if isinstance(value, (list, tuple)) and depth:
+        return [_plain(x, 0) for x in value]
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, dict) and depth:
+        return {key: _plain(x, 0) for key, x in value.items()}
     return os.fspath(value) if isinstance(value, os.PathLike) else value
