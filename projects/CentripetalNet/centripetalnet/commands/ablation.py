@@ -46,11 +46,12 @@ class Variant(NamedTuple):
     """The variant whose weights are evaluated with ``opts``, instead of a training."""
 
 
-_PLAIN = {"SHIFT_CONV": "plain"}
 VARIANTS = {
     "embedding": Variant("associative embedding (CornerNet)", {"MATCHING": "EmbeddingMatching"}),
-    "shift": Variant("centripetal shift, plain convolution", {**_PLAIN, "GUIDING_SHIFT": "False"}),
-    "guided-plain": Variant("the same with guiding shift", _PLAIN),
+    "shift": Variant(
+        "centripetal shift, plain convolution",
+        {"SHIFT_CONV": "plain", "GUIDING_SHIFT": "False"},
+    ),
     "deformable": Variant(
         "centripetal shift, deformable convolution",
         {"SHIFT_CONV": "deformable", "GUIDING_SHIFT": "False"},
@@ -79,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each (%(default)s)")
     parser.add_argument(
-        "--iterations", type=int, default=1200, help="of each training (%(default)s)"
+        "--iterations", type=int, default=600, help="of each training (%(default)s)"
     )
     parser.add_argument(
         "--timed-steps", type=int, default=15, help="training steps to time (%(default)s)"

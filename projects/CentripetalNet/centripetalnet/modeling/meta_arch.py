@@ -210,11 +210,12 @@ class CentripetalNet(nn.Module):
                     results = run_checkpointed(branch, self._branch_losses, *inputs)
                 else:
                     results = self._branch_losses(*inputs)
+                of_heatmap, of_offset, predicted, corners = results
                 # The mean of the two corners.
-                losses["heatmap"] = losses["heatmap"] + results[0] / 2
-                losses["offset"] = losses["offset"] + results[1] / 2
-                predictions.append(results[2])
-                found += [results[3]] if is_decoded else []
+                losses["heatmap"] = losses["heatmap"] + of_heatmap / 2
+                losses["offset"] = losses["offset"] + of_offset / 2
+                predictions.append(predicted)
+                found.append(corners)
             of_matching = self.matching.losses(
                 predictions, targets, of_corners, options.smooth_l1_beta
             )
@@ -223,7 +224,8 @@ class CentripetalNet(nn.Module):
         losses = {f"loss_{key}": self._weight(key) * loss for key, loss in losses.items()}
         if self.mask_head is not None:
             feature = features[self.feature_names[-1]]
-            proposals = self.mask_head.proposals(found, instances, self.matching)
+            corners = found if masks_are_trained else []
+            proposals = self.mask_head.proposals(corners, instances, self.matching)
             losses["loss_mask"] = self.mask_head.losses(feature, canvas_size, proposals)
             if counts is not None:
                 num_boxes = images.new_full((), sum(len(x) for x in instances))
@@ -267,8 +269,7 @@ class CentripetalNet(nn.Module):
         canvas_size: tuple[int, int],
         is_decoded: bool,
     ) -> tuple[Tensor, Tensor, tuple, Optional[Corners]]:
-        """Of one corner of one stack: unweighted losses of heatmap and offset, predictions at the
-        targets, and if ``is_decoded`` the corners."""
+        """Unweighted losses of heatmap and offset, predictions at targets, perhaps the corners."""
         pooled = branch.pooling(feature)
         heatmap, options = branch.heatmap(pooled), self.loss_options
         predictions, corners = branch.at_cells(pooled, target.cell), None
