@@ -56,17 +56,16 @@ def draw_sheet(path: str, weights: str, num_images: int, columns: int, opts: lis
     predictor = Predictor(cfg)
     name = cfg.DATASETS.TEST[0]
     metadata = MetadataCatalog.get(name)
-    cells = []
+    pairs = []
     for record in DatasetCatalog.get(name)[:num_images]:
         image = read_image(record["file_name"], format="RGB")
         instances = predictor(image[:, :, ::-1])["instances"]
-        cells.append(
-            (
-                draw_ground_truth(image, record, metadata, cfg.MODEL.MASK_ON, scale=2),
-                draw_detections(image, instances, metadata, min_score=0.4, scale=2),
-            )
-        )
-    if not cv2.imwrite(path, tile(cells, columns, gap=16)[:, :, ::-1]):
+        pair = [
+            draw_ground_truth(image, record, metadata, cfg.MODEL.MASK_ON, scale=2),
+            draw_detections(image, instances, metadata, min_score=0.4, scale=2),
+        ]
+        pairs.append(tile(pair, columns=2))
+    if not cv2.imwrite(path, tile(pairs, columns, gap=16)[:, :, ::-1]):
         raise OSError(f"cannot write {path}")
 
 

@@ -4,17 +4,15 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 import cv2
 import numpy as np
-from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from centripetalnet.commands.common import config_parser, exit_status
+from centripetalnet.commands.common import command, config_parser
 from centripetalnet.io.pictures import find_pictures, output_paths, read_picture, write_picture
-from centripetalnet.io.videos import Video, video_path, write_video
+from centripetalnet.io.videos import CODECS, Video, write_video
 from centripetalnet.modeling.precision import PRECISIONS
 from centripetalnet.predictor import Predictor, load_predictor
 from centripetalnet.visualization import draw_detections
@@ -22,10 +20,6 @@ from centripetalnet.visualization import draw_detections
 WINDOW_NAME = "CentripetalNet detections"
 CAMERA = 0
 ESCAPE = 27
-# Always images per second; tqdm's default switches to seconds per image below one.
-BAR_FORMAT = (
-    "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -70,97 +64,64 @@ def get_parser() -> argparse.ArgumentParser:
 
 def predictor_of(args: argparse.Namespace) -> Predictor:
     """The detector that the options ask for."""
-    return load_predictor(
-        args.config_file,
-        None,
-        device=args.device,
-        precision=args.precision,
-        tta=args.tta,
-        opts=args.opts,
-    )
+    options = {"device": args.device, "precision": args.precision, "tta": args.tta}
+    return load_predictor(args.config_file, None, opts=args.opts, **options)
 
 
-def drawn(
-    predictor: Predictor, frames: Iterable[np.ndarray], min_score: float
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Each image, (h0, w0, 3) uint8 in BGR order, with its detections, and their number."""
-    for frame in frames:
-        instances = predictor.detect(frame, min_score)
-        image = draw_detections(frame[:, :, ::-1], instances, predictor.metadata, min_score)
-        yield np.ascontiguousarray(image[:, :, ::-1]), len(instances)
-
-
-def _bar(items: Iterable, **options) -> tqdm:
-    return tqdm(items, unit=" images", bar_format=BAR_FORMAT, dynamic_ncols=True, **options)
+def drawn(predictor: Predictor, image: np.ndarray, min_score: float) -> tuple[np.ndarray, int]:
+    """An image, (h0, w0, 3) uint8 in BGR order, with its detections, and their number."""
+    instances = predictor.detect(image, min_score)
+    picture = draw_detections(image[:, :, ::-1], instances, predictor.metadata, min_score)
+    return np.ascontiguousarray(picture[:, :, ::-1]), len(instances)
 
 
 def draw_pictures(args: argparse.Namespace) -> int:
-    """Draws the images of ``--input``. Unreadable images are reported at once and at the end.
-
-    Args:
-        args: of :func:`get_parser`.
-
-    Returns:
-        The exit status: 1 if an image could not be read.
-    """
+    """Draws the images of ``--input``; names those that cannot be read, and returns then 1."""
     # File names need not be valid in the encoding of the terminal.
     paths = find_pictures(args.input, map(os.fsdecode, sys.stdin.buffer))
     targets = output_paths(args.output, paths) if args.output else [None] * len(paths)
     predictor = predictor_of(args)
     unreadable: list[str] = []
-    for path, target in zip(_bar(paths, disable=not args.output), targets):
+    for path, target in zip(tqdm(paths, unit=" images", disable=not args.output), targets):
         start = time.perf_counter()
         try:
             image = read_picture(path)
         except OSError as error:
-            unreadable.append(str(error))
-            tqdm.write(f"error: {error}", file=sys.stdout)
+            unreadable.append(f"  {error}")
             continue
-        ((picture, count),) = drawn(predictor, [image], args.confidence_threshold)
+        picture, count = drawn(predictor, image, args.confidence_threshold)
         seconds = time.perf_counter() - start
         where = f" -> {target}" if target else ""
+        tqdm.write(f"{path}: detected {count} objects in {seconds:.2f}s{where}")
         if target:
             write_picture(picture, target)
-        tqdm.write(f"{path}: detected {count} objects in {seconds:.2f}s{where}", file=sys.stdout)
-        if not target and show(picture, wait=0):
+        elif show(picture, wait=0):
             break
     if unreadable:
         print(f"error: {len(unreadable)} of {len(paths)} images were not drawn:", file=sys.stderr)
-        print(*(f"  {x}" for x in unreadable), sep="\n", file=sys.stderr)
+        print(*unreadable, sep="\n", file=sys.stderr)
     return 1 if unreadable else 0
 
 
 def draw_video(args: argparse.Namespace) -> None:
-    """Draws the frames of ``--video-input`` or ``--webcam`` one at a time.
-
-    Args:
-        args: of :func:`get_parser`.
-    """
-    video = Video(CAMERA if args.webcam else args.video_input)
-    target = video_path(args.output, args.video_input) if args.output else None
+    """Draws the frames of ``--video-input`` or ``--webcam`` one at a time."""
+    source = CAMERA if args.webcam else args.video_input
+    video = Video(source)
+    if args.output:
+        (target,) = output_paths(args.output, [source], tuple(CODECS), kept=())
     predictor = predictor_of(args)
-    if target is None:
-        for picture, _ in drawn(predictor, video, args.confidence_threshold):
+    frames = tqdm(video, total=video.num_frames, unit=" images", disable=not args.output)
+    pictures = (drawn(predictor, frame, args.confidence_threshold)[0] for frame in frames)
+    if not args.output:
+        for picture in pictures:
             if show(picture, wait=1):
                 break
         return
-    counts: list[int] = []
-
-    def pictures() -> Iterator[np.ndarray]:
-        frames = _bar(video, total=video.num_frames)
-        for picture, count in drawn(predictor, frames, args.confidence_threshold):
-            counts.append(count)
-            yield picture
-
-    num_frames = write_video(target, pictures(), video.rate, video.size)
-    found = f"detected {sum(counts)} objects in {num_frames} frames"
-    print(f"{args.video_input}: {found} -> {target}")
+    num_frames = write_video(target, pictures, video.rate, video.size)
+    print(f"{source}: {num_frames} frames -> {target}")
     if video.num_frames is not None and num_frames < video.num_frames:
-        print(
-            f"warning: {args.video_input}: {num_frames} of the {video.num_frames} frames in its "
-            "header could be read",
-            file=sys.stderr,
-        )
+        problem = f"{num_frames} of the {video.num_frames} frames in its header could be read"
+        print(f"warning: {source}: {problem}", file=sys.stderr)
 
 
 def open_window(remedy: str) -> None:
@@ -172,19 +133,16 @@ def open_window(remedy: str) -> None:
     Raises:
         OSError: if it cannot be opened.
     """
-    problem = None
-    if sys.platform.startswith("linux") and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
+    has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not has_display:
         # OpenCV with Qt would abort the process.
-        problem = "there is no display (DISPLAY is not set)"
-    else:
-        try:
-            cv2.namedWindow(WINDOW_NAME, cv2.WINDOW_NORMAL)
-        except cv2.error:
-            problem = f"this OpenCV ({cv2.__version__}) was built without windows"
-    if problem is not None:
-        raise OSError(f"cannot open a window: {problem}. {remedy}")
+        raise OSError(f"cannot open a window: there is no display (DISPLAY is not set). {remedy}")
+    try:
+        cv2.namedWindow(WINDOW_NAME, cv2.WINDOW_NORMAL)
+    except cv2.error as error:
+        raise OSError(
+            f"cannot open a window: OpenCV {cv2.__version__} was built without windows. {remedy}"
+        ) from error
 
 
 def show(picture: np.ndarray, wait: int) -> bool:
@@ -203,7 +161,16 @@ def run(args: argparse.Namespace) -> Optional[int]:
 
     Args:
         args: of :func:`get_parser`.
+
+    Raises:
+        ValueError: if options are invalid or contradict each other.
     """
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ValueError(f"--confidence-threshold is {args.confidence_threshold}; expected 0 to 1")
+    if args.webcam and args.output:
+        raise ValueError("--webcam is shown in a window and cannot be combined with --output")
+    # The encoding of the terminal may lack letters of file names.
+    sys.stdout.reconfigure(errors="backslashreplace")
     if args.webcam:
         open_window("Record a video and use --video-input FILE --output FOLDER.")
     elif not args.output:
@@ -211,22 +178,4 @@ def run(args: argparse.Namespace) -> Optional[int]:
     return draw_pictures(args) if args.input else draw_video(args)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command ``centripetalnet-demo``, also ``demo/demo.py``.
-
-    Args:
-        argv: the arguments, by default those of the command line.
-
-    Returns:
-        The exit status: 0, or 1 after an error or if an image could not be read.
-    """
-    parser = get_parser()
-    args = parser.parse_args(argv)
-    if not 0 <= args.confidence_threshold <= 1:
-        parser.error(f"--confidence-threshold is {args.confidence_threshold}; expected 0 to 1")
-    if args.webcam and args.output:
-        parser.error("--webcam is shown in a window and cannot be combined with --output")
-    setup_logger(name="centripetalnet")
-    # The encoding of the terminal may lack letters of file names.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    return exit_status(run, args)
+main = command(get_parser, run)

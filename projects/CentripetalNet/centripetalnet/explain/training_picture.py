@@ -65,7 +65,7 @@ def training_picture(
         )
         for x, explanation in zip(samples, explanations)
     ]
-    picture = torch.as_tensor(tile([(row,) for row in rows], columns=1))
+    picture = torch.as_tensor(tile(rows, columns=1))
     name = "Left to right: ground truth; prediction; top-left corners; bottom-right corners"
     return name, picture.permute(2, 0, 1)
 

@@ -1,4 +1,4 @@
-"""Image files of the demo: finding, reading and writing them."""
+"""Image files of the demo: finding, reading and writing them, and the paths of its results."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +15,8 @@ READ_EXTENSIONS = (
     *(".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
-# Extensions of drawn images; drawings on other kinds become .png.
-WRITTEN_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Extensions of drawn images; drawings on other kinds get the first.
+WRITTEN_EXTENSIONS = (".png", ".bmp", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
 
 def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> list[str]:
@@ -28,30 +28,29 @@ def find_pictures(arguments: Sequence[str], listed: Iterable[str] = ()) -> list[
         listed: lines with one of these each, read only if an argument is "-".
 
     Raises:
-        FileNotFoundError: if a named file does not exist, or a folder contains no image.
+        FileNotFoundError: if a named file does not exist, or there is no image.
     """
     by_file: dict[str, str] = {}
     for argument in arguments:
         names = (x.rstrip("\r\n") for x in listed) if argument == "-" else [argument]
-        found = [path for name in filter(None, names) for path in _matches(name)]
-        if not found:
-            raise FileNotFoundError(f"--input {argument}: the list of files is empty")
-        for path in found:
+        for path in (path for name in names if name for path in _matches(name)):
             by_file.setdefault(os.path.abspath(path), path)
+    if not by_file:
+        raise FileNotFoundError("--input -: the list of files is empty")
     return list(by_file.values())
 
 
 def _matches(name: str) -> list[str]:
     name = os.path.expanduser(name)
     if os.path.isdir(name):
-        inside = (os.path.join(name, x) for x in sorted(os.listdir(name)))
-        found = [x for x in inside if x.lower().endswith(READ_EXTENSIONS) and os.path.isfile(x)]
+        paths = [os.path.join(name, x) for x in os.listdir(name)]
+        paths = [x for x in paths if x.lower().endswith(READ_EXTENSIONS)]
         expected = f"the folder contains no image, expected {', '.join(READ_EXTENSIONS)}"
     else:
         # Existing files come first, since file names may contain brackets.
-        paths = [name] if os.path.exists(name) else sorted(glob(name, recursive=True))
-        found = [x for x in paths if not os.path.isdir(x)]
+        paths = [name] if os.path.exists(name) else glob(name, recursive=True)
         expected = f"there is no such file (relative to {os.getcwd()})"
+    found = sorted(filter(os.path.isfile, paths))
     if not found:
         raise FileNotFoundError(f"--input {name}: {expected}")
     return found
@@ -83,84 +82,70 @@ def write_picture(picture: np.ndarray, path: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
+    # cv2.imwrite crashes on file names that are not valid UTF-8.
     try:
         done, content = cv2.imencode(os.path.splitext(path)[1].lower(), picture)
-    except cv2.error as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+    except cv2.error:
+        # Other versions of OpenCV return False.
+        done = False
     if not done:
         raise OSError(f"{path}: OpenCV cannot write an image of {picture.shape[:2]} pixels there")
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
     with atomic_file(path, "wb") as file:
-        file.write(content.tobytes())
+        file.write(content)
 
 
-def output_paths(output: str, pictures: Sequence[str]) -> list[str]:
-    """Paths of the drawn images. They overwrite neither inputs nor each other.
+def output_paths(
+    output: str,
+    sources: Sequence[str],
+    extensions: Sequence[str] = WRITTEN_EXTENSIONS,
+    kept: Sequence[str] = WRITTEN_EXTENSIONS,
+) -> list[str]:
+    """Paths of the drawn images or videos. They overwrite neither inputs nor each other.
 
     Args:
-        output: a folder, which need not exist, or for one image a file.
-        pictures: of :func:`find_pictures`.
+        output: a folder, which need not exist, or for one input a file.
+        sources: paths of the inputs.
+        extensions: of files that can be written.
+        kept: extensions that stay in a folder; the others become the first of ``extensions``.
 
     Returns:
-        A path for each image. In a folder it has the name of the image. Images of the same name
-        are numbered, and formats that are not written become .png.
+        A path for each input. In a folder it has the name of the input, but results of the same
+        name are numbered.
 
     Raises:
-        ValueError: if ``output`` is a file for several images, or an input would be overwritten.
+        ValueError: if ``output`` is a file of another kind or for several inputs, or an input would
+            be overwritten.
     """
-    if is_file_name(output, WRITTEN_EXTENSIONS):
-        if len(pictures) > 1:
-            raise ValueError(
-                f"--output {output} is a file, but there are {len(pictures)} images; name a folder"
-            )
-        targets = [output]
+    extension = os.path.splitext(output)[1]
+    if os.path.isdir(output) or not (extension or os.path.exists(output)):
+        targets = [os.path.join(output, x) for x in _names(sources, extensions[0], kept)]
+    elif len(sources) > 1 or extension.lower() not in extensions:
+        raise ValueError(
+            f"--output {output}: expected a folder (a new one with a dot in its name ends with /), "
+            f"or for one input a file with one of the extensions {', '.join(extensions)}"
+        )
     else:
-        targets = [os.path.join(output, name) for name in _names(pictures)]
-    refuse_to_overwrite(targets, pictures)
+        targets = [output]
+    # Inode and device identify a file whatever its path is.
+    inputs = {os.stat(path)[1:3]: path for path in sources}
+    for target in filter(os.path.exists, targets):
+        source = inputs.get(os.stat(target)[1:3])
+        if source is not None:
+            raise ValueError(f"--output would overwrite {source}; name another folder")
     return targets
 
 
-def is_file_name(output: str, extensions: Sequence[str]) -> bool:
-    """Whether ``--output`` names a file: an existing one, or a new path with an extension.
-
-    Raises:
-        ValueError: if it names a file without one of the extensions.
-    """
-    extension = os.path.splitext(output)[1]
-    if os.path.isdir(output) or output.endswith(os.sep):
-        return False
-    if not extension and not os.path.exists(output):
-        return False
-    if extension.lower() not in extensions:
-        raise ValueError(
-            f"--output {output} cannot be written; expected one of {', '.join(extensions)}, or a "
-            "folder (end a new folder with a dot in its name with /)"
-        )
-    return True
-
-
-def refuse_to_overwrite(targets: Iterable[str], sources: Iterable[str]) -> None:
-    """Raises ValueError if writing ``targets`` would overwrite one of ``sources``."""
-    # Device and number identify a file whatever its path is.
-    files = {(x.st_dev, x.st_ino): path for path in sources for x in [os.stat(path)]}
-    for target in targets:
-        if os.path.exists(target):
-            found = os.stat(target)
-            if (found.st_dev, found.st_ino) in files:
-                source = files[found.st_dev, found.st_ino]
-                raise ValueError(f"--output would overwrite {source}; name another folder")
-
-
-def _names(pictures: Sequence[str]) -> Iterator[str]:
-    """Unique names of the drawn images, also on file systems that ignore case."""
+def _names(paths: Sequence[str], extension: str, kept: Sequence[str]) -> Iterator[str]:
+    """Unique names of results, also on file systems that ignore case."""
     taken: set[str] = set()
-    for path in pictures:
-        stem, extension = os.path.splitext(os.path.basename(path))
-        if extension.lower() not in WRITTEN_EXTENSIONS:
-            extension = ".png"
-        name, number = stem + extension, 1
+    for path in paths:
+        stem, ending = os.path.splitext(os.path.basename(path))
+        if ending.lower() not in kept:
+            ending = extension
+        name, number = stem + ending, 1
         while name.casefold() in taken:
             number += 1
-            name = f"{stem}_{number}{extension}"
+            name = f"{stem}_{number}{ending}"
         taken.add(name.casefold())
         yield name

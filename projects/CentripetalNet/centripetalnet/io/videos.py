@@ -1,15 +1,15 @@
 """Reading videos frame by frame, and writing them with the same size and frame rate."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Optional, Union
 
 import cv2
 import numpy as np
 
 from .files import atomic_path
-from .pictures import is_file_name, refuse_to_overwrite
 
+# By extension; the first is that of drawn videos in a folder.
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # Frames per second of a video without a valid rate.
 DEFAULT_RATE = 30.0
@@ -40,8 +40,7 @@ class Video:
                 f"{self._name} has no readable frame, expected a video in a format of this OpenCV "
                 f"({cv2.__version__})"
             )
-        height, width = self._first.shape[:2]
-        self.size: tuple[int, int] = (width, height)
+        self.size: tuple[int, int] = self._first.shape[1::-1]
         # Unknown values are 0, negative or NaN.
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate: float = rate if 0 < rate < float("inf") else DEFAULT_RATE
@@ -58,13 +57,13 @@ class Video:
             done, frame = self._capture.read()
 
 
-def write_video(path: str, frames: Iterator[np.ndarray], rate: float, size: tuple[int, int]) -> int:
-    """Writes a video atomically.
+def write_video(path: str, frames: Iterable[np.ndarray], rate: float, size: tuple[int, int]) -> int:
+    """Writes a video atomically; creates missing folders.
 
     Codecs need even widths and heights. Odd frames get their last column or row twice.
 
     Args:
-        path: from :func:`video_path`. Missing folders are created.
+        path: with an extension of ``CODECS``.
         frames: (height, width, 3) uint8 in BGR order each.
         rate: frames per second.
         size: (width, height) of the frames, in pixels.
@@ -77,22 +76,19 @@ def write_video(path: str, frames: Iterator[np.ndarray], rate: float, size: tupl
     """
     os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
     extension = os.path.splitext(path)[1]
-    even = tuple(x + x % 2 for x in size)
+    right, bottom = (x % 2 for x in size)
     written = 0
     with atomic_path(path, ending=extension) as unfinished:
         codec = cv2.VideoWriter_fourcc(*CODECS[extension.lower()])
+        even = (size[0] + right, size[1] + bottom)
         writer = cv2.VideoWriter(unfinished, codec, rate, even)
         try:
             for frame in frames:
-                border = even[1] - frame.shape[0], even[0] - frame.shape[1]
-                writer.write(
-                    cv2.copyMakeBorder(frame, 0, border[0], 0, border[1], cv2.BORDER_REPLICATE)
-                )
+                writer.write(cv2.copyMakeBorder(frame, 0, bottom, 0, right, cv2.BORDER_REPLICATE))
                 written += 1
         finally:
             writer.release()
-        # OpenCV reports no errors.
-        # -1 in OpenCV 5 if there is no video.
+        # OpenCV reports no errors, and OpenCV 5 counts -1 frames in what is no video.
         found = max(0, int(cv2.VideoCapture(unfinished).get(cv2.CAP_PROP_FRAME_COUNT)))
         if found != written:
             raise OSError(
@@ -100,23 +96,3 @@ def write_video(path: str, frames: Iterator[np.ndarray], rate: float, size: tupl
                 f"the disk is full, and whether this OpenCV ({cv2.__version__}) writes such files."
             )
     return written
-
-
-def video_path(output: str, source: str) -> str:
-    """Path of a drawn video. The input is never overwritten.
-
-    Args:
-        output: a file, or a folder, which need not exist.
-        source: path of the input video.
-
-    Returns:
-        ``output``, or in a folder the name of ``source`` with .mp4.
-
-    Raises:
-        ValueError: if ``source`` would be overwritten, or ``output`` is another kind of file.
-    """
-    if not is_file_name(output, tuple(CODECS)):
-        stem = os.path.splitext(os.path.basename(source))[0]
-        output = os.path.join(output, f"{stem}.mp4")
-    refuse_to_overwrite([output], [source])
-    return output

@@ -29,8 +29,7 @@ def draw_detections(
         (h0 * scale, w0 * scale, 3) RGB uint8.
     """
     instances = instances[instances.scores >= min_score].to("cpu")
-    drawer = Visualizer(image, metadata, scale=scale, instance_mode=_color_mode(metadata))
-    return drawer.draw_instance_predictions(instances).get_image()
+    return _visualizer(image, metadata, scale).draw_instance_predictions(instances).get_image()
 
 
 def draw_ground_truth(
@@ -54,53 +53,32 @@ def draw_ground_truth(
         {key: value for key, value in annotation.items() if key in drawn}
         for annotation in record["annotations"]
     ]
-    drawer = Visualizer(image, metadata, scale=scale, instance_mode=_color_mode(metadata))
-    return drawer.draw_dataset_dict({**record, "annotations": annotations}).get_image()
+    record = {**record, "annotations": annotations}
+    return _visualizer(image, metadata, scale).draw_dataset_dict(record).get_image()
 
 
-def _color_mode(metadata: Optional[Metadata]) -> ColorMode:
-    """One colour per class if the dataset defines colours."""
+def _visualizer(image: np.ndarray, metadata: Optional[Metadata], scale: float) -> Visualizer:
+    """Draws with one colour per class if the dataset defines colours."""
     has_colors = metadata is not None and metadata.get("thing_colors") is not None
-    return ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
+    mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
+    return Visualizer(image, metadata, scale=scale, instance_mode=mode)
 
 
-def tile(
-    cells: Sequence[tuple[np.ndarray, ...]], columns: int, gap: int = 8, background: int = 255
-) -> np.ndarray:
-    """Arranges images in rows.
+def tile(pictures: Sequence[np.ndarray], columns: int, gap: int = 8) -> np.ndarray:
+    """Arranges images in rows of equal cells on white.
 
     Args:
-        cells: groups of images that belong together, each (h, w, 3) uint8 of any size.
-        columns: groups in a row.
-        gap: pixels between groups; half of it between the images of a group.
-        background: grey level around them.
+        pictures: (h, w, 3) uint8 each, of any size. They lie at the top left of their cells.
+        columns: images in a row.
+        gap: pixels between cells.
 
     Returns:
-        One image, RGB uint8.
+        One image, (height, width, 3) uint8.
     """
-    groups = [_row(group, gap // 2, background) for group in cells]
-    height = max(group.shape[0] for group in groups)
-    width = max(group.shape[1] for group in groups)
-    groups = [_placed(group, height, width, background) for group in groups]
-    while len(groups) % columns:
-        groups.append(np.full((height, width, 3), background, np.uint8))
-    rows: list[np.ndarray] = []
-    for start in range(0, len(groups), columns):
-        rows.append(_row(groups[start : start + columns], gap, background))
-        rows.append(np.full((gap, rows[0].shape[1], 3), background, np.uint8))
-    return np.concatenate(rows[:-1])
-
-
-def _row(pictures: Sequence[np.ndarray], gap: int, background: int) -> np.ndarray:
-    height = max(picture.shape[0] for picture in pictures)
-    parts: list[np.ndarray] = []
-    for picture in pictures:
-        parts.append(_placed(picture, height, picture.shape[1], background))
-        parts.append(np.full((height, gap, 3), background, np.uint8))
-    return np.concatenate(parts[:-1], axis=1)
-
-
-def _placed(picture: np.ndarray, height: int, width: int, background: int) -> np.ndarray:
-    canvas = np.full((height, width, 3), background, np.uint8)
-    canvas[: picture.shape[0], : picture.shape[1]] = picture
-    return canvas
+    height, width = np.max([picture.shape[:2] for picture in pictures], axis=0) + gap
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * height - gap, columns * width - gap, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * height, i % columns * width
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet

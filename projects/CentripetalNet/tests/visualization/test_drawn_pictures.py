@@ -48,11 +48,11 @@ def test_masks_are_drawn_where_every_object_has_one():
 
 def test_tile_keeps_every_image_complete():
     sizes = [(5, 9), (8, 4), (3, 3)]
-    pictures = [np.full((*size, 3), i + 1, np.uint8) for i, size in enumerate(sizes)]
 
-    sheet = tile([(pictures[0], pictures[1]), (pictures[2],)], columns=1)
+    sheet = tile([np.full((*x, 3), i, np.uint8) for i, x in enumerate(sizes)], columns=2)
 
-    assert [int((sheet == i + 1).all(axis=2).sum()) for i in range(3)] == [45, 32, 9]
+    assert sheet.shape == (2 * 8 + 8, 2 * 9 + 8, 3)
+    assert [int((sheet == i).all(axis=2).sum()) for i in range(3)] == [45, 32, 9]
 
 
 def test_a_heatmap_is_drawn_over_the_cells_of_the_canvas_that_the_image_covers():
