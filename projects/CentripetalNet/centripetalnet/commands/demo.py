@@ -82,7 +82,7 @@ def draw_pictures(args: argparse.Namespace) -> int:
     targets = output_paths(args.output, paths) if args.output else [None] * len(paths)
     predictor = predictor_of(args)
     unreadable: list[str] = []
-    for path, target in zip(tqdm(paths, unit=" images", disable=not args.output), targets):
+    for path, target in zip(tqdm(paths, unit="image", disable=not args.output), targets):
         start = time.perf_counter()
         try:
             image = read_picture(path)
@@ -110,7 +110,7 @@ def draw_video(args: argparse.Namespace) -> None:
     if args.output:
         (target,) = output_paths(args.output, [source], tuple(CODECS), kept=())
     predictor = predictor_of(args)
-    frames = tqdm(video, total=video.num_frames, unit=" images", disable=not args.output)
+    frames = tqdm(video, total=video.num_frames, unit="image", disable=not args.output)
     pictures = (drawn(predictor, frame, args.confidence_threshold)[0] for frame in frames)
     if not args.output:
         for picture in pictures:
