@@ -13,29 +13,19 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from exporting import ANYWHERE
+from few_images import FEW
 from remote_files import FolderAsStore
 
 from centripetalnet import export
 from centripetalnet.checkpoint.names import mmdet_name, translation
 from centripetalnet.data import load_config
-from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
-
-try:
-    from torch.library import opcheck as check_operator
-except ImportError:  # torch < 2.4
-    from torch.testing._internal.optests import opcheck as check_operator
-
-    # The import disables setting flags such as cudnn.benchmark in the process, as trainers do.
-    torch.backends.__allow_nonbracketed_mutation_flag = True
+from centripetalnet.data.datasets import build_silhouettes, register_silhouettes
 
 # On GPUs PyTorch convolves float32 in TF32 by default, with three decimal digits.
 torch.backends.cudnn.allow_tf32 = False
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "configs"
-
-# The dataset for training tests.
-FEW = SilhouettesSpec(num_train=16, num_val=7)
 
 # The narrow model of data/model_tiny.pt.
 GOLDEN_MODEL = {
@@ -240,7 +230,15 @@ MODEL:
 @pytest.fixture(scope="session")
 def opcheck():
     """Checks that schema, autograd, meta kernel and compilation of an operator agree."""
-    return check_operator
+    try:
+        from torch.library import opcheck
+    except ImportError:  # torch < 2.4
+        # Here, as the import takes seconds.
+        from torch.testing._internal.optests import opcheck
+
+        # The import disables setting flags such as cudnn.benchmark in the process, as trainers do.
+        torch.backends.__allow_nonbracketed_mutation_flag = True
+    return opcheck
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import FEW, SMALL, needs_timm, other_backbones
+from conftest import SMALL, needs_timm, other_backbones
 from detectron2.utils import comm
+from few_images import FEW
 from training import (
     ANYWHERE,
     TINY,

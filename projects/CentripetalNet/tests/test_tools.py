@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import FEW, PROJECT
+from conftest import PROJECT
 from detectron2.structures import Boxes
+from few_images import FEW
 from training import ANYWHERE, ENVIRONMENT, TINY, TINY_MASK, run
 
 from centripetalnet import load_predictor

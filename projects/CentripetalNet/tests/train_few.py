@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy  # noqa: F401
 import torch
 import torch.distributed as dist
-from conftest import FEW
 from detectron2.utils import comm
+from few_images import FEW
 
 from centripetalnet import engine
 from centripetalnet.checkpoint import checkpointer

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import FEW
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
+from few_images import FEW
 from pycocotools import mask as mask_util
 
 from centripetalnet.data.datasets import SilhouettesSpec, build_silhouettes, register_silhouettes
