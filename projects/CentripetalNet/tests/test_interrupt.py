@@ -1,9 +1,12 @@
 """Ctrl-C ends all processes of a training, and leaves no partial or temporary files."""
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,23 +46,55 @@ def interrupted(process):
     assert left == []
 
 
+def mapped_files():
+    """Device and inode of the files in the memory of running processes."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        # The process has ended, or belongs to another user.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            found.update(tuple(x.split()[3:5]) for x in path.read_text().splitlines())
+    return found
+
+
+def left_in_shared_memory(before):
+    """New files that no process uses, as tests that run at the same time have files too."""
+    new = set(Path("/dev/shm").iterdir()) - before
+    mapped = mapped_files()
+    left = []
+    for path in new:
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            # Not by name: the C library renames semaphores after it has mapped them.
+            device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+            if (device, str(status.st_ino)) not in mapped:
+                left.append(path)
+    return left
+
+
 @pytest.fixture
 def begin(datasets, tmp_path):
     """Starts a training with a separate folder for temporary files."""
-    before = set(os.listdir("/dev/shm"))
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    before = set(Path("/dev/shm").iterdir())
+    # The path of a socket in it has at most 107 characters, for which tmp_path can be too long.
+    temporary = Path(tempfile.mkdtemp())
+    started = []
 
     def begin(*opts, flags=(), **environment):
         output = tmp_path / "output"
         output.mkdir()
         command = train_few(output, *WORKERS, *opts, flags=flags)
         root = datasets / "silhouettes"
-        return output, start(*command, DATASET=root, TMPDIR=str(temporary), **environment)
+        started.append(start(*command, DATASET=root, TMPDIR=str(temporary), **environment))
+        return output, started[-1]
 
     yield begin
-    assert list(temporary.iterdir()) == []
-    assert set(os.listdir("/dev/shm")) <= before
+    # It still runs if the test failed before the interrupt.
+    for process in started:
+        kill(process)
+    left = list(temporary.iterdir())
+    shutil.rmtree(temporary)
+    assert left == []
+    assert left_in_shared_memory(before) == []
     assert list((tmp_path / "output").glob("*.part")) == []
 
 
