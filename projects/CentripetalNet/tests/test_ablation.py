@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import FEW
+from few_images import FEW
 
 from centripetalnet.commands import ablation
 from centripetalnet.data.datasets import build_silhouettes
