@@ -22,18 +22,10 @@ Miss = IntEnum(
     "DETECTION_MATCHED_ANOTHER_OBJECT LOW_SCORE",
     start=0,
 )
-# Of the best pair of an object's corners, by the pair's outcome.
-_MISS_OF_OUTCOME = {
-    "OTHER_CLASS": Miss.OTHER_CLASS,
-    "NO_EXTENT": Miss.CORNERS_CROSS,
-    "TL_OUTSIDE": Miss.TOP_LEFT_CENTRE_OUTSIDE,
-    "BR_OUTSIDE": Miss.BOTTOM_RIGHT_CENTRE_OUTSIDE,
-    "FAR_APART": Miss.CENTRES_APART,
-    "EMBEDDING_DIFFERS": Miss.EMBEDDINGS_DIFFER,
-    "SCORE_TOO_LOW": Miss.BELOW_THE_CANDIDATES_LIMIT,
-    "SUPPRESSED": Miss.REMOVED_BY_SOFT_NMS,
-    "ACCEPTED": Miss.BADLY_LOCALISED,
-}
+# Of the best pair of an object's corners, by the pair's outcome; both are in this order.
+_OUTCOMES = "OTHER_CLASS NO_EXTENT TL_OUTSIDE BR_OUTSIDE FAR_APART EMBEDDING_DIFFERS SCORE_TOO_LOW "
+_OUTCOMES += "SUPPRESSED ACCEPTED"
+_MISS_OF_OUTCOME = dict(zip(_OUTCOMES.split(), list(Miss)[Miss.OTHER_CLASS :]))
 # TIDE's kinds (arXiv 2008.08115, section 2.2), and boxes from corners of two objects.
 FalseDetection = IntEnum(
     "FalseDetection",
