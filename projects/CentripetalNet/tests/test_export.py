@@ -152,8 +152,9 @@ def test_program_agrees_with_the_model_on_images_of_any_size(golden_detector, tm
 def test_onnx_of_other_detectors_agrees_with_the_model(detector, tmp_path):
     # So that sides of the canvas are odd multiples of 32, too, unlike those of the traced image.
     model = finding_detector(detector, MODEL__CENTRIPETALNET__TEST_CANVAS_BITS=31)
-    thresholds = {x: getattr(ANYWHERE, x) for x in THRESHOLDS if hasattr(model.matching, x)}
-    model.matching = dataclasses.replace(model.matching, topk=50, **thresholds)
+    thresholds = (*THRESHOLDS, "max_embedding_distance")
+    anywhere = {x: 9.0 for x in thresholds if hasattr(model.matching, x)}
+    model.matching = dataclasses.replace(model.matching, topk=50, **anywhere)
     path = str(tmp_path / "model.onnx")
 
     export.export_onnx(model, path, {}, opset=17)
