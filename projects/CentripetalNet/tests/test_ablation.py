@@ -18,7 +18,7 @@ def test_variants_are_trained_compared_and_not_trained_again(tmp_path, monkeypat
     command = ["--output", str(output), "--config-file", "centripetal_tiny", "--seeds", "2"]
     command += ["--iterations", "3", "--timed-steps", "1"]
     files = ["DATASETS.COCO_FORMAT", coco_format(tmp_path / "datasets" / "silhouettes")]
-    opts = [*files, "DATASETS.TRAIN", "('few_train',)", "DATASETS.TEST", "('few_val',)"]
+    opts = ["--opts", *files, "DATASETS.TRAIN", "('few_train',)", "DATASETS.TEST", "('few_val',)"]
 
     assert ablation.main([*command, "--variants", "embedding", "cross-star", *opts]) == 0
     first = capfd.readouterr().out

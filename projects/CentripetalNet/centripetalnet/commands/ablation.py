@@ -86,7 +86,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--timed-steps", type=int, default=15, help="training steps to time (%(default)s)"
     )
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="changes to the config of all, KEY VALUE pairs"
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="changes to the config of all variants, KEY VALUE pairs",
     )
     return parser
 
