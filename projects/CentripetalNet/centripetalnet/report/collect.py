@@ -9,7 +9,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..explain import pair_outcomes, select_candidates
 from ..modeling import CentripetalNet, CentripetalNetWithTTA
@@ -56,13 +56,11 @@ class SceneEvaluator(DatasetEvaluator):
         self._tta = detector if isinstance(detector, CentripetalNetWithTTA) else None
         self._model, self._objects = detector.model if self._tta else detector, objects
         self._find, self._model.find = self._model.find, self._observed_find
-        if self._tta:
-            self._views, self._tta.views = self._tta.views, self._observed_views
         self.reset()
 
     def reset(self) -> None:
         self._scenes: list[Scene] = []
-        self._seen: list[list[tuple[View, Findings, list]]] = []
+        self._seen: list[list[tuple[Findings, list]]] = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for x, output, seen in zip(inputs, outputs, self._seen):
@@ -73,30 +71,22 @@ class SceneEvaluator(DatasetEvaluator):
         """All scenes in the main process, none in the others."""
         return [x for scenes in comm.gather(self._scenes, dst=0) for x in scenes]
 
-    def _observed_views(self, image: Tensor) -> list[View]:
-        self._last_views = self._views(image)
-        return self._last_views
-
     def _observed_find(self, images: list[Tensor]) -> list[Findings]:
-        head, all_maps = self._model.heads[-1], []
+        head = self._model.heads[-1]
+        maps_of = {x.heatmap: [] for x in (head.tl, head.br)}
 
-        def note(module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
-            all_maps.append((inputs[0], heatmap))
+        def note(module: nn.Module, inputs: tuple[Tensor], heatmap: Tensor) -> None:
+            maps_of[module] += zip(inputs[0].split(1), heatmap.split(1))
 
-        hooks = [x.heatmap.register_forward_hook(note) for x in (head.tl, head.br)]
+        hooks = [x.register_forward_hook(note) for x in maps_of]
         found = self._find(images)
         for hook in hooks:
             hook.remove()
-        views = self._last_views if self._tta else [View(x, 1.0, 1.0, False) for x in images]
-        # The heatmaps were computed for each canvas size in this order, top-left ones first.
-        sizes = list(dict.fromkeys(x.canvas_size for x in found))
-        rows, seen = [0] * len(sizes), []
-        for view, findings in zip(views, found):
-            group = sizes.index(findings.canvas_size)
-            row = slice(rows[group], rows[group] + 1)
-            rows[group] += 1
-            maps = [(pooled[row], heat[row]) for pooled, heat in all_maps[2 * group :][:2]]
-            seen.append((view, findings, maps))
+        # Images of one canvas size were computed together, the sizes in the order of their first.
+        sizes, seen = [x.canvas_size for x in found], [()] * len(found)
+        order = sorted(range(len(found)), key=lambda i: sizes.index(sizes[i]))
+        for i, *maps in zip(order, *maps_of.values()):
+            seen[i] = (found[i], maps)
         self._seen += [seen] if self._tta else [[x] for x in seen]
         return found
 
@@ -105,12 +95,11 @@ class SceneEvaluator(DatasetEvaluator):
         if not self._objects.are_known:
             return Scene(image_id, np.zeros(0), np.zeros(0), detections)
         boxes, classes = (y.to(model.device) for y in self._objects.boxes_and_classes(image_id))
-        size = tuple(x["image"].shape[-2:])
+        image, size, merged = x["image"], tuple(x["image"].shape[-2:]), {}
         scale = boxes.new_tensor((size[1] / x["width"], size[0] / x["height"]))
-        views, matched, merged = [view for view, _, _ in seen], [], {}
-        for view, findings, maps in seen:
-            in_view = CentripetalNetWithTTA.in_view(boxes * scale.repeat(2), view)
-            matched.append(match_view(model, findings, maps, in_view, classes))
+        views = self._tta.views(image) if self._tta else [View(image, 1.0, 1.0, False)]
+        in_views = [CentripetalNetWithTTA.in_view(boxes * scale.repeat(2), y) for y in views]
+        matched = [match_view(model, *y, z, classes) for y, z in zip(seen, in_views)]
         for name in ORACLES:
             of_views = [y.candidates[name] for y in matched]
             merged[name] = CentripetalNetWithTTA.merged(of_views, views)

@@ -60,7 +60,7 @@ def match_view(
     candidates, conditions = {}, {}
     for name, oracle in ORACLES.items():
         is_moving = model.matching.key_is_position
-        known = [_with_truth(*x, classes, oracle, is_moving) for x in found["heatmaps" in oracle]]
+        known = [_with_truth(x, classes, oracle, is_moving) for x in found["heatmaps" in oracle]]
         (tl, tl_owner), (br, br_owner) = known
         pairs = model.matching.pairs(tl, br, border)
         conditions[name] = pairs.conditions
@@ -74,15 +74,9 @@ def match_view(
     return MatchedView(candidates, conditions[NETWORK], near, corners)
 
 
-def _with_truth(
-    corners: Corners,
-    near: Tensor,
-    truth: Tensor,
-    classes: Tensor,
-    oracle: tuple[str, ...],
-    key_is_position: bool,
-) -> tuple[Corners, Tensor]:
+def _with_truth(found: tuple, classes: Tensor, oracle: tuple, key_is_position: bool) -> tuple:
     """Corners of one kind with what an oracle knows, and (K,) their objects, -1 for none."""
+    corners, near, truth = found
     if not len(classes):
         return corners, torch.full_like(corners.cls[0], -1)
     # The peaks of a perfect heatmap have the right class.

@@ -1,6 +1,5 @@
 """Why objects (G) were missed, what false detections (D) are; K corners of each kind."""
 
-from collections.abc import Iterable
 from enum import IntEnum
 
 import torch
@@ -8,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling.corner_targets import gaussian_radii
-from ..structures import Corners
 
 _IOU_IN_REACH, _BACKGROUND_IOU = 0.5, 0.1  # the second is TIDE's
 # The first condition that failed for an object, for the pair of its corners that came furthest.
@@ -17,14 +15,13 @@ Miss = IntEnum(
     "Miss",
     "NEITHER_CORNER_FIRED TOP_LEFT_DID_NOT_FIRE BOTTOM_RIGHT_DID_NOT_FIRE OTHER_CLASS "
     "CORNERS_CROSS TOP_LEFT_CENTRE_OUTSIDE BOTTOM_RIGHT_CENTRE_OUTSIDE CENTRES_APART "
-    "EMBEDDINGS_DIFFER "
-    "BELOW_THE_CANDIDATES_LIMIT REMOVED_BY_SOFT_NMS BADLY_LOCALISED "
-    "DETECTION_MATCHED_ANOTHER_OBJECT LOW_SCORE",
+    "EMBEDDINGS_DIFFER CORNERS_DO_NOT_MATCH BELOW_THE_CANDIDATES_LIMIT REMOVED_BY_SOFT_NMS "
+    "BADLY_LOCALISED DETECTION_MATCHED_ANOTHER_OBJECT LOW_SCORE",
     start=0,
 )
 # Of the best pair of an object's corners, by the pair's outcome; both are in this order.
-_OUTCOMES = "OTHER_CLASS NO_EXTENT TL_OUTSIDE BR_OUTSIDE FAR_APART EMBEDDING_DIFFERS SCORE_TOO_LOW "
-_OUTCOMES += "SUPPRESSED ACCEPTED"
+_OUTCOMES = "OTHER_CLASS NO_EXTENT TL_OUTSIDE BR_OUTSIDE FAR_APART EMBEDDING_DIFFERS UNKNOWN "
+_OUTCOMES += "SCORE_TOO_LOW SUPPRESSED ACCEPTED"
 _MISS_OF_OUTCOME = dict(zip(_OUTCOMES.split(), list(Miss)[Miss.OTHER_CLASS :]))
 # TIDE's kinds (arXiv 2008.08115, section 2.2), and boxes from corners of two objects.
 FalseDetection = IntEnum(
@@ -49,20 +46,15 @@ def near_corners(position: Tensor, truth: Tensor, reach: Tensor) -> Tensor:
     return ((position - truth[:, None]).abs() <= reach[:, None]).all(dim=-1)
 
 
-def miss_stages(
-    near: tuple[Tensor, Tensor],
-    corners: tuple[Corners, Corners],
-    classes: Tensor,
-    outcome: Tensor,
-    names: Iterable[str],
-) -> Tensor:
-    """(G,) :data:`Miss`, how far objects came: ``near`` (G, K), outcome of each pair (K, K).
+def miss_stages(near: tuple, corners: tuple, classes: Tensor, outcome: Tensor, names) -> Tensor:
+    """(G,) :data:`Miss`, how far objects came.
 
-    ``names`` are those of the outcomes' values.
+    ``near`` (G, K) and :class:`Corners` of both kinds; ``outcome`` (K, K), with ``names``.
     """
     has_tl, has_br = (x.any(dim=1) for x in near)
     tl, br = (x & (found.cls == classes[:, None]) for x, found in zip(near, corners))
-    miss = outcome.new_tensor([_MISS_OF_OUTCOME[x] for x in names])[outcome]
+    of_outcome = [_MISS_OF_OUTCOME.get(x, Miss.CORNERS_DO_NOT_MATCH) for x in names]
+    miss = outcome.new_tensor(of_outcome)[outcome]
     miss = torch.where(tl[:, :, None] & br[:, None], miss, Miss.OTHER_CLASS)
     furthest = miss.flatten(1).amax(dim=1)
     one = has_tl * Miss.BOTTOM_RIGHT_DID_NOT_FIRE + has_br * Miss.TOP_LEFT_DID_NOT_FIRE

@@ -6,8 +6,10 @@ import pytest
 import torch
 from planting import objects_of, plant, planted_detector, scenes_of
 
+from centripetalnet.modeling import EmbeddingMatching
 from centripetalnet.report.figures import gather
 from centripetalnet.report.reasons import FalseDetection, Miss, false_kinds
+from centripetalnet.structures import pair_outcome
 
 BOX = (20.0, 20.0, 80.0, 80.0)
 TL, BR, MIDDLE = BOX[:2], BOX[2:], (50.0, 50.0)
@@ -50,6 +52,19 @@ def test_embeddings_that_differ_are_a_reason(distance, reason):
     model.heads[-1].br.plant([(*BR, MIDDLE[0] + distance, MIDDLE[1], 0, 0.8)])
 
     assert reasons_of(model, objects_of([(*BOX, 0)])) == [[reason], [reason]]
+
+
+class OtherMatching(EmbeddingMatching):
+    outcomes = pair_outcome("OtherOutcome", TOO_FAR=("too far", "Rejected: too far"))
+
+
+def test_another_way_of_matching_has_one_reason_for_its_conditions():
+    model = planted_detector(detector="embedding")
+    model.matching = OtherMatching(**vars(model.matching))
+    model.heads[-1].tl.plant([(*TL, *MIDDLE, 0, 0.8)])
+    model.heads[-1].br.plant([(*BR, MIDDLE[0] + 0.6, MIDDLE[1], 0, 0.8)])
+
+    assert reasons_of(model, objects_of([(*BOX, 0)])) == [[Miss.CORNERS_DO_NOT_MATCH]] * 2
 
 
 def test_corners_of_a_tiny_object_may_cross():
