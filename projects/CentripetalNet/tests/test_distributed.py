@@ -89,10 +89,11 @@ def trained_alone(output, *opts, config_file=TINY):
 @pytest.mark.parametrize(
     "config_file, more, of_one",
     [
+        (TINY, [], []),
         (TINY_MASK, ["MODEL.CENTRIPETALNET.SHIFT_CONV", "deformable"], []),
         (TINY, EMBEDDINGS, HALF_EMBEDDING_LOSSES),
     ],
-    ids=["masks, deformable convolution", "embeddings"],
+    ids=["boxes", "masks, deformable convolution", "embeddings"],
 )
 def test_two_processes_have_the_gradients_of_one_with_the_full_batch(
     config_file, more, of_one, device, datasets, tmp_path
